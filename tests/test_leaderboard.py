@@ -48,16 +48,29 @@ def test_a_lower_error_ranks_higher(results: Path, run_config: Configs, run_reco
 def test_a_row_shows_interval_n_cost_against_plain_and_the_record(
     results: Path, run_config: Configs, run_record: Records
 ):
-    save(results, run_record(run_config("plain"), passes=1000, rouge1=0.2))
-    dps = save(results, run_record(run_config("dps"), passes=1800, rouge1=0.3))
+    for method, value in {"plain": 0.2, "dps": 0.3}.items():
+        record = run_record(run_config(method), passes=int(9000 * value), rouge1=value)
+        record.cost.flops = 1e9 * value
+        save(results, record)
     row = rows(leaderboard.render(results))[0]
-    link = f"[dps-{dps.hash}](results/llama3-8b/lamp4/dps-{dps.hash}/)"
-    assert row == ["1", "dps", "0.3000 [0.2900, 0.3100]", "1925", "1.80×", "1.80×", "ok", link]
+    link = f"[dps-{record.hash}](results/llama3-8b/lamp4/dps-{record.hash}/)"
+    assert row == ["1", "dps", "0.3000 [0.2900, 0.3100]", "1925", "1.50×", "1.50×", "1.50×", "ok", link]
+
+
+def test_what_a_user_costs_is_shown_where_a_method_adapts_to_users(
+    results: Path, run_config: Configs, run_record: Records
+):
+    save(results, run_record(run_config("plain"), rouge1=0.2))
+    assert "| stored" not in leaderboard.render(results)
+    record = run_record(run_config("perfit"), rouge1=0.3)
+    record.cost.setup_seconds_per_user, record.cost.stored_bytes_per_user = 1.25, 4_194_304
+    save(results, record)
+    assert [row[7:9] for row in rows(leaderboard.render(results))] == [["1.2 s", "4.19 MB"], ["-", "-"]]
 
 
 def test_cost_is_a_dash_where_plain_was_not_run(results: Path, run_config: Configs, run_record: Records):
     save(results, run_record(run_config("dps"), rouge1=0.3))
-    assert rows(leaderboard.render(results))[0][4:6] == ["-", "-"]
+    assert rows(leaderboard.render(results))[0][4:7] == ["-", "-", "-"]
 
 
 def test_runs_on_other_samples_stand_in_another_ranking(results: Path, run_config: Configs, run_record: Records):
@@ -81,7 +94,7 @@ def test_health_flags_are_shown(results: Path, run_config: Configs, run_record: 
     record.health = Health(errors=2, noop=True, unparsed=5, identical_to_base=0.4)
     save(results, record)
     expected = "**partial**, **changed nothing**, 2 failed, 5 unparsed, 40% identical to base"
-    assert rows(leaderboard.render(results))[0][6] == expected
+    assert rows(leaderboard.render(results))[0][7] == expected
 
 
 def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_config: Configs, run_record: Records):
@@ -93,6 +106,12 @@ def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_
         "dps (gamma=1.0)",
         "dps (released, gamma=3.0)",
     ]
+
+
+def test_an_option_at_its_default_is_not_named(results: Path, run_config: Configs, run_record: Records):
+    for heads in (None, 4):
+        save(results, run_record(run_config("dps", options={"gamma": 0.5, "heads": heads}), rouge1=0.2))
+    assert {row[1] for row in rows(leaderboard.render(results))} == {"dps", "dps (heads=4)"}
 
 
 def test_an_unfinished_run_is_named_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
