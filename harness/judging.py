@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 from harness.console import Console
 from harness.judge import Judge, question_key
-from harness.record_schema import Judging, MetricValue, RunRecord
+from harness.record_schema import Judging, MetricValue, RunRecord, json_value
 from harness.records import RunFolder
 from harness.task import Question, Rating, Sample, Task
 
@@ -80,6 +80,7 @@ def ledger(ratings: Sequence[Rating], judge: Judge) -> Judging:
 def settle(task: Task, samples: Sequence[Sample], record: RunRecord) -> None:
     """Metrics of graded samples, what is missing from them, and whether that leaves the record complete."""
     record.metrics = {name: MetricValue(**asdict(metric)) for name, metric in task.aggregate(samples).items()}
+    record.analysis = {**record.analysis, **json_value(task.analysis(samples))}
     answered = [sample for sample in samples if not sample.error]
     health = record.health
     health.errors = len(samples) - len(answered)

@@ -271,7 +271,7 @@ class RunRecord(_Part):
     judging: Judging | None = None
     cost: Cost = Field(default_factory=Cost)
     analysis: dict[str, Any] = {}
-    """What the method's fitted states show (`Method.analysis`)."""
+    """What the method's fitted states and the task's samples show (`Method.analysis`, `Task.analysis`)."""
     started: str | None = None
     """UTC, ISO 8601."""
     finished: str | None = None

@@ -185,6 +185,10 @@ class Task(ABC):
     def aggregate(self, samples: Sequence[Sample]) -> Mapping[str, Metric]:
         """Metrics over the graded samples. Failed samples are left out; the record counts them."""
 
+    def analysis(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
+        """What the graded samples show beyond metrics, as JSON values for the record and its figures."""
+        return {}
+
     def train_items(self) -> Sequence[Labelled]:
         """All items of the train split. Raises DataMissing where there is none."""
         return self.items(Selection(split="train"))
