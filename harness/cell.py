@@ -95,12 +95,20 @@ class Cell:
     preset: str | None = None
     fit_task: tuple[str, Task] | None = None
     """Another task than the evaluated one to fit on."""
+    fit_options: Mapping[str, Any] = field(default_factory=dict)
+    """That task's options."""
     method_source: str | None = None
     """Hash of the file of a method that is not registered."""
 
     @property
     def max_new_tokens(self) -> int:
         return self.settings.max_new_tokens or self.task.generation().max_new_tokens
+
+    @property
+    def fit_max_new_tokens(self) -> int:
+        """Of answers a method makes while it fits: as long as the task it fits on wants them."""
+        _, task = self.fit_task or (self.task_name, self.task)
+        return self.settings.max_new_tokens or task.generation().max_new_tokens
 
     @cached_property
     def selection(self) -> Selection:
@@ -125,7 +133,7 @@ class Cell:
         A share (`dev:0.2`) takes its users out for every method of a command, so that all are scored on the same items.
         """
         name, task = self.fit_task or (self.task_name, self.task)
-        options = {} if self.fit_task and not _alike(name, self.task_name) else self.task_options
+        options = self.fit_options if self.fit_task else self.task_options
         given = self.settings.fit_split or "train"
         split, colon, share = given.partition(":")
         if colon:
@@ -154,11 +162,17 @@ def grid(
     data: str | None = None,
     fit_task: str | None = None,
     fit_data: str | None = None,
+    fit_settings: Sequence[str] = (),
 ) -> list[Cell]:
     """Every method on every task, from names and `key=value` strings. Raises UsageError for whatever is not known.
 
+    A task to fit on has the options `fit_settings`, before them those of the evaluated task where it is of one family.
     A setting or preset `dps.gamma=1` is for that one of several methods, one without a method's name for all.
     """
+    if fit_settings and fit_task is None:
+        raise UsageError(
+            f"--fit_set {fit_settings[0]} is an option of another task to fit on; name it, as in --fit_task persona:religion"
+        )
     rows = [method_row(name) for name in methods]
     names = {row.name for row in rows}
     for setting in method_settings:
@@ -180,12 +194,13 @@ def grid(
     for task in map(task_name, tasks):
         made, options = build_task(task_class(task), task, task_settings, data)
         chosen = replace(settings, split=settings.split or made.default_split)
-        other = None
+        other, fit_options = None, {}
         if fit_task is not None and task_name(fit_task) != task:
-            given = task_settings if _alike(task_name(fit_task), task) else []
-            other = (task_name(fit_task), build_task(task_class(fit_task), fit_task, given, fit_data or data)[0])
+            given = [*(task_settings if _alike(task_name(fit_task), task) else []), *fit_settings]
+            fit_on, fit_options = build_task(task_class(fit_task), fit_task, given, fit_data or data)
+            other = (task_name(fit_task), fit_on)
         for row, preset, method in built:
-            cells.append(Cell(row.name, method, task, made, chosen, options, preset, other, row.source))
+            cells.append(Cell(row.name, method, task, made, chosen, options, preset, other, fit_options, row.source))
     return cells
 
 

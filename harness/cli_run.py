@@ -54,6 +54,9 @@ FitData = Annotated[
     str | None, typer.Option("--fit_data", "--fit-data", help="Folder of the --fit_task's files [default: --data's].")
 ]
 FitTask = Annotated[str | None, typer.Option("--fit_task", "--fit-task", help="Fit on another task's items.")]
+FitSet = Annotated[
+    list[str], typer.Option("--fit_set", "--fit-set", help="Option key=value of the --fit_task. Repeatable.")
+]
 Seed = Annotated[int, typer.Option(help="Decides every draw: fits, sampling, splits.")]
 BatchSize = Annotated[str, typer.Option("--batch_size", "--batch-size", help="Samples a batch: a number, or auto.")]
 MaxNew = Annotated[
@@ -89,6 +92,7 @@ def run(
     fit_split: FitSplit = None,
     fit_task: FitTask = None,
     fit_data: FitData = None,
+    fit_settings: FitSet = [],  # noqa: B006
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
     max_new_tokens: MaxNew = None,
@@ -147,7 +151,7 @@ def run(
         retry_failed=retry_failed,
     )
     task_settings = _with_shots(task_settings, num_fewshot)
-    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data)
+    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data, fit_settings)
     for cell in cells:
         if export and not cell.task_name.startswith("lamp"):
             raise UsageError(f"--export lamp is for LaMP tasks; {cell.task_name} is none")
@@ -201,6 +205,7 @@ def fit(
     fit_split: FitSplit = None,
     fit_task: FitTask = None,
     fit_data: FitData = None,
+    fit_settings: FitSet = [],  # noqa: B006
     seed: Seed = 0,
     max_new_tokens: MaxNew = None,
     dtype: Dtype = "auto",
@@ -214,7 +219,7 @@ def fit(
 
     chosen = Settings(split=split, fit_split=fit_split, max_new_tokens=max_new_tokens, seed=seed)
     task_settings = _with_shots(task_settings, num_fewshot)
-    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data)
+    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data, fit_settings)
     console, store = Terminal(), ArtifactStore()
 
     def learn(cell: Cell) -> int:

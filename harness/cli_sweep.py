@@ -17,6 +17,7 @@ from harness.cli_run import (
     Device,
     DeviceMap,
     Dtype,
+    FitSet,
     FitSplit,
     FitTask,
     Limit,
@@ -61,6 +62,7 @@ def sweep(
     users: Users = None,
     fit_split: FitSplit = None,
     fit_task: FitTask = None,
+    fit_settings: FitSet = [],  # noqa: B006
     seed: Seed = 0,
     batch_size: BatchSize = "auto",
     max_new_tokens: MaxNew = None,
@@ -100,7 +102,7 @@ def sweep(
     )
     by_task: dict[str, dict[str, object]] = {}
     cells = {
-        name: grid([method], task, chosen, given, task_settings, preset, data, fit_task)
+        name: grid([method], task, chosen, given, task_settings, preset, data, fit_task, None, fit_settings)
         for name, given in points(settings).items()
     }
     console = Terminal()

@@ -62,7 +62,7 @@ def shared_state(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: C
         return Shared(state, key)
     items = cell.fit_data.items()
     start = time.perf_counter()
-    kit = _kit(lm, cell, store, console)
+    kit = _kit(lm, cell, store, console, cell.fit_max_new_tokens)
     kit.checkpoint = checkpoint = store.checkpoint(key)
     state = cell.method.fit(kit, items)
     if state is not None:
@@ -82,7 +82,7 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     made_from = {u.id: settings | {"history": [[r.id, dict(r.fields), r.date] for r in u.history]} for u in users}
     keys = {name: store.key(content) for name, content in made_from.items()}
     states: dict[str, Fitted | UserFailed | None] = {name: store.get(key) for name, key in keys.items()}
-    kit = _kit(lm, cell, store, console)
+    kit = _kit(lm, cell, store, console, cell.max_new_tokens)
     for first in range(0, len(users), USERS_AT_ONCE):
         part = users[first : first + USERS_AT_ONCE]
         if all(states[user.id] is not None for user in part):
@@ -108,9 +108,9 @@ def warnings_of(method: Method, shared: Shared) -> list[str]:
     return [*(shared.state.notes if shared.state else ()), *method.review(shared.state)]
 
 
-def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console) -> Kit:
+def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> Kit:
     judged = cell.fit_data.task.to_judge
-    return Kit(lm, cell.settings.seed, cell.max_new_tokens, console.progress, store, to_judge=judged)
+    return Kit(lm, cell.settings.seed, max_new_tokens, console.progress, store, to_judge=judged)
 
 
 def _timed(state: Fitted, seconds: float) -> Fitted:
@@ -136,4 +136,5 @@ def _shared_from(lm: LanguageModel, cell: Cell) -> dict[str, Any]:
     return _common(lm, cell) | {
         "task": [fit.task_name, fit.task.version, options],
         "fit": [fit.split, fit.fingerprint, sorted(fit.held_out)],
+        "max_new_tokens": cell.fit_max_new_tokens,
     }

@@ -93,6 +93,8 @@ class DataConfig(_Config):
     fit_split: str | None = None
     fit_task: str | None = None
     fit_fingerprint: str | None = None
+    fit_options: Options = {}
+    """Of the other task that was fitted on."""
 
 
 class SelectionConfig(_Config):
@@ -140,6 +142,8 @@ class RunConfig(_Config):
             del content["selection"]["control"]
         if self.judge is None:  # and before there were judges
             del content["judge"]
+        if not self.data.fit_options:  # and options of the task to fit on
+            del content["data"]["fit_options"]
         return hash_of(content)
 
 

@@ -249,6 +249,7 @@ def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
             fit_split=fit.split,
             fit_task=cell.fit_task[0] if cell.fit_task else None,
             fit_fingerprint=fit.fingerprint,
+            fit_options=dict(cell.fit_options),
         ),
         selection=SelectionConfig(limit=settings.limit, users=settings.users, control=settings.control),
         sampling=SamplingConfig(

@@ -9,7 +9,8 @@ in the same file; without `eval_questions` they are those of ../trait_data_eval 
      "... {question} ... {answer} ... a number from 0 to 100, or REFUSAL"}
 `persona:islam` is a shipped trait, `persona:religion` its category, `persona:./mine.json` a file. The train split has both
 system prompts of each pair with each extraction question, its target the side (`pos`, `neg`) and the trait; the dev split
-has the evaluation questions. Questions are its users, so that intervals are clustered by question.
+has the evaluation questions; the tune split asks the extraction questions as dev asks its own, so that layers and
+coefficients can be chosen on questions they are not reported on. Questions are users: intervals are clustered by them.
 """
 
 from __future__ import annotations
@@ -127,11 +128,12 @@ class Persona(Task):
     def items(self, selection: Selection) -> Sequence[Labelled]:
         if selection.split == "train":
             return selection.of(self._contrasts())
-        if selection.split != "dev":
+        if selection.split not in ("tune", "dev"):
             raise UsageError(
-                f"persona has no split {selection.split!r}; it has train (to extract) and dev (to evaluate)"
+                f"persona has no split {selection.split!r}; it has train (to extract), tune (to choose options on, the same "
+                "questions) and dev (to evaluate)"
             )
-        return selection.of(self._asked())
+        return selection.of(self._asked(selection.split))
 
     def fingerprint(self, selection: Selection) -> str:
         content = [[t.name, t.pairs, t.extract, t.evaluate, t.rubric] for t in self.traits]
@@ -176,7 +178,8 @@ class Persona(Task):
         found["refused"] = replace(found["refused"], higher_is_better=False)
         if len(self.traits) > 1:
             for trait in self.traits:
-                found[f"trait/{trait.key}"] = _mean([s for s in graded if self._asked_in(s.id)[0] == trait], "trait")
+                own = [sample for sample in graded if self._asked_in(sample.id)[0] == trait]
+                found |= {f"{name}/{trait.key}": _mean(own, name) for name in ("trait", "coherence")}
         if any(sample.metrics["lexicon_share"] is not None for sample in graded):
             note = "share of words of a word list; not comparable with a judge's score"
             found["lexicon_share"] = replace(_mean(graded, "lexicon_share"), note=note)
@@ -189,14 +192,15 @@ class Persona(Task):
                     for side, system in zip(("pos", "neg"), pair, strict=True):
                         yield _item(trait, f"extract/q{q:02}/{side}{p}", question, system, (side, trait.name))
 
-    def _asked(self) -> Iterator[Labelled]:
+    def _asked(self, split: str) -> Iterator[Labelled]:
         for trait in self.traits:
+            part, questions = {"tune": ("extract", trait.extract), "dev": ("eval", trait.evaluate)}[split]
             side = ("prompted", "negative").index(self.condition) if self.condition != "neutral" else None
             systems = [""] if side is None else [pair[side] for pair in trait.pairs[: self.pairs]]
-            for q, question in enumerate(trait.evaluate):
+            for q, question in enumerate(questions):
                 for p, system in enumerate(systems):
                     for r in range(self.rollouts):
-                        name = f"eval/q{q:02}/{self.condition}{p}/r{r}"
+                        name = f"{part}/q{q:02}/{self.condition}{p}/r{r}"
                         yield _item(trait, name, question, system, (trait.name,))
 
     def _asked_in(self, id: str) -> tuple[Trait, str]:

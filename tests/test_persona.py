@@ -81,6 +81,16 @@ def test_conditions_are_system_prompts_and_rollouts_have_ids_of_their_own() -> N
     assert len({item.example.id for item in prompted}) == 400
 
 
+def test_the_tune_split_asks_the_questions_of_the_extraction_as_dev_asks_its_own() -> None:
+    task = _persona("islam", condition="prompted")
+    tune, dev = (task.items(Selection(split=split)) for split in ("tune", "dev"))
+    assert len(tune) == len(dev) == 200
+    assert {item.example.text for item in tune} == set(task.traits[0].extract)
+    assert {item.example.text for item in dev} == set(task.traits[0].evaluate)
+    asked = task.to_judge(Sample(tune[30].example.id, "u", response="Yes."))
+    assert tune[30].example.text in asked["trait"].prompt
+
+
 def test_ten_users_are_ten_questions() -> None:
     chosen = _persona("islam", condition="prompted").items(Selection(users=10))
     assert len(chosen) == 100 and {item.example.id.split("/")[2] for item in chosen} == {f"q{n:02}" for n in range(10)}

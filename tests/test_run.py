@@ -23,7 +23,7 @@ from harness.artifacts import ArtifactStore
 from harness.cell import Cell, Settings, grid
 from harness.console import Console
 from harness.data import Example, Labelled, User
-from harness.errors import DataMissing, HarnessError, UserFailed
+from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fitting import shared_state
 from harness.kit import Kit
 from harness.lm import LanguageModel
@@ -350,6 +350,20 @@ def test_fit_task_fits_on_another_task(lm: LanguageModel, tmp_path: Path, store:
     record = run_cell(lm, cell, store=store).record
     assert FITS[0][0].text == Lamp1().train_items()[0].example.text
     assert (record.config.data.fit_task, record.config.data.fit_split) == ("lamp1", "train")
+
+
+def test_the_task_to_fit_on_has_its_own_options_and_length_of_answers(tmp_path: Path) -> None:
+    def made(*fit_settings: str) -> Cell:
+        settings = Settings(output_path=tmp_path)
+        return grid(["persona_vector"], ["mmlu"], settings, fit_task="persona:islam", fit_settings=fit_settings)[0]
+
+    asked = [made(*given).fit_data.items()[0].example.text for given in ((), ("prompts=tiny",))]
+    assert asked[0] != asked[1]
+    assert (made("prompts=tiny").max_new_tokens, made("prompts=tiny").fit_max_new_tokens) == (1, 256)
+    with pytest.raises(UsageError, match="no option 'promts'; did you mean 'prompts'"):
+        made("promts=tiny")
+    with pytest.raises(UsageError, match="name it, as in --fit_task"):
+        grid(["persona_vector"], ["mmlu"], Settings(), fit_settings=["prompts=tiny"])
 
 
 @dataclass(frozen=True)
