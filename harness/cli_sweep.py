@@ -76,11 +76,13 @@ def sweep(
     judge: JudgeName = None,
     judge_base_url: JudgeUrl = None,
     judge_settings: JudgeSet = [],  # noqa: B006
+    lowest: Annotated[bool, typer.Option(help="Look for the lowest point, as of a clamp, not for the peak.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
 ) -> None:
     """Run a method under many values of its options, all points in shared batches, one record a point.
 
-    Prints each point's metrics with their intervals, and where the first metric peaks. The same command again resumes.
+    Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
+    least 75 where that is measured. The same command again resumes.
     """
     from harness.cell import Settings, grid
     from harness.console import Terminal
@@ -121,20 +123,21 @@ def sweep(
             (m for m in next(iter(metrics.values())) if all(p[m].value is not None for p in metrics.values())), ""
         )
         coherent = [name for name, found in metrics.items() if _coherent(found)]
-        best = peak({name: done[name] for name in coherent}, first)
+        best = peak({name: done[name] for name in coherent}, first, lowest=lowest)
         by_task[task_name] = {
             "points": {
                 name: {"folder": str(done[name].folder), **{m: v.model_dump() for m, v in found.items()}}
                 for name, found in metrics.items()
             },
-            "peak": asdict(best) if best else None,
+            ("lowest" if lowest else "peak"): asdict(best) if best else None,
         }
         if as_json:
             print(json.dumps({"task": task_name, **by_task[task_name]}))
             continue
         from tabulate import tabulate
 
-        shown = [m for m in next(iter(metrics.values())) if any(p[m].value is not None for p in metrics.values())]
+        whole = [m for m in next(iter(metrics.values())) if "/" not in m]  # parts of the task are in --json
+        shown = [m for m in whole if any(p[m].value is not None for p in metrics.values())]
         rows = [
             [name, *(_cell(found[m].value, found[m].low, found[m].high) for m in shown), found[first].n if first else 0]
             for name, found in metrics.items()
@@ -143,7 +146,8 @@ def sweep(
         print(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
-            print(f"{best.metric} {among}peaks at {best.point}; 95 % of resampled peaks from {best.low} to {best.high}")
+            where = "is lowest" if lowest else "peaks"
+            print(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(max(codes, default=0))
 
 

@@ -171,7 +171,7 @@ def _shares(cost: Cost, count: int) -> list[Cost]:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a metric is highest, and how sure that is: from resamples of the users (a persona task's questions)."""
+    """Where a metric is highest (or lowest), and how sure that is: from resamples of the users (a persona task's questions)."""
 
     metric: str
     point: str
@@ -179,10 +179,10 @@ class Peak:
     high: str
     """The points between which 95 % of the resampled peaks lie."""
     wins: Mapping[str, float]
-    """Share of the resamples in which a point is the highest; points that never are are left out."""
+    """Share of the resamples in which a point is it; points that never are are left out."""
 
 
-def peak(outcomes: Mapping[str, Outcome], metric: str) -> Peak | None:
+def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
     """None where a point has no such number for some sample: then the points cannot be compared sample by sample."""
     scores, users = [], []
     for outcome in outcomes.values():
@@ -191,7 +191,7 @@ def peak(outcomes: Mapping[str, Outcome], metric: str) -> Peak | None:
         users = [sample.user for sample in samples]
     if not users or len({len(row) for row in scores}) > 1 or any(value is None for row in scores for value in row):
         return None
-    values, names = np.asarray(scores, dtype=float), list(outcomes)
+    values, names = np.asarray(scores, dtype=float) * (-1 if lowest else 1), list(outcomes)
     _, inverse = np.unique(np.asarray(users), return_inverse=True)
     count = inverse.max() + 1
     sums = np.stack([np.bincount(inverse, weights=row, minlength=count) for row in values])

@@ -82,6 +82,7 @@ def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], 
     content = json.loads(line)
     assert list(content["points"]) == ["layer=0", "layer=2"]
     assert "layer=2" in harness(f"sweep {command} --set layer=0|2").out
+    assert "lowest" in json.loads(harness(f"sweep {command} --set layer=0|2 --lowest --json").out)
 
 
 def test_shares_of_a_cost_add_up() -> None:
@@ -109,6 +110,8 @@ def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(
     assert set(found.wins) == {"a", "b"} and sum(found.wins.values()) == pytest.approx(1)
     assert all(round(share * RESAMPLES) > 100 for share in found.wins.values())
     assert peak(outcomes, "coherence") is None
+    lowest = peak(outcomes, "trait", lowest=True)
+    assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
 
 
 def _answers(run: RunRecord) -> dict[str, tuple[str | None, dict[str, float | None]]]:
