@@ -9,9 +9,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from harness.cli_compare import compare
 from harness.cli_judge import judge_app, score
 from harness.cli_run import Set, fit, run
 from harness.cli_sweep import sweep
+from harness.cli_vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app.command()(run)
 app.command()(fit)
 app.command()(sweep)
 app.command()(score)
+app.command()(compare)
 
 LISTS = ("methods", "tasks", "models", "retrievers", "tables")
 
@@ -233,3 +236,4 @@ def _first_line(text: str | None) -> str:
 
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
+app.add_typer(vectors_app, name="vectors")

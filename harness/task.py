@@ -148,6 +148,10 @@ class Task(ABC):
     """Options that leave the train split as it is: what was fitted is reused where they change."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
+    per_sample: ClassVar[Mapping[str, str]] = {}
+    """Metric -> the number of a sample that it is the mean of, where that has another name."""
+    independent: ClassVar[Literal["user", "item"]] = "user"
+    """What is drawn for an interval, and exchanged in a test of two runs."""
 
     @classmethod
     def member(cls, name: str) -> type[Task]:

@@ -126,6 +126,7 @@ class Classification(Lamp):
     """Accuracy and macro-F1 over the full label list."""
 
     max_new_tokens = 16
+    per_sample = {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         labels = lamp_prompts.LABELS[self.name]
@@ -156,6 +157,7 @@ class Rating(Lamp):
     """MAE and RMSE; an answer that is no number counts as the farther of 1 and 5, and is counted as unparsed."""
 
     max_new_tokens = 16
+    per_sample = {"mae": "abs_error", "mae_lenient": "abs_error_lenient"}
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         parsed, lenient = metrics.parse_rating(response), metrics.parse_rating_leniently(response)

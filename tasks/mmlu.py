@@ -79,6 +79,7 @@ class MMLU(Task):
 
     name = "mmlu"
     default_split = "test"
+    independent = "item"
 
     def __init__(
         self,

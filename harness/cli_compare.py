@@ -1,0 +1,37 @@
+"""`harness compare`: what records of the same samples say of each other. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from harness.errors import UsageError, did_you_mean
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Records; all are held against the first.")
+    ],
+    control: Annotated[
+        Literal["wrong_user", "shuffled"] | None,
+        typer.Option(help="Hold one run against its own record under this control: the personalization gain."),
+    ] = None,
+    metric: Annotated[list[str], typer.Option(help="Compare this metric. Repeatable [default: all means].")] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(help="Folder of the task's files, for the lengths of histories.")] = None,
+    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
+) -> None:
+    """Runs on the same samples, paired by user and item: differences, tests, who gains, and what n could show."""
+    from harness.compare import compare, control_of
+    from harness.comparison_formats import FORMATS
+    from harness.show import find_run
+
+    if fmt not in FORMATS:
+        raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)} choose from {', '.join(FORMATS)}")
+    folders = [find_run(run) for run in runs]
+    if control is not None:
+        if len(folders) > 1:
+            raise UsageError(f"--control {control} compares one run with its control; {len(folders)} runs given")
+        folders = [control_of(folders[0], control), *folders]
+    print(FORMATS[fmt](compare(folders, metric, data)))

@@ -1,0 +1,233 @@
+"""Runs on the same samples against the first of them: `harness compare`. Reads records; no model is run.
+
+Pairs are samples with the same id and user that both runs answered; what is left out is counted. Every metric that is a
+mean over samples is compared, and the p values of all runs and metrics shown are one family, corrected by Holm.
+With a control (another user's history, or a shuffled one) as the first run, the difference is the personalization gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.options import rebuild_task
+from harness.paired import ByLength, Effect, by_length, effect, holm
+from harness.record_schema import RunConfig, RunRecord
+from harness.records import folder_of, read_record, read_samples
+from harness.registry import task_class
+from harness.task import Sample, Selection, Task
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run: A, the one the others are held against, or B, C, ..."""
+
+    letter: str
+    folder: Path
+    record: RunRecord
+    answered: Mapping[tuple[str, str], Sample]
+    """By user and item; failed samples are not in it."""
+    failed: int
+
+    @property
+    def config(self) -> RunConfig:
+        return self.record.config
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of one run against A."""
+
+    letter: str
+    metric: str
+    higher_is_better: bool
+    effect: Effect
+    unpaired: int
+    """Shared samples without a value in one of the two runs, as where a judge gave none."""
+    lengths: ByLength | None
+    """None where the users' histories are not known."""
+    p_holm: float = math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    sides: tuple[Side, ...]
+    unit: str
+    """What is resampled: `user`, or `item`."""
+    rows: tuple[Compared, ...]
+    shared: Mapping[str, int] = field(default_factory=dict)
+    """Letter -> samples that run and A both answered."""
+    notes: tuple[str, ...] = ()
+
+
+def compare(folders: Sequence[Path], metrics: Sequence[str] = (), data: str | None = None) -> Comparison:
+    """All runs against the first, in `metrics` (every metric that is a mean over samples, where none is named).
+
+    Raises UsageError for runs of other tasks, data, splits or judges, DataMissing where a run's samples are not there.
+    """
+    sides = [_side(chr(ord("A") + number), folder) for number, folder in enumerate(folders)]
+    if len(sides) < 2:
+        raise UsageError("give two runs or more, or one and --control wrong_user")
+    for side in sides[1:]:
+        _check(sides[0], side)
+    cls = task_class(sides[0].config.task.name)
+    names, notes = _metrics(sides, cls.per_sample, metrics)
+    lengths, why_not = _history_lengths(sides[0], cls, data)
+    if why_not:
+        notes.append(f"gain against history length is not shown: {why_not}")
+    rows: list[Compared] = []
+    shared = {}
+    for side in sides[1:]:
+        pairs = _shared(sides[0], side)
+        shared[side.letter] = len(pairs)
+        notes += _left_out(sides[0], side, len(pairs))
+        for name in names:
+            rows.append(_compared(sides[0], side, pairs, name, cls, lengths))
+            if rows[-1].unpaired:
+                notes.append(f"{side.letter}, {name}: {rows[-1].unpaired} shared samples have no value and are no pair")
+    adjusted = holm([row.effect.p for row in rows])
+    final = tuple(replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True))
+    return Comparison(tuple(sides), cls.independent, final, shared, tuple(notes))
+
+
+def control_of(folder: Path, control: str) -> Path:
+    """The record of the same run under `control`. Raises DataMissing where there is none, with what makes it."""
+    record = read_record(folder)
+    config = record.config
+    if config.selection.control != "none":
+        raise UsageError(
+            f"{folder} is a control itself ({config.selection.control}); give the run it is the control of"
+        )
+    selection = config.selection.model_copy(update={"control": control})
+    beside = folder.parent if folder.name not in ("", "..") else folder.resolve().parent
+    wanted = beside / folder_of(Path(), config.model_copy(update={"selection": selection})).name
+    if not (wanted / "run.json").is_file():
+        raise DataMissing(
+            f"{folder} has no record under control {control}; make it with the command that made the run and "
+            f"--control {control}"
+        )
+    return wanted
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """Where b is not configured as a, as `selection.control wrong_user -> none`; options of one of them alone are left out."""
+    unsaid: Any = {"model": {"id", "revision"}, "data": {"description", "fit_fingerprint"}, "judge": {"base_url"}}
+    first, second = (_flat(config.model_dump(mode="json", exclude=unsaid)) for config in (a, b))
+    return [f"{key} {first[key]} -> {second[key]}" for key in first if key in second and first[key] != second[key]]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _side(letter: str, folder: Path) -> Side:
+    record, samples = read_record(folder), read_samples(folder)
+    if not samples:
+        raise DataMissing(
+            f"{folder} has no samples.jsonl to compare; delete the folder and run the same command again to get it back"
+        )
+    answered = {(sample.user, sample.id): sample for sample in samples if sample.error is None and sample.metrics}
+    return Side(letter, folder, record, answered, len(samples) - len(answered))
+
+
+def _check(a: Side, b: Side) -> None:
+    one, other = a.config, b.config
+    if a.record.hash == b.record.hash:
+        raise UsageError(f"{a.folder} and {b.folder} are one run; give two")
+    judges = [(config.judge.name, config.judge.options) if config.judge else "none" for config in (one, other)]
+    for what, mine, its in (
+        ("tasks", (one.task.name, one.task.version), (other.task.name, other.task.version)),
+        ("splits", one.data.split, other.data.split),
+        ("data", one.data.fingerprint[:16], other.data.fingerprint[:16]),
+        ("judges", judges[0], judges[1]),
+    ):
+        if mine != its:
+            raise UsageError(
+                f"runs of different {what} cannot be compared: {a.folder} has {_said(mine)}, {b.folder} {_said(its)}"
+            )
+
+
+def _said(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _metrics(
+    sides: Sequence[Side], per_sample: Mapping[str, str], wanted: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The metrics to compare, and a note on those that cannot be: macro-F1 is the mean of no number of a sample."""
+    in_all = [name for name in sides[0].record.metrics if all(name in side.record.metrics for side in sides)]
+    known = set.intersection(*({n for s in side.answered.values() for n in s.metrics} for side in sides))
+    possible = [name for name in in_all if per_sample.get(name, name) in known]
+    for name in wanted:
+        if name not in possible:
+            hint = did_you_mean(name, possible)
+            raise UsageError(f"metric {name!r} cannot be compared{hint} means over samples are: {', '.join(possible)}")
+    others = [name for name in in_all if name not in possible and "/" not in name]
+    notes = [f"not means over samples, so not compared: {', '.join(others)}"] if others and not wanted else []
+    return [name for name in possible if not wanted or name in wanted], notes
+
+
+def _shared(a: Side, b: Side) -> list[tuple[str, str]]:
+    shared = sorted(a.answered.keys() & b.answered.keys())
+    if not shared:
+        raise UsageError(f"{a.folder} and {b.folder} have no answered sample in common")
+    return shared
+
+
+def _left_out(a: Side, b: Side, shared: int) -> list[str]:
+    failed = a.failed + b.failed
+    counts = {f"answered by {side.letter} alone": len(side.answered) - shared for side in (a, b)}
+    counts |= {"failed": failed}
+    said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return [f"{b.letter}: left out: {said}"] if said else []
+
+
+def _compared(
+    a: Side, b: Side, pairs: Sequence[tuple[str, str]], name: str, cls: type[Task], lengths: Mapping[str, int] | None
+) -> Compared:
+    of_sample = cls.per_sample.get(name, name)
+    better = a.record.metrics[name].higher_is_better
+    first, second, units = [], [], []
+    for pair in pairs:
+        x, y = (side.answered[pair].metrics.get(of_sample) for side in (a, b))
+        if x is not None and y is not None:
+            first.append(x)
+            second.append(y)
+            units.append(pair[0] if cls.independent == "user" else pair[1])
+    if not first:
+        raise UsageError(f"{a.folder} and {b.folder} have no sample with {name} in common")
+    gains = [(y - x) * (1 if better else -1) for x, y in zip(first, second, strict=True)]
+    return Compared(
+        letter=b.letter,
+        metric=name,
+        higher_is_better=better,
+        effect=effect(first, second, units, higher_is_better=better),
+        unpaired=len(pairs) - len(first),
+        lengths=by_length(gains, units, lengths) if lengths is not None else None,
+    )
+
+
+def _history_lengths(side: Side, cls: type[Task], data: str | None) -> tuple[dict[str, int] | None, str]:
+    """User (or item) -> items of history, read again from the data; or None and the reason."""
+    config = side.config
+    try:
+        task = rebuild_task(cls, config.task.options, data)
+        if task.fingerprint(Selection(config.data.split)) != config.data.fingerprint:
+            return None, f"the runs read other data ({config.data.description}); give their --data"
+        items = task.items(Selection(config.data.split))
+    except DataMissing as error:
+        return None, str(error)
+    found: dict[str, int] = {}
+    for item in items:
+        unit = item.example.user.id if cls.independent == "user" else item.example.id
+        found[unit] = max(found.get(unit, 0), len(item.example.user.history))
+    if len({found[user] for user in found}) < 2:
+        return None, "all histories are of one length"
+    return found, ""

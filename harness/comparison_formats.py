@@ -1,0 +1,184 @@
+"""A comparison of runs as text: terminal and Markdown tables, CSV with a row a run and metric, JSON with everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+
+from tabulate import tabulate
+
+from harness.compare import Compared, Comparison, Side, differences
+from harness.paired import ByLength, Effect
+from harness.record_schema import json_value
+
+
+def terminal(comparison: Comparison) -> str:
+    return _tables(comparison, "simple")
+
+
+def markdown(comparison: Comparison) -> str:
+    return _tables(comparison, "github")
+
+
+def as_json(comparison: Comparison) -> str:
+    a = comparison.sides[0]
+    runs = [
+        {
+            "letter": side.letter,
+            "record": str(side.folder),
+            "label": label(side),
+            "differs": differences(a.config, side.config),
+            "shared": comparison.shared.get(side.letter),
+        }
+        for side in comparison.sides
+    ]
+    rows = [
+        {
+            "run": row.letter,
+            "metric": row.metric,
+            "higher_is_better": row.higher_is_better,
+            **row.effect._asdict(),
+            "p_holm": row.p_holm,
+            "unpaired": row.unpaired,
+            "by_length": _lengths(row.lengths) if row.lengths else None,
+        }
+        for row in comparison.rows
+    ]
+    content = {
+        "runs": runs,
+        "unit": comparison.unit,
+        "family": len(comparison.rows),
+        "rows": rows,
+        "notes": comparison.notes,
+    }
+    return json.dumps(json_value(content), indent=1)
+
+
+def as_csv(comparison: Comparison) -> str:
+    text = io.StringIO()
+    folders = {side.letter: side.folder for side in comparison.sides}
+    names = ["run_a", "run_b", "metric", "higher_is_better", *Effect._fields, "p_holm", "rho_length", "p_length"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in comparison.rows:
+        numbers = [*row.effect, row.p_holm, *((row.lengths.rho, row.lengths.p) if row.lengths else (math.nan,) * 2)]
+        shown = ["" if math.isnan(number) else number for number in numbers]
+        writer.writerow([folders["A"], folders[row.letter], row.metric, row.higher_is_better, *shown])
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS: Mapping[str, Callable[[Comparison], str]] = {
+    "terminal": terminal,
+    "md": markdown,
+    "csv": as_csv,
+    "json": as_json,
+}
+
+
+def label(side: Side) -> str:
+    """`rag (tiny)`, with its control where it has one."""
+    config = side.config
+    control = "" if config.selection.control == "none" else f", control {config.selection.control}"
+    return f"{config.method.name} ({config.model.name}){control}"
+
+
+def _tables(comparison: Comparison, style: str) -> str:
+    config, unit = comparison.sides[0].config, comparison.unit
+    head = ["", "run", "record", "shared", "differs from A in"]
+    parts = [tabulate(_runs(comparison), headers=head, tablefmt=style, maxcolwidths=[None, None, None, None, 50])]
+    parts.append(f"{config.task.name}, {config.data.split} split; {_family(len(comparison.rows))}")
+    head = ["", "metric", "A", "other", "difference [95 %]", "p", "p Holm", "d", f"n {unit}s"]
+    head += ["helped/same/harmed", "worst 10 %", "detectable"]
+    parts.append(tabulate([_row(row) for row in comparison.rows], headers=head, tablefmt=style, disable_numparse=True))
+    parts += _length_tables(comparison, style)
+    parts.append("\n".join(f"- {note}" for note in (*_legend(unit), *comparison.notes)))
+    return "\n\n".join(parts)
+
+
+def _runs(comparison: Comparison) -> list[list[str]]:
+    a = comparison.sides[0]
+    return [
+        [
+            side.letter,
+            label(side),
+            str(side.folder),
+            str(comparison.shared.get(side.letter, "")),
+            "; ".join(differences(a.config, side.config)),
+        ]
+        for side in comparison.sides
+    ]
+
+
+def _family(tests: int) -> str:
+    return f"{tests} tests, one family" if tests > 1 else "one test"
+
+
+def _row(row: Compared) -> list[str]:
+    e = row.effect
+    return [
+        row.letter,
+        f"{row.metric} {'↑' if row.higher_is_better else '↓'}",
+        _number(e.a),
+        _number(e.b),
+        f"{_signed(e.difference)} {_interval(e.low, e.high)}",
+        _probability(e.p),
+        _probability(row.p_holm),
+        "-" if math.isnan(e.size) else f"{e.size:.2f}",
+        str(e.users),
+        f"{100 * e.helped:.0f} / {100 * (1 - e.helped - e.harmed):.0f} / {100 * e.harmed:.0f} %",
+        _signed(e.worst_tenth),
+        _number(e.detectable),
+    ]
+
+
+def _length_tables(comparison: Comparison, style: str) -> list[str]:
+    """A table for each division of users into terciles: one, unless samples without a value changed who is in it."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in comparison.rows:
+        if row.lengths:
+            groups = row.lengths.groups
+            gains = [f"{_signed(group.gain)} {_interval(group.low, group.high)}" for group in groups]
+            rho = "-" if math.isnan(row.lengths.rho) else f"{row.lengths.rho:+.2f}"
+            head = tuple(f"{group.shortest} to {group.longest} items, n {group.users}" for group in groups)
+            tables.setdefault(head, []).append([row.letter, row.metric, rho, _probability(row.lengths.p), *gains])
+    return [
+        f"Gain against the length of the {comparison.unit}'s history\n\n"
+        + tabulate(rows, headers=["", "gain in", "rho", "p", *head], tablefmt=style, disable_numparse=True)
+        for head, rows in tables.items()
+    ]
+
+
+def _lengths(lengths: ByLength) -> dict[str, object]:
+    return {"rho": lengths.rho, "p": lengths.p, "groups": [group._asdict() for group in lengths.groups]}
+
+
+def _legend(unit: str) -> list[str]:
+    return [
+        f"difference = other minus A; its interval by a bootstrap over {unit}s",
+        f"p = permutation test, two-sided, that exchanges the runs for whole {unit}s; p Holm = corrected for all tests shown",
+        f"gain = difference, positive where the other run is better; d = mean of the {unit}s' gains by their standard "
+        "deviation",
+        f"helped, same, harmed = shares of {unit}s whose gain is positive, 0, negative",
+        "worst 10 % = mean gain of the tenth that gains least",
+        f"detectable = the smallest true difference that this many {unit}s show with 80 % power at 5 %",
+        "rho = Spearman's rank correlation of history length and gain",
+    ]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value + 0.0:+.3f}" if abs(value) < 10 else f"{value:+.2f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"[{_number(low + 0.0)}, {_number(high + 0.0)}]"
+
+
+def _probability(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,171 @@
+"""What two runs' values on the same samples say of each other: difference, test, effect, who gains and who loses.
+
+Samples of one user are alike, so users are what is resampled, flipped and counted (or items, where a task says that they
+are independent). A gain is a difference with its sign turned where less is better: positive is always good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.stats import mean_interval, paired_difference
+
+PERMUTATIONS = 9999
+POWER, LEVEL = 0.8, 0.05
+
+
+class Effect(NamedTuple):
+    a: float
+    """Mean over the shared samples, of the first run and of the other."""
+    b: float
+    difference: float
+    """b - a, with its 95 % bootstrap interval over users."""
+    low: float
+    high: float
+    n: int
+    """Samples with a value in both."""
+    users: int
+    p: float
+    """Two-sided, of a permutation test that exchanges the runs for whole users."""
+    size: float
+    """Cohen's d of paired values: mean of the users' gains by their standard deviation; NaN where they are all equal."""
+    helped: float
+    """Share of users whose mean gain is above 0, and below."""
+    harmed: float
+    worst_tenth: float
+    """Mean gain of the tenth of users who gain least (at least one user)."""
+    detectable: float
+    """Smallest true difference that a t-test on as many users finds with 80 % power at 5 %; NaN where no two differ."""
+
+
+class Group(NamedTuple):
+    """Users whose histories have from `shortest` to `longest` items."""
+
+    shortest: int
+    longest: int
+    users: int
+    gain: float
+    """Mean over their samples, with its 95 % interval."""
+    low: float
+    high: float
+
+
+class ByLength(NamedTuple):
+    rho: float
+    """Spearman's rank correlation of users' history lengths and mean gains; NaN where either is the same for all."""
+    p: float
+    groups: tuple[Group, ...]
+    """Terciles of history length; users of one length stay together, so there may be fewer, and of unequal size."""
+
+
+def effect(
+    a: Sequence[float], b: Sequence[float], users: Sequence[str], *, higher_is_better: bool = True, seed: int = 0
+) -> Effect:
+    """What run b's values differ from run a's. a[i], b[i] and users[i] belong to one sample; no value is missing."""
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    change = paired_difference(b, a, users, seed=seed)
+    gains = (second - first) * (1 if higher_is_better else -1)
+    sums, counts = _by_user(gains, users)
+    means = sums / counts
+    worst = np.sort(means)[: max(1, round(len(means) / 10))]
+    deviation = means.std(ddof=1) if len(means) > 1 else 0.0
+    return Effect(
+        a=float(first.mean()),
+        b=float(second.mean()),
+        difference=change.mean,
+        low=change.low,
+        high=change.high,
+        n=change.n,
+        users=len(means),
+        p=flip_test(sums, seed=seed),
+        size=float(means.mean() / deviation) if deviation > 0 else math.nan,
+        helped=float((means > 0).mean()),
+        harmed=float((means < 0).mean()),
+        worst_tenth=float(worst.mean()),
+        detectable=detectable(sums, counts),
+    )
+
+
+def flip_test(sums: np.ndarray, *, seed: int = 0) -> float:
+    """Two-sided p of the mean gain: each user's sum of gains has either sign with equal chance. NaN for one user.
+
+    Exact where there are fewer sign patterns than PERMUTATIONS, else from as many random ones.
+    """
+    from scipy.stats import permutation_test
+
+    if len(sums) < 2:
+        return math.nan
+    differing = sums[sums != 0]  # flipping a 0 changes nothing, so without them the test is the same, and sooner exact
+    if len(differing) < 2:
+        return 1.0
+    found = permutation_test(
+        (differing, np.zeros_like(differing)),
+        lambda x, y, axis: (x - y).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=1000,
+        random_state=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def detectable(sums: np.ndarray, counts: np.ndarray) -> float:
+    """Smallest true mean gain that a t-test finds with POWER at LEVEL, given how the users' sums scatter.
+
+    The standard error is that of a mean over samples clustered by user, sqrt(U / (U - 1) sum((s - m c)^2)) / sum(c).
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    users = len(sums)
+    mean = sums.sum() / counts.sum()
+    scatter = ((sums - mean * counts) ** 2).sum()
+    if users < 2 or scatter < 1e-20:
+        return math.nan
+    error = math.sqrt(users / (users - 1) * scatter) / counts.sum()
+    critical = t.ppf(1 - LEVEL / 2, users - 1)
+    return float(error * brentq(lambda shift: nct.sf(critical, users - 1, shift) - POWER, 0, 2 * critical + 20))
+
+
+def by_length(gains: Sequence[float], users: Sequence[str], length: Mapping[str, int], *, seed: int = 0) -> ByLength:
+    """How users' gains go with the lengths of their histories."""
+    from scipy.stats import spearmanr
+
+    sums, counts = _by_user(np.asarray(gains, dtype=float), users)
+    means, lengths = sums / counts, np.array([length[user] for user in np.unique(users)])
+    rho, p = math.nan, math.nan
+    if len(set(lengths.tolist())) > 1 and len(set(means.tolist())) > 1:
+        rho, p = map(float, spearmanr(lengths, means))
+    of_sample = np.array([length[user] for user in users])
+    cuts = np.quantile(lengths, [1 / 3, 2 / 3], method="lower")
+    tercile = np.searchsorted(cuts, of_sample, side="left")
+    groups = []
+    for number in range(3):
+        inside = np.flatnonzero(tercile == number).tolist()
+        if inside:
+            values, those = np.asarray(gains, dtype=float)[inside], [users[i] for i in inside]
+            low, high = mean_interval(values, those, seed=seed)
+            span = of_sample[inside]
+            groups.append(Group(int(span.min()), int(span.max()), len(set(those)), float(values.mean()), low, high))
+    return ByLength(rho, p, tuple(groups))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p of each: below 5 % among them all, the chance of one false alarm is below 5 %. NaN takes no part."""
+    order = sorted((i for i, p in enumerate(values) if not math.isnan(p)), key=lambda i: values[i])
+    adjusted, highest = [math.nan] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _by_user(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of each user's values, users in the order of np.unique."""
+    _, inverse = np.unique(np.asarray(users, dtype=str), return_inverse=True)
+    return np.bincount(inverse, weights=values), np.bincount(inverse)
