@@ -125,6 +125,10 @@ class ArtifactStore:
         """Where the fit that makes `key` keeps what it has finished."""
         return Checkpoint(self.root / f"{key}.partial")
 
+    def made_from(self, key: str) -> Mapping[str, Any]:
+        """What the state under `key` was made from."""
+        return json.loads((self.root / key / "meta.json").read_text(encoding="utf-8"))["made_from"]
+
     def size(self, key: str) -> int:
         """Bytes stored under `key`."""
         return sum(file.stat().st_size for file in (self.root / key).glob("*"))

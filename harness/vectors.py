@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,6 +73,15 @@ class Vectors:
     def width(self) -> int:
         return len(next(iter(self.blocks.values())))
 
+    def at(self, blocks: Sequence[int] | None) -> Vectors:
+        """With these blocks alone. Raises UsageError where one has no vector."""
+        lacking = [block for block in blocks or () if block not in self.blocks]
+        if lacking:
+            raise UsageError(
+                f"no vector of {self.about.trait} for block {lacking[0]}; there are vectors for {_ranges(self.blocks)}"
+            )
+        return self if blocks is None else replace(self, blocks={block: self.blocks[block] for block in blocks})
+
     def check(self, lm: LanguageModel) -> None:
         """Raises UsageError where they are not for this model."""
         mine = (self.about.model, self.about.revision[:12])
@@ -89,12 +98,20 @@ class Vectors:
             )
 
 
-def of_fitted(shared: Fitted, trait: str, pooling: str, lm: LanguageModel, key: str = "") -> Vectors:
-    """A trait's vectors from a fitted state, to be written."""
+def of_fitted(shared: Fitted, trait: str | None, pooling: str, *, model: str, revision: str, key: str = "") -> Vectors:
+    """A trait's vectors from a fitted state, to be written. Raises UsageError where it holds none of that trait."""
+    traits = shared.meta.get("traits", [])
+    if trait is None and len(traits) == 1:
+        trait = traits[0]
+    if trait not in traits or f"{trait}.{pooling}.vector" not in shared.tensors:
+        raise UsageError(
+            f"the fitted state {key} holds no {pooling} vectors of {trait or 'one trait alone'}; it holds "
+            f"{', '.join(shared.meta.get('poolings', [])) or 'no'} vectors of: {', '.join(traits) or 'no trait'}"
+        )
     vector, neutral = (shared.tensors[f"{trait}.{pooling}.{part}"] for part in ("vector", "neutral"))
     norms = shared.tensors[f"{trait}.residual_norm"].tolist()
     kept = shared.meta["yields"].get(trait, {}).get("kept")
-    about = About(trait, lm.name, lm.revision, len(vector), pooling=pooling, n=tuple(kept) if kept else None, data=key)
+    about = About(trait, model, revision, len(vector), pooling=pooling, n=tuple(kept) if kept else None, data=key)
     return Vectors(dict(enumerate(vector)), about, dict(enumerate(neutral)), dict(enumerate(norms)))
 
 
@@ -122,18 +139,21 @@ def as_fitted(files: Sequence[str], lm: LanguageModel) -> Fitted:
     return Fitted(tensors, meta)
 
 
-def read_vectors(path: Path) -> Vectors:
-    """Vectors of any of the formats, told apart by suffix and content. Raises DataMissing, UsageError."""
+def read_vectors(path: Path, blocks: Sequence[int] | None = None) -> Vectors:
+    """Vectors of any of the formats, told apart by suffix and content; `blocks` are those asked for, all by default.
+
+    Raises DataMissing for a file that is absent or damaged, UsageError for what cannot be meant.
+    """
     if not path.is_file():
         raise DataMissing(f"vector file {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            return load(path)
+            return load(path).at(blocks)
         if path.suffix == ".gguf":
-            return from_gguf(path)
+            return from_gguf(path).at(blocks)
         if path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
-            return from_persona(path) if isinstance(content, Tensor) else from_steered(path)
+            return from_persona(path, layers=blocks) if isinstance(content, Tensor) else from_steered(path).at(blocks)
     except HarnessError:
         raise
     except Exception as error:  # each library has its own for a damaged file
@@ -303,6 +323,17 @@ def to_steered(vectors: Vectors, path: Path, *, coefficient: float = 1.0, blocks
         },
         path,
     )
+
+
+def _ranges(blocks: Iterable[int]) -> str:
+    """`0-2, 5`."""
+    spans: list[list[int]] = []
+    for block in sorted(blocks):
+        if spans and block == spans[-1][-1] + 1:
+            spans[-1].append(block)
+        else:
+            spans.append([block])
+    return ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
 
 
 def named(vectors: Vectors, trait: str) -> Vectors:

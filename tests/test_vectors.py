@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_files_steer_as_the_fit_they_were_written_from(tmp_path: Path) -> None:
     }
     meta = {"traits": ["calm"], "poolings": ["response"], "yields": {"calm": {"kept": [5, 6]}}}
     fitted, path = Fitted(tensors, meta), tmp_path / "calm.safetensors"
-    write_vectors(of_fitted(fitted, "calm", "response", lm, "key"), path)
+    write_vectors(of_fitted(fitted, "calm", "response", model=lm.name, revision=lm.revision, key="key"), path)
     method = PersonaVector(layer=1, vectors=str(path), scale="residual")
     state = method.fit(Kit(lm), [])
     assert not method.needs_train() and not list(method.review(state))
@@ -221,6 +222,72 @@ def test_what_a_file_does_not_hold_is_said_when_it_is_needed(tmp_path: Path) -> 
     ):
         with pytest.raises(UsageError, match=problem):
             changed.plan(_example(), state, None)
+
+
+@pytest.fixture
+def calm_key(harness: Callable[[str], Any], toy: Path) -> str:
+    """Key of vectors fitted on the toy model."""
+    trait = {
+        "instruction": [{"pos": "Be calm.", "neg": "Be loud."}],
+        "questions": ["How are you?"],
+        "eval_questions": ["Where?"],
+        "eval_prompt": "{question} {answer}",
+    }
+    Path("calm.json").write_text(json.dumps(trait))
+    fitted = f"fit --method persona_vector --task persona:./calm.json --model {toy} --set rollouts=2 --max_new_tokens 4"
+    return json.loads(harness(fitted).out)["key"]
+
+
+@pytest.mark.parametrize(("file", "left_out"), [("calm_response_avg_diff.pt", [2]), ("calm.gguf", [0])])
+def test_a_fitted_state_goes_out_to_a_tools_file_and_comes_back_in(
+    harness: Callable[[str], Any], toy: Path, calm_key: str, file: str, left_out: list[int]
+) -> None:
+    done = harness(f"vectors export {calm_key} whole.safetensors")
+    assert done.code == 0 and json.loads(done.out)["left_out"] == []
+    assert json.loads(harness(f"vectors export whole.safetensors {file}").out)["left_out"] == left_out
+    back = harness(f"vectors import {file} back.safetensors --model {toy} --trait calm")
+    assert back.code == 0 and json.loads(back.out)["left_out"] == left_out, back.err
+    mine, theirs = read_vectors(Path("whole.safetensors")), read_vectors(Path("back.safetensors"))
+    assert _same(mine, theirs, [block for block in range(LAYERS) if block not in left_out])
+    assert (theirs.about.trait, theirs.about.revision) == ("calm", mine.about.revision)
+    layer = theirs.blocks.keys()
+    steered = (
+        f"run --method persona_vector --task lamp4 --limit 2 --model {toy} --max_new_tokens 4 --set layer={min(layer)}"
+    )
+    assert harness(f"{steered} --set vectors=back.safetensors").code == 0
+
+
+def test_lm_eval_takes_one_block_where_one_is_asked_for(
+    harness: Callable[[str], Any], toy: Path, calm_key: str
+) -> None:
+    done = harness(f"vectors export {calm_key} steered.pt --steered --blocks 1")
+    assert json.loads(done.out)["blocks"] == [1]
+    assert list(torch.load("steered.pt", weights_only=True)) == ["layers.1"]
+    assert json.loads(harness(f"vectors import steered.pt in.safetensors --model {toy}").out)["blocks"] == [1]
+
+
+def test_what_cannot_be_imported_or_exported_is_refused_with_the_reason(
+    harness: Callable[[str], Any], toy: Path, calm_key: str
+) -> None:
+    torch.save(torch.randn(LAYERS + 1, WIDTH), "calm_response_avg_diff.pt")
+    torch.save(torch.randn(LAYERS + 1, WIDTH + 1), "wide.pt")
+    write_vectors(_vectors(revision="r2"), Path("other.safetensors"))
+    for line, code, problem in (
+        (f"import calm_response_avg_diff.pt x.safetensors --model {toy} --blocks 2", 2, "after the model's final norm"),
+        (f"import wide.pt x.safetensors --model {toy}", 2, "width 33"),
+        (f"import other.safetensors x.safetensors --model {toy}", 2, "at revision r2"),
+        (f"import wide.pt x.gguf --model {toy}", 2, "kept as .safetensors"),
+        (f"import no.pt x.safetensors --model {toy}", 4, "does not exist"),
+        (f"export {calm_key} x.pt --trait loud", 2, "vectors of: calm"),
+        (f"export {calm_key} x.pt --blocks 9", 2, "there are vectors for 0-2"),
+        (f"export {calm_key} x.pt --blocks 2-1", 2, "as in 3 or 11-15"),
+        (f"export {calm_key} x.npz", 2, "allowed: .safetensors, .gguf, .pt"),
+        (f"export {calm_key} x.gguf --steered", 2, "is a .pt file"),
+        ("export 0123456789abcdef x.pt", 4, "no fitted state 0123456789abcdef"),
+    ):
+        done = harness(f"vectors {line}")
+        assert done.code == code and problem in done.error(), line
+        assert not list(Path().glob("x.*"))
 
 
 def test_damaged_and_unknown_files_are_one_line(tmp_path: Path) -> None:
