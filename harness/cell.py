@@ -194,7 +194,8 @@ def grid(
     for task in map(task_name, tasks):
         made, options = build_task(task_class(task), task, task_settings, data)
         chosen = replace(settings, split=settings.split or made.default_split)
-        other, fit_options = None, {}
+        other: tuple[str, Task] | None = None
+        fit_options: dict[str, Any] = {}
         if fit_task is not None and task_name(fit_task) != task:
             given = [*(task_settings if _alike(task_name(fit_task), task) else []), *fit_settings]
             fit_on, fit_options = build_task(task_class(fit_task), fit_task, given, fit_data or data)

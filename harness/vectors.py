@@ -103,7 +103,7 @@ def of_fitted(shared: Fitted, trait: str | None, pooling: str, *, model: str, re
     traits = shared.meta.get("traits", [])
     if trait is None and len(traits) == 1:
         trait = traits[0]
-    if trait not in traits or f"{trait}.{pooling}.vector" not in shared.tensors:
+    if trait is None or f"{trait}.{pooling}.vector" not in shared.tensors:
         raise UsageError(
             f"the fitted state {key} holds no {pooling} vectors of {trait or 'one trait alone'}; it holds "
             f"{', '.join(shared.meta.get('poolings', [])) or 'no'} vectors of: {', '.join(traits) or 'no trait'}"
