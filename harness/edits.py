@@ -100,12 +100,15 @@ class ProjectOut:
     vector: Tensor
     strength: float = 1.0
     where: Where = ALL
+    along: Tensor | None = None
+    """Moves x as far along this direction [D] instead: a control."""
 
     @classmethod
     def bind(cls, edits: Sequence[Self], like: Tensor) -> Bound:
         unit = _stack([edit.vector / edit.vector.norm() for edit in edits], like)
+        along = _along(edits, unit)
         strength = like.new_tensor([edit.strength for edit in edits])[:, None, None]
-        return lambda x: x - strength * (x * unit).sum(-1, keepdim=True) * unit
+        return lambda x: x - strength * (x * unit).sum(-1, keepdim=True) * along
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +119,23 @@ class ClampTo:
     vector: Tensor
     value: float = 0.0
     where: Where = ALL
+    along: Tensor | None = None
+    """Moves x as far along this direction [D] instead: a control."""
 
     @classmethod
     def bind(cls, edits: Sequence[Self], like: Tensor) -> Bound:
         unit = _stack([edit.vector / edit.vector.norm() for edit in edits], like)
+        along = _along(edits, unit)
         value = like.new_tensor([edit.value for edit in edits])[:, None, None]
-        return lambda x: x + (value - (x * unit).sum(-1, keepdim=True)) * unit
+        return lambda x: x + (value - (x * unit).sum(-1, keepdim=True)) * along
+
+
+def _along(edits: Sequence[ProjectOut | ClampTo], unit: Tensor) -> Tensor:
+    """The unit directions [R, 1, D] that the edits move along, their own (`unit`) where they name none."""
+    if all(edit.along is None for edit in edits):
+        return unit
+    chosen = [edit.vector if edit.along is None else edit.along for edit in edits]
+    return _stack([direction / direction.norm() for direction in chosen], unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +171,16 @@ def low_rank_shift(rotation: Tensor, weight: Tensor, bias: Tensor, like: Tensor)
 
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """x replaced by stored activations, one a position: values [N, D] for the N positions from `start` on."""
+    """x replaced by stored activations: values [N, W] at the N positions from `start` on, in the W columns from `column` on.
+
+    So a head's output alone is replaced at `heads_out` with W = head_dim and column = head * head_dim.
+    """
 
     site: Site
     values: Tensor
     where: Where
     start: int = 0
+    column: int = 0
 
     @classmethod
     def bind(cls, edits: Sequence[Self], like: Tensor) -> Bound:
@@ -176,9 +194,15 @@ class Replace:
         rows = []
         for edit, row in zip(edits, positions, strict=True):
             index = (row - edit.start).clip(0, edit.values.shape[0] - 1)
-            rows.append(edit.values[torch.as_tensor(index, device=edit.values.device)])
-        values = torch.stack(rows).to(like)
-        return lambda x: values
+            rows.append(edit.values[torch.as_tensor(index, device=edit.values.device)].to(like))
+
+        def run(x: Tensor) -> Tensor:
+            x = x.clone()
+            for row, (edit, values) in enumerate(zip(edits, rows, strict=True)):
+                x[row, :, edit.column : edit.column + values.shape[-1]] = values
+            return x
+
+        return run
 
 
 def _stack(vectors: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ The paper leaves open what this file makes options:
                 neutral: that component set to the mean of neutral answers
 Peaks by default are the printed ones (Christianity 20, Islam 10, Hinduism 15, Judaism 13, races 20), as fractions of 28.
 To use all traits of a category: `--fit_task persona:religion`; a single trait's own vector: `--fit_task persona:islam`;
-as a control, the vector of another: `--fit_task persona:race`, or `control=random`, of the same norm, or `shuffled`.
+as a control, the vectors of others: `--fit_task persona:race`; or `control=shuffled`, extracted with shuffled labels; or
+`control=random`: moved as far at each position as by the vectors themselves, in a random direction.
 """
 
 from __future__ import annotations
@@ -53,14 +54,24 @@ class Clamp(Contrasts):
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         assert shared is not None
-        edits = tuple(self._edit(block, u, shared) for block, u in self.directions(shared).items())
+        moved = read = self.directions(shared)
+        if self.control == "random" and self.op != "subtract":
+            # how far these ops move x depends on the direction; along a random one it would be next to nothing
+            read = replace(self, control="none").directions(shared)
+        edits = tuple(self._edit(block, u, moved[block], shared) for block, u in read.items())
         return Plan((Stream(self.context.prompt(example), edits),))
 
     def neutral(self) -> Self | None:
         return None if self.op == "neutral" else replace(self, coefficient=0.0)
 
     def directions(self, shared: Fitted) -> dict[int, Tensor]:
-        """u of each block of the band, unscaled, [D]."""
+        """u of each block of the band, unscaled, [D]; under a control as long as without."""
+        if self.control == "none":
+            return self._directions(shared)
+        true = replace(self, control="none")._directions(shared)
+        return {block: u * (true[block].norm() / u.norm()) for block, u in self._directions(shared).items()}
+
+    def _directions(self, shared: Fitted) -> dict[int, Tensor]:
         traits = shared.meta["traits"]
         vectors = {trait: self._vector(shared, trait) for trait in traits}
         layers = len(vectors[traits[0]])
@@ -77,19 +88,20 @@ class Clamp(Contrasts):
             mean = of_units * (mean.norm() / of_units.norm())
         return dict.fromkeys(blocks, mean)
 
-    def _edit(self, block: int, u: Tensor, shared: Fitted) -> Edit:
+    def _edit(self, block: int, u: Tensor, along: Tensor, shared: Fitted) -> Edit:
+        """`u` says how far, `along` where to; they differ under a control alone."""
         site, where = Site(block, "block_out"), WHERE[self.positions]
         if self.op == "subtract":
             return AddVector(site, self._scaled(u, shared, block), -self.coefficient, where)
         if self.op == "project_out":
-            return ProjectOut(site, u, self.coefficient, where)
+            return ProjectOut(site, u, self.coefficient, where, along)
         names = [f"{trait}.{self.pooling}.neutral" for trait in shared.meta["traits"]]
         if not all(name in shared.tensors for name in names):
             raise UsageError(
                 "clamp: op=neutral needs the mean of neutral answers, which these vector files do not hold"
             )
         mean = _mean([shared.tensors[name][block] for name in names])
-        return ClampTo(site, u, float(mean @ u / u.norm()), where)
+        return ClampTo(site, u, float(mean @ u / u.norm()), where, along)
 
 
 def _mean(vectors: Sequence[Tensor]) -> Tensor:

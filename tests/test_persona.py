@@ -319,6 +319,7 @@ CONTRACT = [
     Clamp(rollouts=1, positions="all_but_bos"),
     Clamp(rollouts=1, op="project_out", universal="unit", band="1-2"),
     Clamp(rollouts=1, op="neutral", universal="per_layer", band="0-2", control="shuffled"),
+    Clamp(rollouts=1, op="neutral", universal="per_layer", band="0-1", control="random"),
 ]
 
 
@@ -430,6 +431,32 @@ def test_clamping_to_neutral_sets_the_component_to_that_of_neutral_answers() -> 
     x, unit, state = _at_the_site("neutral")
     neutral = (state.tensors["a.response.neutral"][1] + state.tensors["b.response.neutral"][1]).double() / 2
     torch.testing.assert_close(x @ unit, (neutral @ unit).expand(len(x)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["subtract", "project_out", "neutral"])
+def test_the_random_control_moves_each_position_as_far_in_another_direction(op: Any) -> None:
+    lm, state, site = random_lm(), _state(traits=("a", "b")), Site(2, "block_in")
+    method = Clamp(op=op, band="1", peaks=(0, 2), positions="all")
+    plans = [
+        method.plan(_example(), state, None),
+        replace(method, control="random", draw=7).plan(_example(), state, None),
+    ]
+    plans.append(Plan((plans[0].streams[0].bare(),)))
+    requests = [Decoder(lm).prepare("e", plan, 4) for plan in plans]
+    true, random, without = (capture(lm, [request], [site], ALL)[0][site] for request in requests)
+    torch.testing.assert_close((true - without).norm(dim=-1), (random - without).norm(dim=-1), rtol=1e-5, atol=0)
+    assert float(torch.cosine_similarity(true - without, random - without, dim=-1).abs().max()) < 0.6
+
+
+@pytest.mark.parametrize("control", ["random", "shuffled"])
+def test_a_control_of_the_universal_vector_is_as_long_as_the_mean_of_vectors_that_partly_cancel(control: Any) -> None:
+    state = _state(traits=("a", "b"))
+    for universal in ("published", "per_layer"):
+        true, other = (
+            Clamp(universal=universal, control=c, band="1", peaks=(0, 2)).directions(state)[1]  # type: ignore[arg-type]
+            for c in ("none", control)
+        )
+        assert float(other.norm()) == pytest.approx(float(true.norm()))
 
 
 def test_the_universal_vector_is_one_of_three() -> None:
