@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from harness.cli_compare import compare
+from harness.cli_compare import compare, figure
 from harness.cli_judge import judge_app, score
 from harness.cli_run import Set, fit, run
 from harness.cli_sweep import sweep
@@ -29,8 +29,9 @@ app.command()(fit)
 app.command()(sweep)
 app.command()(score)
 app.command()(compare)
+app.command()(figure)
 
-LISTS = ("methods", "tasks", "models", "retrievers", "tables")
+LISTS = ("methods", "tasks", "models", "retrievers", "tables", "figures")
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def _need_command(context: typer.Context) -> None:
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None:
-    """Name what is there: methods, tasks, models, retrievers or tables."""
+    """Name what is there: methods, tasks, models, retrievers, tables or figures."""
     if what not in LISTS:
         raise UsageError(f"unknown list {what!r}{did_you_mean(what, LISTS)} allowed: {', '.join(LISTS)}")
     from tabulate import tabulate
@@ -120,11 +121,16 @@ def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None
 
         rows = [[name, text] for name, text in RETRIEVERS.items()]
         headers = ["retriever", "order of the history"]
-    else:
+    elif what == "tables":
         from harness.tables import TABLES
 
         rows = [[name, title] for name, title in TABLES.items()]
         headers = ["table", "title"]
+    else:
+        from harness.figures import FIGURES
+
+        rows = [[name, spec.title] for name, spec in FIGURES.items()]
+        headers = ["figure", "title"]
     print(tabulate(rows, headers=headers, tablefmt="simple", maxcolwidths=[None, 60, 70][: len(headers)]))
 
 
@@ -182,6 +188,20 @@ def leaderboard(
         print(path)
     elif not board.check(results, path):
         _stop(f"{path} is not what {results} gives; run 'harness leaderboard'", 5)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Records to show.")] = Path("results"),
+    output: Annotated[Path, typer.Option(help="Folder to write; a report in it is replaced.")] = Path("report"),
+    data: Annotated[
+        str | None, typer.Option(help="Folder of the tasks' files, for queries and histories [default: $HARNESS_DATA].")
+    ] = None,
+) -> None:
+    """Write a page over the records: rankings, tables, every method's answers side by side, heads, costs."""
+    from harness.report import write
+
+    print(write(results, output, data))
 
 
 @app.command("check")

@@ -1,4 +1,4 @@
-"""`harness compare`: what records of the same samples say of each other. Imports no torch."""
+"""`harness compare` and `harness figure`: what records say of each other, and pictures of them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ def compare(
             raise UsageError(f"--control {control} compares one run with its control; {len(folders)} runs given")
         folders = [control_of(folders[0], control), *folders]
     print(FORMATS[fmt](compare(folders, metric, data)))
+
+
+def figure(
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...|all", help="Such as dps-3; 'harness list figures' names them.")
+    ],
+    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
+    fmt: Annotated[list[str], typer.Option("--format", help="png or svg. Repeatable [default: both].")] = [],  # noqa: B006
+    model: Annotated[str | None, typer.Option(help="Whose records [default: the first that has them].")] = None,
+    task: Annotated[str | None, typer.Option(help="Which task's records, where a figure shows one.")] = None,
+) -> None:
+    """The papers' figures, drawn from the records, with intervals, n, and published values where the paper prints them."""
+    from harness.console import Terminal
+    from harness.figures import FORMATS, write
+
+    drawn = write(ids, results, output, fmt or FORMATS, model=model, task=task)
+    for path in drawn.paths:
+        print(path)
+    console = Terminal()
+    for name, commands in drawn.missing.items():
+        console.say(f"{name} has no records; make them: {' && '.join(commands)}")

@@ -1,0 +1,140 @@
+"""The data figures of the papers, drawn from run records alone: `harness figure dps-3`, `harness figure all`.
+
+A file of this folder is one paper. A figure is a function of one model's records that returns None where those it shows
+are not there; `published.yaml` holds the numbers that the papers' text gives for points of their figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.record_schema import RunRecord
+from harness.records import find_runs, replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    Draw = Callable[[Sequence[RunRecord], str | None], Figure | None]
+
+FORMATS = ("png", "svg")
+
+_DPS = "harness run --method dps --task lamp2m"
+_CLUSTERS = "harness run --method dps --set clusters=4 --set samples=200 --task lamp2m --task lamp4"
+
+
+@dataclass(frozen=True)
+class Spec:
+    title: str
+    place: str
+    """Where in which paper."""
+    draw: str
+    """`module:function` in this folder."""
+    commands: tuple[str, ...]
+    """What makes its records with the embedded model."""
+
+
+FIGURES: Mapping[str, Spec] = {
+    "dps-3": Spec("PCS of every head, for single users", "DPS paper, Figure 3", "dps:users", (_DPS,)),
+    "dps-4": Spec("Overlap of users' preference heads", "DPS paper, Figure 4", "dps:overlap", (_DPS,)),
+    "dps-5": Spec(
+        "Discovered heads and random controls",
+        "DPS paper, Figure 5",
+        "dps:controls",
+        (_DPS, f"{_DPS} --set control=random_heads", f"{_DPS} --set control=random_mask"),
+    ),
+    "dps-6": Spec(
+        "Metrics by the number of heads",
+        "DPS paper, Figure 6",
+        "dps:head_counts",
+        tuple(f"{_DPS} --set heads={heads}" for heads in (1, 2, 4, 8)),
+    ),
+    "dps-7": Spec("Overlap of head sets of different size", "DPS paper, Figure 7", "dps:head_sets", (_DPS,)),
+    "dps-8": Spec(
+        "Hard and soft routing to clusters",
+        "DPS paper, Figure 8",
+        "dps:routing",
+        tuple(f"{_CLUSTERS} --set routing={routing}" for routing in ("hard", "soft")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    paths: tuple[Path, ...]
+    missing: Mapping[str, tuple[str, ...]]
+    """Figure -> the commands that make its records."""
+
+
+def write(
+    ids: Sequence[str],
+    results: Path,
+    output: Path,
+    formats: Sequence[str] = FORMATS,
+    *,
+    model: str | None = None,
+    task: str | None = None,
+) -> Drawn:
+    """Write the figures `ids` (`all` of them) as OUTPUT/<id>.<format>, from the records of `model` on `task`.
+
+    Where no model is named, the first in alphabetical order that has the records, the embedded one last. Raises
+    UsageError for an unknown id, DataMissing where the one figure asked for has no records.
+    """
+    names = _named(ids)
+    for fmt in formats:
+        if fmt not in FORMATS:
+            raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)} choose from {', '.join(FORMATS)}")
+    records = find_runs(results)
+    paths, missing = [], {}
+    for name in names:
+        figure = draw(name, records, model=model, task=task)
+        if figure is None:
+            missing[name] = commands(name, model)
+            continue
+        from harness.figures.style import rendered
+
+        output.mkdir(parents=True, exist_ok=True)
+        for fmt in formats:
+            paths.append(output / f"{name}.{fmt}")
+            replace_file(paths[-1], rendered(figure, fmt, name))
+    if len(names) == 1 and missing:
+        (name,) = names
+        of = f" of {model}" if model else ""
+        raise DataMissing(f"no records{of} in {results} for figure {name}; make them: {' && '.join(missing[name])}")
+    return Drawn(tuple(paths), missing)
+
+
+def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, task: str | None = None) -> Figure | None:
+    """The figure of one model's records; None where they are not there."""
+    module, _, function = FIGURES[id].draw.partition(":")
+    made: Draw = getattr(import_module(f"harness.figures.{module}"), function)
+    finished = [record for record in records if record.status in ("complete", "partial")]
+    models = sorted({record.config.model.name for record in finished}, key=lambda name: (name == "tiny", name))
+    from harness.figures.style import looks
+
+    with looks():
+        drawn = (
+            made([record for record in finished if record.config.model.name == name], task)
+            for name in (models if model is None else [model])
+        )
+        return next((figure for figure in drawn if figure is not None), None)
+
+
+def commands(id: str, model: str | None = None) -> tuple[str, ...]:
+    """What makes the figure's records."""
+    return tuple(f"{command} --model {model}" if model else command for command in FIGURES[id].commands)
+
+
+def _named(ids: Sequence[str]) -> list[str]:
+    if "all" in ids:
+        return list(FIGURES)
+    names = [f"dps-{id}" if id.isdigit() else id.lower() for id in ids]
+    for id, name in zip(ids, names, strict=True):
+        if name not in FIGURES:
+            hint = did_you_mean(name, FIGURES)
+            raise UsageError(f"unknown figure {id!r}{hint} there are all, {', '.join(FIGURES)}")
+    return list(dict.fromkeys(names))
