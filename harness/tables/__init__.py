@@ -1,17 +1,23 @@
-"""Published numbers, and measured ones beside them: `harness table dps-1 dps-2`.
+"""Published numbers, and measured ones beside them: `harness table dps-1 perfit-2`.
 
-A paper is one YAML file here; adding one needs no code. `published.py` reads them, `measured.py` finds the run records
-for their cells, `grid.py` puts both together (`compute.py` for what decoding costs, `compared.py` for comparisons of two
-runs), `formats.py` prints.
+A paper is one YAML file here; adding one needs no code. `published.py` reads them. What fills a table is the module that
+its `measured` names: `runs.py`, `costs.py`, `comparisons.py`, `subspaces.py` or `data.py`, each of which makes a
+`grid.Grid` of what the paper prints and of what is measured. `formats.py` prints it, `differences.py` says whether the two
+agree, `missing.py` which commands would fill what is empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, did_you_mean
 from harness.tables.published import Table, published
+
+if TYPE_CHECKING:
+    from harness.tables.grid import Grid
 
 TABLES: Mapping[str, str] = {id: table.title for id, table in published().items()}
 """Id -> title, for `harness list tables`."""
@@ -28,6 +34,35 @@ def table(id: str) -> Table:
     return published()[name]
 
 
+def grids(
+    ids: Sequence[str],
+    results: Path,
+    *,
+    model: str | None = None,
+    published_only: bool = False,
+    measured_only: bool = False,
+    data: str | None = None,
+) -> list[Grid]:
+    """The tables `ids` (all of them if empty), published and measured values side by side.
+
+    `model` keeps that model's rows; `data` is the folder whose statistics stand beside the published ones. Raises
+    UsageError for an unknown id.
+    """
+    if published_only and measured_only:
+        raise UsageError("--published-only and --measured-only leave nothing to print; give one of them")
+    tables = [table(id) for id in ids or TABLES]
+    from harness.tables.sources import Sources, View
+
+    sources = Sources(Path(results), data)
+    view = View(model, published=not measured_only, measured=not published_only)
+    made = []
+    for t in tables:
+        grid = import_module(f"{__name__}.{t.measured}").build(t, sources, view)
+        grid.errata = t.errata if view.published else ()
+        made.append(grid)
+    return made
+
+
 def render(
     ids: Sequence[str],
     results: Path,
@@ -36,41 +71,21 @@ def render(
     model: str | None = None,
     published_only: bool = False,
     measured_only: bool = False,
+    data: str | None = None,
     color: bool = False,
+    width: int = 120,
 ) -> str:
-    """The tables `ids` (all of them if empty) as text, published and measured values side by side.
+    """`grids` as text. `color` sets the best in terminal bold instead of a star; `width` is the terminal's.
 
-    `model` keeps that model's rows; `color` sets the best in terminal bold instead of a star. Tables whose cells no run
-    record can fill print what the paper prints. Raises UsageError for an unknown id or format.
+    Raises UsageError for an unknown id or format.
     """
+    made = grids(ids, results, model=model, published_only=published_only, measured_only=measured_only, data=data)
+    return write(made, fmt, color=color, width=width)
+
+
+def write(made: Sequence[Grid], fmt: str, *, color: bool = False, width: int = 120) -> str:
     if fmt not in FORMATS:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS) or ';'} choose from {', '.join(FORMATS)}")
-    if published_only and measured_only:
-        raise UsageError("--published-only and --measured-only leave nothing to print; give one of them")
-    tables = [table(id) for id in ids or TABLES]
+    from harness.tables import formats
 
-    from harness.tables import compared, compute, formats, grid
-
-    records, comparisons = [], []
-    if not published_only and any(t.measured or t.compute for t in tables):
-        from harness.records import find_runs
-
-        records = find_runs(Path(results))
-    if not published_only and any(t.compared for t in tables):
-        from harness.pair_record import find_pairs
-
-        comparisons = find_pairs(Path(results))
-    grids = []
-    for t in tables:
-        show_published, show_measured = not measured_only, not published_only
-        if t.compared:
-            made = compared.build(
-                t, comparisons, model=model, show_published=show_published, show_measured=show_measured
-            )
-        else:
-            made = (compute if t.compute else grid).build(
-                t, records, model=model, show_published=show_published, show_measured=show_measured
-            )
-        made.remarks[:0] = t.remarks if show_published else ()
-        grids.append(made)
-    return formats.FORMATS[fmt](grids, color)
+    return formats.terminal(made, color, width) if fmt == "terminal" else formats.FORMATS[fmt](made)

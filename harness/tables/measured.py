@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
-from harness.record_schema import MetricValue, RunRecord
+from harness.methods import METHODS
+from harness.record_schema import MethodConfig, MetricValue, RunRecord
+from harness.registry import method_class
 from harness.tables.published import Table
+
+OTHER_METHODS = ("control", "ablation")
+"""Options that make another thing of a method: unless `none`, a run with them is never the method's own number."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The record shown for one (model, method, task)."""
+    """The record shown for one (model, variant, task)."""
 
     record: RunRecord
     reasons: tuple[str, ...]
     """Why its numbers are not comparable with the published ones; empty where they are."""
     others: int
-    """How many more records of the same model, method and task are not shown."""
+    """How many more records of the same model, variant and task are not shown."""
 
     def metric(self, name: str) -> MetricValue | None:
         return self.record.metrics.get(name)
@@ -32,17 +39,20 @@ class Run:
 
 
 def shown_runs(records: Sequence[RunRecord], table: Table) -> Mapping[tuple[str, str, str], Run]:
-    """(model, method, task) -> the run shown: a comparable one if any, then complete, then largest, then latest."""
+    """(model, variant, task) -> the run shown; a variant is a method, or one with options that a row is about.
+
+    The one with fewest options changed from the method's defaults; of equals without a preset, comparable, complete,
+    largest, latest.
+    """
     tasks = {column.keys.get("task") for column in table.columns}
     candidates: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         config = record.config
-        if config.selection.control != "none":
-            continue  # what a control scores is not the method's number
-        if not _has_options(record, table):
+        if config.task.name not in tasks or not record.metrics or record.status not in ("complete", "partial"):
             continue
-        if config.task.name in tasks and record.metrics and record.status in ("complete", "partial"):
-            candidates.setdefault((config.model.name, config.method.name, config.task.name), []).append(record)
+        variant, options = _variant(record, table)
+        if not is_another_method(record, options) and _has_options(record, table):
+            candidates.setdefault((config.model.name, variant, config.task.name), []).append(record)
     shown = {}
     for key, runs in candidates.items():
         best = max(runs, key=lambda record: _preference(record, table))
@@ -50,8 +60,28 @@ def shown_runs(records: Sequence[RunRecord], table: Table) -> Mapping[tuple[str,
     return shown
 
 
+def _variant(record: RunRecord, table: Table) -> tuple[str, Mapping[str, str]]:
+    """Of the rows that its options fit, the one that says most of them; its method where there is none."""
+    method = record.config.method
+    rows = [
+        row
+        for row in table.rows
+        if row.keys["method"] == method.name
+        and all(str(method.options.get(name)) == value for name, value in row.options.items())
+    ]
+    best = max(rows, key=lambda row: len(row.options), default=None)
+    return (best.variant, best.options) if best else (method.name, {})
+
+
+def is_another_method(record: RunRecord, of_row: Mapping[str, str] = {}) -> bool:
+    """Whether what it scores is not the method's number: a control's, or an ablation's that the row is not about."""
+    given = record.config.method.options
+    changed = any(given.get(name, "none") != "none" and name not in of_row for name in OTHER_METHODS)
+    return changed or record.config.selection.control != "none"
+
+
 def _has_options(record: RunRecord, table: Table) -> bool:
-    """Whether it was run as the table's cells were, for instance under the same condition and without a control."""
+    """Whether it was run as the table's cells were, for instance under the same condition."""
     task, method, data = record.config.task.options, record.config.method.options, record.config.data
     if table.fit_task and data.fit_split and data.fit_task != table.fit_task:
         return False
@@ -60,10 +90,38 @@ def _has_options(record: RunRecord, table: Table) -> bool:
     )
 
 
-def _preference(record: RunRecord, table: Table) -> tuple[bool, bool, int, str, str]:
-    n = max(metric.n for metric in record.metrics.values())
-    comparable = not why_not_comparable(record, table)
-    return (comparable, record.status == "complete", n, record.started or "", record.hash)
+def changed_options(record: RunRecord, table: Table) -> dict[str, Any]:
+    """Options that are neither the method's defaults, nor of preset `released`, nor what the row is about."""
+    method = record.config.method
+    defaults = _defaults(method.name, "released" if method.preset == "released" else None)
+    of_row = _variant(record, table)[1]
+    return {
+        name: value
+        for name, value in method.options.items()
+        if name in defaults and value != defaults[name] and name not in of_row
+    }
+
+
+@cache
+def _defaults(method: str, preset: Literal["released"] | None) -> Mapping[str, Any]:
+    """As a record writes them; none are known of a method that is not registered."""
+    if method not in METHODS:
+        return {}
+    cls = method_class(method)
+    made = cls().with_options(cls.presets[preset]) if preset else cls()
+    return MethodConfig(name=method, options=made.options()).options
+
+
+def _preference(record: RunRecord, table: Table) -> tuple[int, bool, bool, bool, int, str, str]:
+    return (
+        -len(changed_options(record, table)),
+        record.config.method.preset is None,
+        not why_not_comparable(record, table),
+        record.status == "complete",
+        max(metric.n for metric in record.metrics.values()),
+        record.started or "",
+        record.hash,
+    )
 
 
 def on_lamp_mini(record: RunRecord) -> bool:
@@ -95,5 +153,8 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     n = max((metric.n for metric in record.metrics.values()), default=0)
     official = table.official_items.get(task)
     if official and n != official and not reasons:
-        reasons.append(f"{n} {task} items, the official split has {official}")
+        reasons.append(f"{n} {task} items, the split of the paper has {official}")
+    changed = changed_options(record, table)
+    if changed:
+        reasons.append(f"{config.method.name} with {', '.join(f'{name}={value}' for name, value in changed.items())}")
     return reasons

@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+Filling = Literal["runs", "costs", "comparisons", "subspaces", "data"]
+"""What is measured beside the published cells. `runs`: records, rows being models x methods and columns tasks x metrics;
+`costs`: what decoding costs; `comparisons`: two runs compared, rows being evaluators x metrics and columns methods;
+`subspaces`: ranks of user vectors; `data`: the statistics of a benchmark's files."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,40 @@ class Cell:
 
     @property
     def value(self) -> float | None:
-        """`1.06×` is 1.06, `~1.5K` is 1500; None for words."""
-        match = re.fullmatch(r"~?(\d+(?:\.\d+)?)([K×%]?)", self.text)
-        return float(match[1]) * (1000 if match[2] == "K" else 1) if match else None
+        """`1.06×` is 1.06, `~1.5K` is 1500, `3,181` is 3181; None for words."""
+        match = re.fullmatch(r"~?(\d+(?:,\d{3})*(?:\.\d+)?)([K×%]?)", self.text)
+        return float(match[1].replace(",", "")) * (1000 if match[2] == "K" else 1) if match else None
+
+    @property
+    def decimals(self) -> int:
+        return decimals(self.text)
+
+
+def decimals(printed: str) -> int:
+    """Digits after the point."""
+    return len(re.sub(r"\D+$", "", printed).partition(".")[2])
 
 
 @dataclass(frozen=True)
 class Row:
     keys: Mapping[str, str]
     cells: tuple[Cell, ...]
+    options: Mapping[str, str]
+    """Options of the method that the row is about, such as k of RAG (k=1); among its keys too."""
+    rank_layers: tuple[int, ...]
+    """Rank x layers behind each count of parameters, where the row is one."""
+    label: str | None
+    """As the paper calls it, where its last key does not say it."""
+
+    @property
+    def variant(self) -> str:
+        """The method with the row's options: `rag k=1`."""
+        return " ".join([self.keys["method"], *(f"{name}={value}" for name, value in self.options.items())])
+
+    @property
+    def counts_parameters(self) -> bool:
+        """Whether it is about the size of what the method of the row above trains, and not a score."""
+        return bool(self.rank_layers)
 
 
 @dataclass(frozen=True)
@@ -55,12 +85,7 @@ class Table:
     """Which keys name a row; printed left of the cells."""
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    measured: bool
-    """Whether run records fill the same cells: rows are models x methods, columns tasks x metrics."""
-    compute: bool
-    """Whether it says what decoding costs, so that the cost can be counted beside it."""
-    compared: bool
-    """Whether comparisons of two runs fill the same cells: rows are evaluators x metrics, columns methods."""
+    measured: Filling
     keys: Mapping[str, str]
     """What holds for every cell."""
     names: Mapping[str, Mapping[str, str]]
@@ -74,19 +99,19 @@ class Table:
     official_items: Mapping[str, int]
     """Task -> how many items the published numbers are means over."""
 
-    remarks: tuple[str, ...] = ()
-    """What a reader of the published numbers must know."""
-
-    @property
-    def beside(self) -> bool:
-        """Whether other values stand beside the published ones, so that each line says whose it is."""
-        return self.measured or self.compute or self.compared
+    errata: tuple[str, ...] = ()
+    """What a reader of the published numbers must know, each with its evidence."""
 
     def printed(self, key: str, value: str) -> str:
         return self.names.get(key, {}).get(value, value)
 
+    def label(self, row: Row) -> tuple[str, ...]:
+        """What stands left of the row's cells."""
+        labels = [self.printed(key, row.keys[key]) for key in self.row_keys]
+        return (*labels[:-1], row.label or labels[-1])
+
     def decimals(self, column: int) -> int:
-        return max(len(row.cells[column].text.partition(".")[2]) for row in self.rows)
+        return max(row.cells[column].decimals for row in self.rows if not row.counts_parameters)
 
 
 @cache
@@ -95,7 +120,7 @@ def published() -> Mapping[str, Table]:
     papers = sorted((f for f in files(__package__).iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     # BaseLoader: every scalar stays the text that was written, so no digit of a printed number is lost
     loaded = [yaml.load(paper.read_text("utf-8"), yaml.BaseLoader) for paper in papers]
-    tables = [_table(paper, table) for paper in loaded for table in paper["tables"]]
+    tables = [_table(paper, table) for paper in loaded for table in paper.get("tables", ())]
     return {table.id: table for table in tables}
 
 
@@ -103,28 +128,34 @@ def _table(paper: dict[str, Any], table: dict[str, Any]) -> Table:
     id = f"{paper['id']}-{table['id']}"
     every = table.get("all", {})
     columns = tuple(Column(c["head"], {k: v for k, v in c.items() if k != "head"}) for c in table["columns"])
-    rows = []
-    for printed in table["rows"]:
-        keys = {k: v for k, v in printed.items() if k != "cells"}
-        if len(printed["cells"]) != len(columns):
-            raise ValueError(f"table {id}, row {keys}: {len(printed['cells'])} cells for {len(columns)} columns")
-        cells = (Cell(t, {**every, **keys, **c.keys}) for t, c in zip(printed["cells"], columns, strict=True))
-        rows.append(Row(keys, tuple(cells)))
     return Table(
         id=id,
         title=table["title"],
         place=table["place"],
         row_keys=tuple(table["row_keys"]),
         columns=columns,
-        rows=tuple(rows),
-        measured=table.get("measured") == "yes",
-        compute=table.get("compute") == "yes",
-        compared=table.get("compared") == "yes",
+        rows=tuple(_row(id, every, columns, row) for row in table["rows"]),
+        measured=table["measured"],
         keys=every,
         names=paper.get("names", {}),
         task_options=table.get("task_options", {}),
         method_options=table.get("method_options", {}),
         fit_task=table.get("fit_task"),
         official_items={task: int(n) for task, n in paper.get("official_items", {}).items()},
-        remarks=tuple(table.get("remarks", ())),
+        errata=tuple(table.get("errata", ())),
     )
+
+
+def _row(id: str, every: Mapping[str, str], columns: tuple[Column, ...], printed: dict[str, Any]) -> Row:
+    """`cells` may have `in_turn`, keys that alternate along the row; a row's keys hold where its columns say otherwise."""
+    apart = ("cells", "options", "rank_layers", "label", "in_turn")
+    options = printed.get("options", {})
+    keys = {**{k: v for k, v in printed.items() if k not in apart}, **options}
+    if len(printed["cells"]) != len(columns):
+        raise ValueError(f"table {id}, row {keys}: {len(printed['cells'])} cells for {len(columns)} columns")
+    in_turn = printed.get("in_turn", [{}])
+    cells = tuple(
+        Cell(text, {**every, **column.keys, **keys, **in_turn[place % len(in_turn)]})
+        for place, (text, column) in enumerate(zip(printed["cells"], columns, strict=True))
+    )
+    return Row(keys, cells, options, tuple(map(int, printed.get("rank_layers", ()))), printed.get("label"))

@@ -7,41 +7,46 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.pair_record import DIMENSIONS, PairRecord
+from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.published import Row, Table
+from harness.tables.published import Table
+from harness.tables.sources import Sources, View
 
 
-def build(
-    table: Table,
-    comparisons: Sequence[tuple[Path, PairRecord]],
-    *,
-    model: str | None = None,
-    show_published: bool = True,
-    show_measured: bool = True,
-) -> Grid:
-    """The table with what `comparisons` have for it; `model` keeps those of one model's runs."""
+def build(table: Table, sources: Sources, view: View) -> Grid:
+    """The table with what comparisons have for it; a model's are those of its runs."""
     grid = Grid(table)
     shown: dict[tuple[str, str], tuple[Path, PairRecord]] = {}
     left_out = 0
-    for folder, record in comparisons if show_measured else ():
-        if _fits(record, table) and model in (None, record.config.runs[0].model.name):
+    for folder, record in sources.comparisons if view.measured else ():
+        if _fits(record, table) and view.model in (None, record.config.runs[0].model.name):
             key = (_evaluator(record, table), record.config.runs[0].model.name)
             left_out += key in shown
             shown[key] = max(shown.get(key, (folder, record)), (folder, record), key=lambda found: _rank(found[1]))
     printed = list(dict.fromkeys(row.keys["evaluator"] for row in table.rows))
     for evaluator in [*printed, *sorted({name for name, _ in shown} - set(printed))]:
-        lines = [_published(table, row) for row in table.rows if row.keys["evaluator"] == evaluator and show_published]
-        _add(grid, lines)
+        published = [Line.printed(table, row) for row in table.rows if row.keys["evaluator"] == evaluator]
+        grid.add(published if view.published else [])
         for (name, of), (folder, record) in sorted(shown.items()):
             if name == evaluator:
-                _add(grid, list(_measured(grid, evaluator, of, folder, record)))
+                lines = list(_measured(grid, evaluator, of, folder, record))
+                grid.add(list(_with_differences(lines, published)) if view.published else lines)
     if left_out:
         grid.remarks.append(f"{left_out} more comparisons are not shown beside larger or later ones")
-    if show_measured and not shown:
+    if view.measured and not shown:
         grid.remarks.append(
             "nothing compared yet: 'harness judge pairs RUN_A RUN_B' writes the records this table reads"
         )
     return grid
+
+
+def _with_differences(measured: Sequence[Line], published: Sequence[Line]) -> Iterator[Line]:
+    by_metric = {line.keys["metric"]: line for line in published}
+    for line in measured:
+        yield line
+        between = difference(by_metric[line.keys["metric"]], line) if line.keys["metric"] in by_metric else None
+        if between:
+            yield between
 
 
 def _fits(record: PairRecord, table: Table) -> bool:
@@ -62,12 +67,6 @@ def _evaluator(record: PairRecord, table: Table) -> str:
 
 def _rank(record: PairRecord) -> tuple[bool, int, str]:
     return (record.status == "complete", record.compared, record.started or "")
-
-
-def _published(table: Table, row: Row) -> Line:
-    labels = tuple(table.printed(key, row.keys[key]) for key in table.row_keys)
-    entries = tuple(Entry(cell.text, cell.value) for cell in row.cells)
-    return Line(labels, "published", {**table.keys, **row.keys}, entries, (None,) * len(entries))
 
 
 def _measured(grid: Grid, evaluator: str, model: str, folder: Path, record: PairRecord) -> Iterator[Line]:
@@ -98,13 +97,12 @@ def _why_not_comparable(record: PairRecord, table: Table) -> list[str]:
     """Each reason as a clause for a footnote."""
     description = record.config.runs[0].data.description.lower()
     reasons = ["synthetic lamp-mini data"] if "lamp-mini" in description else []
+    model = record.config.runs[0].model.name
+    if model not in table.names["model"]:
+        reasons.append(f"{model} is none of the paper's models, one of which it is")
     official = next((int(row.keys["n"]) for row in table.rows if "n" in row.keys), None)
     if official and record.compared != official:
         reasons.append(f"{record.compared} pairs, published {official}")
     if record.failed:
         reasons.append(f"{record.failed} pairs have no answer of the judge")
     return reasons
-
-
-def _add(grid: Grid, lines: Sequence[Line]) -> None:
-    grid.lines += [replace(line, starts_block=n == 0 and bool(grid.lines)) for n, line in enumerate(lines)]

@@ -11,44 +11,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from harness.flops import SIZES, Sizes, decoding, dps_estimate
 from harness.record_schema import RunRecord
 from harness.tables.grid import Entry, Grid, Line, Source
-from harness.tables.measured import Run
+from harness.tables.measured import Run, is_another_method
 from harness.tables.published import Table
+from harness.tables.sources import Sources, View
 
 _TERA = 1e12
 _STREAMS = {"rag": 1, "dps": 2}
 
 
-def build(
-    table: Table,
-    records: Sequence[RunRecord],
-    *,
-    model: str | None = None,
-    show_published: bool = True,
-    show_measured: bool = True,
-) -> Grid:
-    """The table with counts for its prompt lengths and what `records` took; `model` keeps, or counts, one model."""
+def build(table: Table, sources: Sources, view: View) -> Grid:
+    """The table with counts for its prompt lengths, also of a model it lacks where that is asked for, and what runs took."""
     grid = Grid(table)
     new = int(table.keys["new_tokens"])
     lengths = list(dict.fromkeys(int(row.keys["prompt_tokens"]) for row in table.rows))
-    models = list(dict.fromkeys(row.keys["model"] for row in table.rows)) if model is None else [model]
-    for name in models if show_published else ():
-        counted = show_measured and name in SIZES
+    models = list(dict.fromkeys(row.keys["model"] for row in table.rows)) if view.model is None else [view.model]
+    for name in models if view.published else ():
+        counted = view.measured and name in SIZES
         for length in lengths:
             lines = list(_published(table, name, length))
             if counted:
                 lines.append(_computed(table, name, length, "formula", dps_estimate))
                 lines.append(_computed(table, name, length, "counted", decoding))
-            _add(grid, lines)
+            grid.add(lines)
         if counted:
             grid.remarks += _explained(table.printed("model", name), SIZES[name], lengths, new)
-    if show_measured:
-        for rag, dps in _pairs(records, model):
-            _add(grid, _measured(table, rag, dps))
+    if view.measured:
+        for rag, dps in pairs(sources.records, view.model):
+            grid.add(_measured(table, rag, dps))
         if any(line.source == "measured" for line in grid.lines):
             grid.remarks.append("measured = seconds of the whole run by its samples, grading included")
     return grid
@@ -57,9 +50,7 @@ def build(
 def _published(table: Table, model: str, length: int) -> Iterator[Line]:
     for row in table.rows:
         if (row.keys["model"], row.keys["prompt_tokens"]) == (model, str(length)):
-            entries = tuple(Entry(cell.text, cell.value) for cell in row.cells)
-            labels = (table.printed("model", model), str(length))
-            yield Line(labels, "published", {**table.keys, **row.keys}, entries, (None,) * len(entries))
+            yield Line.printed(table, row)
 
 
 def _computed(
@@ -110,17 +101,15 @@ def _entries(table: Table, values: Mapping[str, float], form: str, metric: str =
     return tuple(entries)
 
 
-def _add(grid: Grid, lines: Sequence[Line]) -> None:
-    grid.lines += [replace(line, starts_block=n == 0 and bool(grid.lines)) for n, line in enumerate(lines)]
-
-
-def _pairs(records: Sequence[RunRecord], model: str | None) -> Iterator[tuple[RunRecord, RunRecord]]:
+def pairs(records: Sequence[RunRecord], model: str | None) -> Iterator[tuple[RunRecord, RunRecord]]:
     """Finished runs of `rag` and `dps` that answered the same samples with the same prompts on the same machine."""
     latest: dict[str, dict[str, RunRecord]] = {}
     for record in sorted(records, key=lambda record: record.started or ""):
         config = record.config
         wanted = config.method.name in _STREAMS and model in (None, config.model.name)
-        if not wanted or record.status != "complete" or not record.cost.seconds or not record.cost.flops:
+        if not wanted or is_another_method(record):
+            continue
+        if record.status != "complete" or not record.cost.seconds or not record.cost.flops:
             continue
         prompt = {name: config.method.options.get(name) for name in ("retriever", "k", "seed")}
         sampling, batch = config.sampling.model_dump(), record.batch.sizes

@@ -1,0 +1,52 @@
+"""How many weights PerFit trains: by the paper's arithmetic, and in a run's own modules.
+
+A low-rank shift of rank r at one layer has R and W, 2 x width x r weights (its r biases change no printed digit); OPPU's
+LoRA of rank 8 on m square matrices of L layers has 2 x width x 8 x m x L. With rank x layers = R the percentage is
+100 x 2 width R / weights of the model, the reduction 100 x (1 - 2 width R / OPPU's of the same stage).
+"""
+
+from __future__ import annotations
+
+from harness.flops import SIZES, Sizes
+from harness.tables.grid import Entry, Grid, Line
+from harness.tables.measured import Run
+from harness.tables.published import Row, Table
+
+LORA_RANK = 8
+LORA_MATRICES = {"1": 3, "2": 2}
+"""Stage -> how many of a layer OPPU adapts: q, k, v of all users; q, v of one."""
+
+
+def weights(llama: Sizes) -> int:
+    """Of a Llama whose embeddings are not tied: two tables, the blocks with two norms each, and the last norm."""
+    blocks = llama.layers * (llama.block_weights + 2 * llama.width)
+    return 2 * llama.vocabulary * llama.width + blocks + llama.width
+
+
+def percent(sizes: Sizes, rank_layers: int) -> float:
+    return 100 * 2 * sizes.width * rank_layers / weights(sizes)
+
+
+def reduction(sizes: Sizes, rank_layers: int, stage: str) -> float:
+    """In percent of OPPU's weights of the stage."""
+    return 100 * (1 - rank_layers / (LORA_RANK * LORA_MATRICES[stage] * sizes.layers))
+
+
+def computed(table: Table, row: Row, labels: tuple[str, ...]) -> Line:
+    """The row from rank x layers, with the digits that the paper prints."""
+    sizes = SIZES[row.keys["model"]]
+    entries = []
+    for cell, rank_layers in zip(row.cells, row.rank_layers, strict=True):
+        if cell.keys["metric"] == "parameter_percent":
+            value = percent(sizes, rank_layers)
+        else:
+            value = reduction(sizes, rank_layers, cell.keys["stage"])
+        entries.append(Entry(f"{value:.{cell.decimals}f}", value, keys=cell.keys))
+    keys = {**table.keys, **row.keys}
+    return Line(labels, "computed", keys, tuple(entries), (None,) * len(entries), ranked=False)
+
+
+def measured(
+    grid: Grid, labels: tuple[str, ...], model: str, metric: str, behind: tuple[Run | None, ...]
+) -> Line | None:
+    return None
