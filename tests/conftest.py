@@ -143,13 +143,13 @@ def _config(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_config() -> Callable[..., RunConfig]:
     """Makes a valid configuration; arguments change what a test is about."""
     return _config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_record() -> Callable[..., RunRecord]:
     """Makes a finished record: `run_record(config, rouge1=0.2)`, each metric with interval value ± 0.01."""
 

@@ -1,0 +1,89 @@
+"""The report page: a folder of static files that opens from the disk, `harness report --output report/`.
+
+`index.html` loads what every view needs (`data/*.js`); samples, queries with their histories, and full records are one script
+file each, loaded when they are looked at. Script files, since a page from the disk may fetch nothing. Nothing in them is
+code of the data's making: each is one call, `report.put(name, JSON)`, and the page shows data as text only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DataMissing, HarnessError, UsageError
+from harness.record_schema import json_value
+from harness.records import find_runs, read_samples
+from harness.report import content
+from harness.report.items import Group, groups, read_items
+
+PAGE = (
+    "index.html",
+    "style.css",
+    "page.js",
+    "leaderboard.js",
+    "samples.js",
+    "tables.js",
+    "heads.js",
+    "run.js",
+    "app.js",
+)
+
+
+def write(results: Path, output: Path, data: str | None = None) -> Path:
+    """The page over the records in `results`, written to the folder `output`; its index.html.
+
+    `data` is where the tasks' files are, for queries and histories that are not in the records. Raises DataMissing where
+    there is no record, UsageError where `output` holds something else than a report.
+    """
+    runs = [run for run in find_runs(results) if run.folder is not None]
+    if not runs:
+        raise DataMissing(f"{results} holds no records; 'harness run' makes them, --results names another folder")
+    data_folder, figure_folder = _prepared(output)
+    samples = {content.key(run, results): read_samples(run.folder) for run in runs if run.folder}
+    found = groups(runs, results, samples)
+    _put(data_folder, "runs", content.overview(runs, results, found))
+    _put(data_folder, "tables", content.tables(results))
+    _put(data_folder, "figures", content.figures(results, figure_folder))
+    for run in runs:
+        key = content.key(run, results)
+        _put(data_folder, f"records/{key}", content.record(run))
+        if samples[key]:
+            _put(data_folder, f"samples/{key}", content.answers(samples[key]))
+    for group in found:
+        _put(data_folder, f"items/{group.name}", _items(group, data))
+    page = files(__package__) / "page"
+    for name in PAGE:
+        (output / name).write_bytes((page / name).read_bytes())
+    return output / "index.html"
+
+
+def _items(group: Group, data: str | None) -> dict[str, Any]:
+    try:
+        return read_items(group, data)
+    except HarnessError as error:
+        return {"why_no_text": str(error), "items": group.targets()}
+
+
+def _prepared(output: Path) -> tuple[Path, Path]:
+    """The report's folders for data and figures, empty."""
+    folders = output / "data", output / "figures"
+    if output.is_dir() and any(output.iterdir()) and not (folders[0] / "runs.js").is_file():
+        raise UsageError(f"{output} holds something else than a report; give --output another folder, or empty it")
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return folders
+
+
+def _put(folder: Path, name: str, value: Any) -> None:
+    """A script file that hands `value` to the page under `name`.
+
+    JSON in ASCII is a JavaScript literal: what is not, such as U+2028, is escaped. So is `<`, lest a reader of HTML ever see a tag.
+    """
+    path = folder / f"{name}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(json_value(value), separators=(",", ":")).replace("<", "\\u003c")
+    path.write_text(f"report.put({json.dumps(name)},{text});\n", encoding="ascii")

@@ -1,0 +1,256 @@
+"""What the report shows, as JSON values made from the records: rankings, trade-offs, answers, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import leaderboard
+from harness.leaderboard import Ranking, Row
+from harness.record_schema import MetricValue, RunRecord
+from harness.registry import task_class
+from harness.tables import grids
+from harness.task import Sample
+
+if TYPE_CHECKING:
+    from harness.report.items import Group
+    from harness.tables.grid import Grid
+
+UTILITY = "mmlu"
+"""The task that tells what a method costs the model's general ability."""
+
+
+def key(run: RunRecord, results: Path) -> str:
+    """What the page calls a run: `tiny/lamp4/dps-1a2b3c4d`."""
+    assert run.folder is not None
+    return run.folder.relative_to(results).as_posix()
+
+
+def overview(runs: Sequence[RunRecord], results: Path, groups: Sequence[Group]) -> dict[str, Any]:
+    """What the page needs at once: every run in a few numbers, the rankings, and which runs share items."""
+    rankings = leaderboard.rankings(runs)
+    labels = {id(row.run): row.label for ranking in rankings for row in ranking.rows}
+    grouped = {name for group in groups for name in group.keys}
+    return {
+        "results": results.as_posix(),
+        "runs": {
+            key(run, results): {
+                "label": labels.get(id(run), run.config.method.name),
+                "model": run.config.model.name,
+                "task": run.config.task.name,
+                "method": run.config.method.name,
+                "control": run.config.selection.control,
+                "status": run.status,
+                "answers": key(run, results) in grouped,
+                "heads": bool(run.analysis.get("heads")),
+                "metrics": {name: _metric(metric) for name, metric in run.metrics.items()},
+            }
+            for run in runs
+        },
+        "rankings": [_ranking(ranking, results) for ranking in rankings],
+        "groups": [_group(group) for group in groups],
+        "trade_offs": trade_offs(rankings, results),
+    }
+
+
+def _ranking(ranking: Ranking, results: Path) -> dict[str, Any]:
+    config = ranking.rows[0].run.config
+    return {
+        "title": ranking.title,
+        "description": ranking.description,
+        "model": config.model.name,
+        "task": config.task.name,
+        "control": config.selection.control,
+        "metric": ranking.metric,
+        "others": ranking.others,
+        "higher_is_better": ranking.higher_is_better,
+        "rows": [
+            {
+                "run": key(row.run, results),
+                "place": row.place,
+                "passes": row.passes,
+                "tokens": row.tokens,
+                "operations": row.operations,
+                "setup_seconds": row.run.cost.setup_seconds_per_user,
+                "stored_bytes": row.run.cost.stored_bytes_per_user,
+                "flags": [flag.strip("*") for flag in row.flags],
+            }
+            for row in ranking.rows
+        ],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    """`metrics`: the per-sample numbers, whether more is better where that is known, the task's main one first."""
+    config = group.runs[0].config
+    own_name = task_class(config.task.name).per_sample
+    better = {
+        own_name.get(name, name): metric.higher_is_better for run in group.runs for name, metric in run.metrics.items()
+    }
+    shown = {name: None for key in group.keys for sample in group.samples[key] for name in sample.metrics}
+    order = [*(name for name in better if name in shown), *(name for name in shown if name not in better)]
+    options = "".join(f", {name}={json.dumps(value)}" for name, value in sorted(config.task.options.items()))
+    return {
+        "name": group.name,
+        "title": f"{config.task.name}{options}, {config.data.split}",
+        "task": config.task.name,
+        "data": config.data.description,
+        "runs": [name for _, name in sorted(zip(group.runs, group.keys, strict=True), key=_standing)],
+        "metrics": [{"name": name, "higher_is_better": better.get(name)} for name in order],
+    }
+
+
+def _standing(named: tuple[RunRecord, str]) -> tuple[bool, int, str]:
+    """Baselines first, controls last, else by name."""
+    config = named[0].config
+    baselines = ("plain", "rag")
+    place = baselines.index(config.method.name) if config.method.name in baselines else len(baselines)
+    return config.selection.control != "none", place, named[1]
+
+
+def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any]]:
+    """What methods gain on a task against what they lose on MMLU, both against `plain` on the same samples.
+
+    A method stands in one where both tasks have a run of it with equal options. Gains are positive where it is better;
+    `gain` and `utility` are [difference, low, high], the ends being those of the method's own 95 % interval.
+    """
+    usual = [ranking for ranking in rankings if ranking.rows[0].run.config.selection.control == "none"]
+    of_utility = [ranking for ranking in usual if _task(ranking) == UTILITY]
+    found = []
+    for utility in of_utility:
+        for ranking in usual:
+            if _task(ranking) == UTILITY or _model(ranking) != _model(utility):
+                continue
+            lost = {_method(row): row for row in utility.rows}
+            points = [
+                {"run": key(row.run, results), "gain": gain, "utility": change}
+                for row in ranking.rows
+                if (other := lost.get(_method(row)))
+                and (gain := _against_plain(row, ranking))
+                and (change := _against_plain(other, utility))
+            ]
+            if len(points) > 1:
+                names = {"gain": f"{_task(ranking)} {ranking.metric}", "utility": f"{UTILITY} {utility.metric}"}
+                found.append({"title": f"{ranking.title} against {utility.title}", **names, "points": points})
+    return found
+
+
+def _task(ranking: Ranking) -> str:
+    return ranking.rows[0].run.config.task.name
+
+
+def _model(ranking: Ranking) -> str:
+    return ranking.rows[0].run.config.model.name
+
+
+def _method(row: Row) -> str:
+    return row.run.config.method.model_dump_json()
+
+
+def _against_plain(row: Row, ranking: Ranking) -> list[float | None] | None:
+    """Difference to `plain` with the ends of the method's interval, positive where better; None where a value is missing."""
+    plain = next((other.run for other in ranking.rows if other.run.config.method.name == "plain"), None)
+    base = plain.metrics.get(ranking.metric) if plain else None
+    mine = row.run.metrics.get(ranking.metric)
+    if base is None or mine is None or base.value is None or mine.value is None:
+        return None
+    sign = 1 if ranking.higher_is_better else -1
+    low, high = (mine.low, mine.high) if sign == 1 else (mine.high, mine.low)
+    return [None if end is None else sign * (end - base.value) for end in (mine.value, low, high)]
+
+
+def tables(results: Path) -> list[dict[str, Any]]:
+    """The papers' tables, line by line as `harness table` prints them."""
+    return [_table(grid) for grid in grids((), results)]
+
+
+def figures(results: Path, folder: Path) -> list[dict[str, Any]]:
+    """The papers' figures, those that can be drawn from the records as SVG files in `folder`."""
+    from harness.figures import FIGURES, commands, write
+
+    drawn = {path.stem for path in write(["all"], results, folder, ("svg",)).paths}
+    return [
+        {
+            "id": id,
+            "title": spec.title,
+            "place": spec.place,
+            "file": f"{folder.name}/{id}.svg" if id in drawn else None,
+            "commands": () if id in drawn else commands(id),
+        }
+        for id, spec in FIGURES.items()
+    ]
+
+
+def _table(grid: Grid) -> dict[str, Any]:
+    table = grid.table
+    reasons = {letter: reason for reason, letter in grid.footnotes.items()}
+    tasks = (column.keys.get("task") for column in table.columns)
+    return {
+        "id": table.id,
+        "title": table.title,
+        "header": [
+            *(table.printed("row_keys", name) for name in table.row_keys),
+            "",
+            *(
+                f"{task} {column.head}" if task else column.head
+                for task, column in zip(tasks, table.columns, strict=True)
+            ),
+        ],
+        "lines": [
+            {
+                "labels": [*line.labels, line.source],
+                "source": line.source,
+                "starts_block": line.starts_block,
+                "cells": [
+                    {
+                        "text": entry.text,
+                        "best": entry.best,
+                        "beside": " ".join(filter(None, [entry.half_width(), f"n={entry.n}" if entry.n else ""])),
+                        "marks": ",".join(entry.marks),
+                        "reasons": [reasons[letter] for letter in entry.marks],
+                    }
+                    for entry in line.entries
+                ],
+            }
+            for line in grid.lines
+        ],
+        "notes": [
+            f"Published: {table.place}.",
+            *(f"†{letter}: {reason}" for letter, reason in reasons.items()),
+            *(f"Note {at}: {erratum}." for at, erratum in enumerate(grid.errata, start=1)),
+            *(f"{remark}." for remark in grid.remarks),
+        ],
+    }
+
+
+def record(run: RunRecord) -> dict[str, Any]:
+    """run.json without the planned batches, which nobody reads."""
+    return {**run.model_dump(mode="json", exclude={"batches", "batch_costs"}), "batches": len(run.batches)}
+
+
+def answers(samples: Sequence[Sample]) -> dict[str, Any]:
+    """By item: what was answered and what it scored, the numbers in the order of `metrics`."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample.metrics))
+    return {
+        "metrics": names,
+        "samples": {
+            s.id: {
+                "response": s.response,
+                "error": s.error,
+                "parsed": s.parsed,
+                "scores": [s.metrics.get(name) for name in names],
+                "finish": s.finish,
+                "prompt_tokens": s.prompt_tokens,
+                "new_tokens": s.new_tokens,
+                "history_items": s.history_items,
+                "said": {name: rating.said for name, rating in s.ratings.items() if rating.said},
+            }
+            for s in samples
+        },
+    }
+
+
+def _metric(metric: MetricValue) -> list[float | None]:
+    return [metric.value, metric.low, metric.high, metric.n]

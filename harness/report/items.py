@@ -1,0 +1,123 @@
+"""What the runs of a task answered: queries, references, and an excerpt of each user's history.
+
+A record keeps answers and references, not the queries and histories; these are read again from the task's data, where it is
+the data that the runs read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.contexts import MINI
+from harness.control import Control, controlled
+from harness.data import Example, Labelled
+from harness.errors import DataMissing, HarnessError
+from harness.options import rebuild_task
+from harness.record_schema import RunRecord, hash_of
+from harness.registry import task_class
+from harness.report.content import key
+from harness.retrieve import retrieve
+from harness.task import Sample, Selection, Task
+
+EXCERPT = 3
+"""History items shown with a query, those nearest to it by BM25."""
+_WORDS = 60
+"""Of each field of a history item."""
+_LETTERS = 4000
+"""Of a query."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that answered items of one data set, so that their answers can stand side by side."""
+
+    name: str
+    """Of its file."""
+    runs: tuple[RunRecord, ...]
+    keys: tuple[str, ...]
+    samples: Mapping[str, Sequence[Sample]]
+    """By the run's key; runs whose samples were not kept have none."""
+
+    def targets(self) -> dict[str, dict[str, Any]]:
+        """All that the samples themselves tell of the items."""
+        every = (sample for run in self.keys for sample in self.samples[run])
+        return {s.id: {"user": s.user, "targets": s.targets} for s in every}
+
+
+def groups(runs: Sequence[RunRecord], results: Path, samples: Mapping[str, Sequence[Sample]]) -> list[Group]:
+    """By task, its options and its data, in path order; those whose samples are at hand."""
+    found: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if samples[key(run, results)]:
+            found.setdefault(_group(run), []).append(run)
+    return [
+        Group(name, tuple(members), tuple(key(run, results) for run in members), samples)
+        for name, members in found.items()
+    ]
+
+
+def _group(run: RunRecord) -> str:
+    config = run.config
+    content = {"options": config.task.options, "split": config.data.split, "data": config.data.fingerprint}
+    return f"{re.sub(r'[^a-z0-9]', '_', config.task.name.lower())}-{hash_of(content)}"
+
+
+def read_items(group: Group, data: str | None) -> dict[str, Any]:
+    """By id: user, query, references, the history's size, and by control the excerpt of the history that was given.
+
+    Raises HarnessError where the data is not to be had.
+    """
+    task, texts = _task(group.runs[0], data), group.targets()
+    histories: dict[Control, dict[str, Example]] = {}
+    for run in group.runs:
+        control = run.config.selection.control
+        if control not in histories:
+            given = _evaluated(task, run)
+            histories[control] = {item.example.id: item.example for item in given if item.example.id in texts}
+    for control, examples in histories.items():
+        for id, example in examples.items():
+            texts[id] |= {"query": example.text[:_LETTERS]}
+            if example.user.history:
+                texts[id].setdefault("history", {})[control] = _excerpt(example)
+                texts[id].setdefault("history_size", {})[control] = len(example.user.history)
+    return {"items": texts}
+
+
+def _evaluated(task: Task, run: RunRecord) -> Sequence[Labelled]:
+    """The items of a run, with the histories it gave."""
+    return controlled(task.items(_selection(run)), run.config.selection.control, run.config.sampling.seed)
+
+
+def _selection(run: RunRecord) -> Selection:
+    asked = run.config.selection
+    return Selection(run.config.data.split, asked.limit, asked.users, frozenset(run.held_out_users))
+
+
+def _task(run: RunRecord, data: str | None) -> Task:
+    """The run's task over the data the run read: the folder given, the one of $HARNESS_DATA, or the embedded one."""
+    config = run.config
+    cls = task_class(config.task.name)
+    for place in (data, None, MINI) if "data" in inspect.signature(cls).parameters else (None,):
+        try:
+            task = rebuild_task(cls, config.task.options, place)
+            if task.fingerprint(_selection(run)) == config.data.fingerprint:
+                return task
+        except HarnessError:  # not there; another place may be
+            continue
+    raise DataMissing(f"the data of {config.data.description} is not at hand; give its folder as --data")
+
+
+def _excerpt(example: Example) -> list[list[list[str]]]:
+    """The items nearest to the query as [name, text] of their fields, best first."""
+    items = retrieve("bm25", example, EXCERPT)
+    return [[[name, _cut(text)] for name, text in item.fields.items() if text] for item in items]
+
+
+def _cut(text: str) -> str:
+    words = text.split()
+    return " ".join(words) if len(words) <= _WORDS else " ".join(words[:_WORDS]) + " ..."
