@@ -186,7 +186,11 @@ class System:
 
     def encode(self, example: Example) -> Encoded:
         """The prompt of the plan's first stream, cut to the context."""
-        return self._ask(example).requests[0].prompts[0].encoded
+        return self.prompt(example).encoded
+
+    def prompt(self, example: Example) -> FittedPrompt:
+        """As `encode`, with what the cut cost."""
+        return self._ask(example).requests[0].prompts[0]
 
     def respond(
         self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
@@ -349,13 +353,20 @@ class System:
         return [found[n] for n in range(len(asked))]
 
     def capture(
-        self, examples: Sequence[Example], sites: Sequence[Site], where: Where, responses: Sequence[str] | None = None
+        self,
+        examples: Sequence[Example],
+        sites: Sequence[Site],
+        where: Where,
+        responses: Sequence[str] | None = None,
+        *,
+        plain: bool = False,
     ) -> list[dict[Site, Tensor]]:
-        """Activations of each example's first stream (see `harness.capture`)."""
+        """Activations of each example's first stream, or of the unedited model's `plain` prompt (see `harness.capture`)."""
         ids = None
         if responses is not None:
             ids = [self._answer_ids(e, text) for e, text in zip(examples, responses, strict=True)]
-        return capture(self.lm, [self._ask(example, ()).requests[0] for example in examples], sites, where, ids)
+        asked = [self._ask(example, (), plan=_plain(example) if plain else None) for example in examples]
+        return capture(self.lm, [one.requests[0] for one in asked], sites, where, ids)
 
     def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
         """The method against the unedited model on its own responses; None where there is nothing to compare.
@@ -403,8 +414,8 @@ class System:
     def _base(self, example: Example, plan: Plan) -> Plan | None:
         if plan.changes:  # all streams stay in the batch, so that equal logits are equal bit by bit
             return Plan((plan.streams[0].bare(), *plan.streams[1:]), First())
-        plain = example.prompt()
-        return None if plan.streams[0].prompt == plain else Plan((Stream(plain),))
+        plain = _plain(example)
+        return None if plan.streams[0].prompt == plain.streams[0].prompt else plain
 
     def _ask(
         self,
@@ -437,6 +448,11 @@ class System:
     def _answer_ids(self, example: Example, text: str) -> tuple[int, ...]:
         ids = self.lm.encoder.answer(text, example.prompt().render()) if text else ()
         return ids or (min(self.lm.encoder.eos_ids, default=0),)
+
+
+def _plain(example: Example) -> Plan:
+    """The task's prompt without history, under the unedited model."""
+    return Plan((Stream(example.prompt()),))
 
 
 def _order(labels: Sequence[str], tokens: Sequence[int]) -> list[int]:

@@ -11,5 +11,6 @@ TASKS: dict[str, str] = {
     "lamp7": "harness.tasks.lamp:Lamp7",
     "persona": "harness.tasks.persona:Persona",
     "mmlu": "harness.tasks.mmlu:MMLU",
+    "delta_vectors": "harness.tasks.delta_vectors:DeltaVectors",
     "lm_eval": "harness.tasks.lm_eval_task:LmEvalTask",
 }
