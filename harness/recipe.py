@@ -189,12 +189,13 @@ class TrainsUsers(Trains):
     ) -> list[Learner]:
         """One a user, who learns from the history's own (input, output) pairs under what is frozen.
 
-        A pair's user has the earlier items alone, so what is retrieved into its prompt is never later than it.
+        A pair's user has the earlier items alone, so what is retrieved into its prompt is never later than it. A learner is
+        named after whose pairs they are: under `--control wrong_user` another user's adapter is just that.
         """
         newest = slice(-self.items, None) if self.items else slice(None)
         return [
             Learner(
-                user.id,
+                user.pairs[0].example.user.id if user.pairs else user.id,
                 [
                     Lesson(Stream(self.context.prompt(pair.example), edits, adapters), pair.targets[0])
                     for pair in user.pairs[newest]

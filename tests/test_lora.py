@@ -140,6 +140,12 @@ def test_another_users_history_changes_no_adapter(lm: LanguageModel) -> None:
     assert _equal(a[0], b[0]) and not _equal(a[1], b[1])
 
 
+def test_under_another_users_history_is_that_users_adapter(lm: LanguageModel) -> None:
+    method = LoRAP(**QUICK)
+    own, wrong = _fitted(method.adapt(Kit(lm), [USERS[0], User("new", USERS[0].history, USERS[0].pairs)], None))
+    assert _equal(own, wrong)
+
+
 def test_oppu_is_both_adapters_one_on_the_other_as_if_merged_and_merges_nothing(lm: LanguageModel) -> None:
     method = OPPU(**QUICK)
     shared = method.fit(Kit(lm), TRAIN)
