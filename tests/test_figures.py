@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from harness.figures import FIGURES, commands, draw, write
-from harness.records import find_runs
+from harness.records import MetricValue, find_runs
 
 RESULTS = Path(__file__).parents[1] / "results"
 DPS = [name for name in FIGURES if name.startswith("dps-")]
@@ -130,3 +130,133 @@ def test_figures_are_listed_and_drawn_without_torch(tmp_path):
     for words in (["list", "figures"], ["figure", "dps-4", "--results", RESULTS, "--output", tmp_path]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
         assert done.returncode == 0 and "dps-4" in done.stdout, done.stderr
+
+
+def _metric(value: float, n: int = 100) -> MetricValue:
+    return MetricValue(value=value, n=n, low=value - 0.05, high=value + 0.05)
+
+
+def _record(method: str, task: str, options: dict, metrics: dict, *, task_options: dict | None = None, **fields):
+    """A finished run of the method, its options the defaults where not given."""
+    from harness.records import DataConfig, MethodConfig, ModelConfig, RunConfig, RunRecord, SamplingConfig, TaskConfig
+    from harness.registry import method_class
+
+    fit_task = fields.pop("fit_task", None)
+    config = RunConfig(
+        model=ModelConfig(name="tiny", id="tiny", revision="abc", dtype="float32"),
+        method=MethodConfig(name=method, options={**method_class(method)().options(), **options}),
+        task=TaskConfig(name=task, options=task_options or {}),
+        data=DataConfig(description="lamp-mini", fingerprint="f00d", split="dev", fit_task=fit_task),
+        sampling=SamplingConfig(max_new_tokens=16),
+    )
+    values = {name: value if isinstance(value, MetricValue) else _metric(value) for name, value in metrics.items()}
+    return RunRecord(config=config, status="complete", metrics=values, **fields)
+
+
+def _points(ax) -> set[tuple[float, float]]:
+    """Every marker drawn, without the ends of intervals."""
+    lines = [line for line in ax.lines if line.get_marker() not in ("None", "", "_", "|")]
+    return {(float(x), round(float(y), 4)) for line in lines for x, y in zip(*line.get_data(), strict=True)}
+
+
+def _sweep(trait: str, scores: list[float], coherence: float = 90.0, **options) -> list:
+    return [
+        _record(
+            "persona_vector",
+            f"persona:{trait}",
+            {"layer": layer, **options},
+            {"trait": score, "coherence": coherence if layer else 40.0},
+        )
+        for layer, score in enumerate(scores)
+    ]
+
+
+def test_trait_scores_by_block_stand_beside_the_peaks_that_the_paper_prints():
+    records = [
+        *_sweep("christianity", [10, 50, 80]),
+        *_sweep("islam", [20, 60, 70]),
+        *_sweep("islam", [99, 98], control="random"),
+        *_sweep("judaism", [1, 2, 3], coefficient=2.0),
+    ]
+    left, right = draw("persona-1", records).axes
+    assert _points(left) == {(0, 10), (1, 50), (2, 80), (0, 20), (1, 60), (2, 70)}  # neither controls nor other sweeps
+    hollow = [line for line in left.lines if line.get_markerfacecolor() == "white"]
+    assert {float(x) for line in hollow for x in line.get_xdata()} == {0.0}  # where answers were incoherent
+    assert {(20.0, 96.0), (13.0, 52.0)} <= _points(right)
+    assert draw("persona-5", records) is None
+
+
+def test_mmlu_is_shown_without_and_with_mitigation_on_the_same_questions():
+    def run(method, accuracy, shots=0, **fields):
+        metrics = {"accuracy": accuracy, "accuracy/virology": accuracy + 0.1}
+        return _record(method, "mmlu", {}, metrics, task_options={"num_fewshot": shots}, **fields)
+
+    records = [
+        run("plain", 0.4),
+        run("clamp", 0.3, fit_task="persona:religion"),
+        run("persona_vector", 0.35, fit_task="persona:islam"),
+        run("clamp", 0.9, shots=5),
+    ]
+    (ax,) = draw("persona-6", records).axes
+    assert [bar.get_height() for bars in ax.containers if hasattr(bars, "patches") for bar in bars] == pytest.approx(
+        [0.4, 0.5, 0.3, 0.4]
+    )
+    (ax,) = draw("persona-7", records).axes
+    assert _points(ax) == {(0.4, 0.0), (0.3, 1.0), (0.35, 2.0)}
+    assert draw("persona-6", records[1:]) is None
+
+
+def test_trained_parameters_stand_beside_those_of_the_papers_tables():
+    stage = {"collective": {"parameters": 5000}, "personal": {"parameters": 600}}
+    records = [
+        _record("lora_c", "lamp2m", {"lr": 0.1}, {"accuracy": 0.5}, analysis={"collective": {"parameters": 9000}}),
+        _record("perfit", "lamp2m", {"lr": 0.1}, {"accuracy": 0.7}, analysis=stage),
+        _record("perfit", "lamp2m", {"lr": 0.1, "rank": 2}, {"accuracy": 0.1}, analysis=stage),
+        _record("lora_p", "lamp2m", {"lr": 0.1}, {"accuracy": 0.6}, analysis={"personal": {"parameters": 600}}),
+    ]
+    left, right = draw("perfit-9", records).axes
+    found = {tuple(point) for marks in left.collections if hasattr(marks, "get_sizes") for point in marks.get_offsets()}
+    assert found == {(9000.0, 0.5), (5000.0, 0.7), (600.0, 0.6)}  # a rank of its own is no perfit
+    assert _points(right) == {(6291456.0, 0.478), (4194304.0, 0.528), (6291456.0, 0.6), (524288.0, 0.63)}
+
+
+def test_ranks_that_were_not_run_stay_empty():
+    records = [
+        _record("perfit", "lamp2m", {"rank": a, "personal_rank": b}, {"accuracy": a / 10 + b / 100, "f1": 0.5})
+        for a, b in ((1, 1), (1, 2), (4, 1))
+    ]
+    figure = draw("perfit-10", records)
+    values = figure.axes[0].images[0].get_array()
+    assert values.filled(np.nan).tolist()[0] == pytest.approx([0.11, 0.12])
+    assert values.mask.tolist() == [[False, False], [False, True]]
+    assert "0.410\n± 0.050" in _text(figure) and draw("perfit-10", records[:2]) is None
+
+
+def test_single_blocks_and_numbers_of_blocks_are_told_apart():
+    layers = [[0], [1], [2], [0, 1, 2]]
+    records = [
+        _record("perfit", "lamp2m", {"layers": blocks}, {"accuracy": n / 10, "f1": n / 20})
+        for n, blocks in enumerate(layers)
+    ]
+    single, counts = draw("perfit-11", records).axes
+    assert [y for _, y in sorted(_points(single))] == pytest.approx([0, 0, 0.1, 0.05, 0.2, 0.1])
+    assert [y for _, y in sorted(_points(counts))] == pytest.approx([0.1, 0.05, 0.3, 0.15])  # one block: the middle
+
+
+def test_users_are_drawn_where_their_vectors_are():
+    content = {
+        "layer": 2,
+        "users": ["a", "b", "c"],
+        "coordinates": [[8.0, 1.0, 0.1], [7.0, -1.0, 0.2], [9.0, 2.0, -0.2]],
+        "mean": [8.0, 0.7, 0.0],
+        "closest": ["a"],
+        "middle": ["b"],
+        "farthest": ["c"],
+    }
+    record = _record(
+        "rag", "delta_vectors", {}, {}, task_options={"task": "lamp4"}, analysis={"delta_vectors": content}
+    )
+    (ax,) = draw("perfit-4", [record]).axes
+    assert _points(ax) == {(8.0, 1.0), (7.0, -1.0), (9.0, 2.0)} and "n = 3 users" in ax.get_title()
+    top, bottom = draw("perfit-2", [record]).axes
+    assert (8.0, 0.7) in _points(top) and len(bottom.collections) > 3

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.record_schema import RunRecord
@@ -25,6 +27,20 @@ FORMATS = ("png", "svg")
 
 _DPS = "harness run --method dps --task lamp2m"
 _CLUSTERS = "harness run --method dps --set clusters=4 --set samples=200 --task lamp2m --task lamp4"
+
+
+_DELTA = ("harness run --method rag --set k=1 --task delta_vectors --task_set task=lamp4",)
+_GRID = "harness sweep --method perfit --task lamp2m"
+_MMLU = "harness run --task mmlu --data MMLU_FOLDER"
+_TRAITS = (
+    *("christianity", "islam", "hinduism", "judaism"),
+    *("african_american", "asian_american", "native_american", "hispanic", "caucasian"),
+)
+
+
+def _sweep(*traits: str) -> str:
+    tasks = " ".join(f"--task persona:{trait}" for trait in traits)
+    return f"harness sweep --method persona_vector {tasks} --task_set prompts=tiny --judge lexicon --set layer=0..4"
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,69 @@ FIGURES: Mapping[str, Spec] = {
         "dps:routing",
         tuple(f"{_CLUSTERS} --set routing={routing}" for routing in ("hard", "soft")),
     ),
+    "persona-1": Spec(
+        "Trait scores by the block of the religion's vector",
+        "persona-bias paper, Figure 1",
+        "persona:religions",
+        (_sweep("christianity", "islam", "hinduism", "judaism"),),
+    ),
+    "persona-5": Spec(
+        "Trait scores by the block of the race's vector",
+        "persona-bias paper, Figure 5",
+        "persona:races",
+        (_sweep("african_american", "asian_american", "native_american", "hispanic", "caucasian"),),
+    ),
+    "persona-6": Spec(
+        "MMLU without and with mitigation",
+        "persona-bias paper, Figure 6",
+        "persona:categories",
+        (f"{_MMLU} --method plain", f"{_MMLU} --method clamp --fit_task persona:religion --fit_set prompts=tiny"),
+    ),
+    "persona-7": Spec(
+        "MMLU under persona vectors",
+        "persona-bias paper, Figure 7",
+        "persona:vectors",
+        (
+            f"{_MMLU} --method plain",
+            f"{_MMLU} --method clamp --fit_task persona:religion --fit_set prompts=tiny",
+            *(
+                f"{_MMLU} --method persona_vector --fit_task persona:{trait} --fit_set prompts=tiny"
+                for trait in _TRAITS
+            ),
+        ),
+    ),
+    "perfit-2": Spec("Shifts of users, collective and personal", "PerFit paper, Figure 2", "perfit:shifts", _DELTA),
+    "perfit-4": Spec(
+        "Users close to the collective shift and far from it", "PerFit paper, Figure 4", "perfit:neighbours", _DELTA
+    ),
+    "perfit-9": Spec(
+        "Metrics against trained parameters",
+        "PerFit paper, Figure 9",
+        "perfit:parameters",
+        ("harness run --method lora_c --method lora_p --method oppu --method perfit --task lamp2m --task lamp4",),
+    ),
+    "perfit-10": Spec(
+        "Metrics by collective and personal rank",
+        "PerFit paper, Figure 10",
+        "perfit:ranks",
+        (f"{_GRID} --set 'rank=1|2|4|8|16|32' --set 'personal_rank=1|2|4|8|16|32'",),
+    ),
+    "perfit-11": Spec(
+        "Metrics by the blocks shifted",
+        "PerFit paper, Figure 11",
+        "perfit:layers",
+        (f"{_GRID} --task lamp4 --set layers=0..4", f"{_GRID} --set 'layers=1,2,3|0,1,2,3,4'"),
+    ),
 }
+
+
+@cache
+def printed(id: str) -> Mapping[str, Any]:
+    """What the paper's text prints about points of the figure, as it stands in `published.yaml`."""
+    import yaml
+
+    found: Mapping[str, Any] = yaml.safe_load(files(__package__).joinpath("published.yaml").read_text("utf-8"))
+    return found[id]
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def sheet(
 def legend(figure: Figure, ax: Axes) -> None:
     """Under the axes, where it hides nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
 
 
 def looks() -> AbstractContextManager[None]:
