@@ -21,7 +21,7 @@ The number of heads is upstream's default, 50; the paper tunes it per task from 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -134,6 +134,16 @@ class DeCoRe(Method):
         if idle:
             lines.append(f"decore: {idle} of the {len(chosen)} heads never copy; lower --set heads=...")
         return lines
+
+    def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
+        """`heads`: all that are ranked as [layer, head, score], best first; the `k` best are the retrieval heads."""
+        from harness.head_maps import rounded
+
+        chosen = self._chosen(shared)
+        assert shared is not None
+        ranked, scores = shared.meta["heads"], shared.meta["scores"] or [None] * len(shared.meta["heads"])
+        found = [[*head, score and rounded(score)] for head, score in zip(ranked, scores, strict=True)]
+        return {"k": len(chosen), "heads": found}
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         heads = self._masked(shared)

@@ -101,6 +101,17 @@ def test_fifty_heads_are_masked_or_a_tenth_of_a_small_model(layers: int, heads: 
     assert len(DeCoRe()._chosen(_fitted(heads=ranked, layers=layers, heads_a_layer=heads))) == expected
 
 
+def test_a_record_keeps_the_ranking_and_how_many_are_masked() -> None:
+    fitted = _fitted()
+    found = DeCoRe(heads=2).analysis(fitted, {})
+    assert found["k"] == 2
+    assert found["heads"] == [
+        [*head, score] for head, score in zip(fitted.meta["heads"], fitted.meta["scores"], strict=True)
+    ]
+    unscored = DeCoRe(heads=2).analysis(_fitted(scores=[]), {})
+    assert [score for _, _, score in unscored["heads"]] == [None] * len(fitted.meta["heads"])
+
+
 def test_a_ranking_that_means_nothing_is_an_error_or_a_warning() -> None:
     assert list(DeCoRe().review(_fitted())) == []
     assert DeCoRe(heads=3).review(_fitted()) == ["decore: 1 of the 3 heads never copy; lower --set heads=..."]
