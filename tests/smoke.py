@@ -72,6 +72,7 @@ def main(folder: Path) -> None:
     harness("table", says="dps-1")
     harness("leaderboard", says="leaderboard.md")
     harness("leaderboard --check")
+    harness("report", says="report/index.html")
     harness("data mini mini")
     harness("run --method rag --task lamp4 --data mini --users 2 --export lamp", says="predictions.json")
     if (ROOT / "results").is_dir():

@@ -205,7 +205,7 @@ def _table(grid: Grid) -> dict[str, Any]:
                 "starts_block": line.starts_block,
                 "cells": [
                     {
-                        "text": entry.text,
+                        "text": f"{entry.text}!" if entry.outside else entry.text,
                         "best": entry.best,
                         "beside": " ".join(filter(None, [entry.half_width(), f"n={entry.n}" if entry.n else ""])),
                         "marks": ",".join(entry.marks),
@@ -218,6 +218,8 @@ def _table(grid: Grid) -> dict[str, Any]:
         ],
         "notes": [
             f"Published: {table.place}.",
+            "±: half the 95 % interval. difference: measured minus published; ! where the published number is outside "
+            "the measured interval by more than its rounding. Bold: best of its column.",
             *(f"†{letter}: {reason}" for letter, reason in reasons.items()),
             *(f"Note {at}: {erratum}." for at, erratum in enumerate(grid.errata, start=1)),
             *(f"{remark}." for remark in grid.remarks),

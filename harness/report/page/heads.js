@@ -1,6 +1,7 @@
 // The head atlas: what every head of a model contributes to a method's score, and whether methods and clusters agree on the best.
 "use strict";
 
+/** What a method ranks heads by. */
 const MEASURES = { dps: "PCS", decore: "retrieval score" };
 
 report.views.push({

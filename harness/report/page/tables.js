@@ -103,7 +103,7 @@ report.views.push({
 /** Points against plain at the origin: right is better general ability, up is better personalization. */
 function tradeOff(chosen) {
   const { runs } = report.data.get("runs");
-  const [width, height, margin] = [760, 460, 56];
+  const [width, height, margin] = [760, 460, 76];
   const across = axis(chosen.points.map((point) => point.utility), margin, width - 16);
   const up = axis(chosen.points.map((point) => point.gain), height - margin, 16);
   const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${chosen.gain} against ${chosen.utility}` });
