@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from harness.errors import HarnessError
 from harness.figures import FIGURES, commands, draw, write
 from harness.records import MetricValue, find_runs
 
@@ -108,11 +109,22 @@ def test_a_figure_can_be_of_another_task(records):
     assert draw("dps-3", records, task="mmlu") is None
 
 
-def test_commands_are_lines_that_the_command_line_takes(harness):
-    for name in FIGURES:
-        for command in commands(name, "tiny"):
-            words = command.split(" ", 1)
-            assert words[0] == "harness" and harness(f"{words[1]} --help").code == 0
+def test_the_commands_are_right_up_to_loading_the_model(harness, monkeypatch):
+    def stop(*_: object):
+        raise HarnessError("the model would be loaded now")
+
+    monkeypatch.setattr("harness.cli_run.load", stop)
+    monkeypatch.setattr("harness.cli_sweep.load", stop)
+    for command in dict.fromkeys(command for name in FIGURES for command in commands(name, "tiny")):
+        program, words = command.split(" ", 1)
+        done = harness(words)
+        wanted = "MMLU_FOLDER holds no" if "--task mmlu" in command else "the model would be loaded now"
+        assert program == "harness" and wanted in done.error(), command
+
+
+def test_commands_for_another_model_leave_the_embedded_models_words_out():
+    (sweep,) = commands("persona-1", "qwen2.5-7b")
+    assert "tiny" not in sweep and "--judge openai/JUDGE" in sweep and "layer=0..LAST_BLOCK --model qwen2.5-7b" in sweep
 
 
 def test_mistakes_are_one_line(harness):

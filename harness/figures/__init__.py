@@ -121,7 +121,7 @@ FIGURES: Mapping[str, Spec] = {
         "Metrics by collective and personal rank",
         "PerFit paper, Figure 10",
         "perfit:ranks",
-        (f"{_GRID} --set 'rank=1|2|4|8|16|32' --set 'personal_rank=1|2|4|8|16|32'",),
+        (f"{_GRID} --set 'rank=1|4|16|32' --set 'personal_rank=1|4|16|32'",),
     ),
     "perfit-11": Spec(
         "Metrics by the blocks shifted",
@@ -203,8 +203,21 @@ def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, tas
 
 
 def commands(id: str, model: str | None = None) -> tuple[str, ...]:
-    """What makes the figure's records."""
-    return tuple(f"{command} --model {model}" if model else command for command in FIGURES[id].commands)
+    """What makes the figure's records; for other models than the embedded one, with words in capitals to be filled in."""
+    given = FIGURES[id].commands
+    if model not in (None, "tiny"):
+        for words, others in _NOT_TINY.items():
+            given = tuple(command.replace(words, others) for command in given)
+    return tuple(f"{command} --model {model}" if model else command for command in given)
+
+
+_NOT_TINY = {
+    " --task_set prompts=tiny": "",
+    " --fit_set prompts=tiny": "",
+    "--judge lexicon": "--judge openai/JUDGE",
+    "=0..4": "=0..LAST_BLOCK",
+    "|0,1,2,3,4": "|0,1,...,LAST_BLOCK",
+}
 
 
 def _named(ids: Sequence[str]) -> list[str]:
