@@ -5,7 +5,7 @@ LaMP-Benchmark/LaMP@38c9d4d. Files: https://lamp-benchmark.github.io/download, o
     [{"id": "310", "input": "Generate a headline for the following article: ...", "profile": [{"id", "text", "title"}]}]
     {"task": "LaMP_4", "golds": [{"id": "310", "output": "Social Media Gone Awry: Tips for Teens to Stay Safe"}]}
 The time split adds `user_id` to a question and `date` to a profile item. `lamp2m` (movie tags) and `lamp2n` (news
-categories) are both called LaMP_2; the wording of the input tells which it is.
+categories) are both called LaMP_2; the wording of the input tells which it is. OPPU's files are read too, see `oppu_data`.
 Differs from the official evaluation: a lenient parse stands beside the official one; see also `harness.metrics`.
 """
 
@@ -16,17 +16,18 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
 from harness import metrics
-from harness.data import Example, Labelled, User
+from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
-from harness.tasks import lamp_prompts
+from harness.tasks import lamp_prompts, oppu_data
 
 if TYPE_CHECKING:
     from harness.system import System
@@ -39,18 +40,23 @@ MINI = "lamp-mini"
 class Lamp(Task):
     """What all eight share: files, users, prompts. `data` (or $HARNESS_DATA) is the folder of all tasks or of one.
 
-    `split_by="time"` looks in `time/` first, and insists on dates and user ids.
+    `split_by="time"` looks in `time/` first, and insists on dates and user ids. With `most_active=100` the 100 users with
+    the longest histories among the dev questions are evaluated, and all but them are the train split, as OPPU and PerFit
+    have it.
     """
 
     folders: ClassVar[tuple[str, ...]] = ()
     """Further places of the task's files below `data`, looked at before the official one."""
     max_new_tokens: ClassVar[int] = 64
 
-    def __init__(self, data: str | None = None, split_by: str = "user") -> None:
+    def __init__(self, data: str | None = None, split_by: str = "user", most_active: int | None = None) -> None:
         if split_by not in ("user", "time"):
             raise UsageError(f"split_by={split_by!r} is not valid; choose from 'user', 'time'")
+        if most_active is not None and most_active < 1:
+            raise UsageError(f"most_active={most_active} leaves nobody to evaluate; allowed: most_active >= 1")
         self.data = data or os.environ.get("HARNESS_DATA") or MINI
         self.split_by = split_by
+        self.most_active = most_active
         self._splits: dict[str, _Split] = {}
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
@@ -63,6 +69,8 @@ class Lamp(Task):
                 break
             full = selection.users is not None and len(users) >= selection.users
             if user in selection.exclude_users or (full and user not in users):
+                continue
+            if self.most_active and (user in self._active) == (selection.split == "train"):
                 continue
             users.add(user)
             chosen.append(index)
@@ -78,6 +86,20 @@ class Lamp(Task):
         if self.data == MINI:
             return f"{self.name}: lamp-mini (synthetic, embedded); real data: 'harness data get {self.name}'"
         return f"{self.name}: LaMP's {self.split_by} split in {self.data}"
+
+    def questions_file(self, split: str) -> Path:
+        """Where the split's questions are. Raises DataMissing where they are not."""
+        oppu = oppu_data.find(self.name, Path(self.data).expanduser(), split)
+        return oppu or _find(self, f"{split}_questions.json", split)
+
+    @cached_property
+    def _active(self) -> frozenset[str]:
+        """The users with the longest histories among the dev questions, the first in file order of equals."""
+        longest: dict[str, int] = {}
+        for question in self._split("dev").questions:
+            user = _user_id(question)
+            longest[user] = max(len(question["profile"]), longest.get(user, 0))
+        return frozenset(sorted(longest, key=lambda user: -longest[user])[: self.most_active])
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
         targets = {item.example.id: item.targets for item in items}
@@ -112,10 +134,13 @@ class Lamp(Task):
     def _labelled(self, split: _Split, index: int) -> Labelled:
         question = split.questions[index]
         text, user = question["input"], _user_id(question)
+        profile = question["profile"]
         try:
-            history = lamp_prompts.history(self.name, question["profile"], dated=self.split_by == "time")
+            if id(profile) not in split.histories:
+                split.histories[id(profile)] = lamp_prompts.history(self.name, profile, dated=self.split_by == "time")
         except ValueError as problem:
             raise split.broken(index, str(problem)) from None
+        history = split.histories[id(profile)]
         pairs = lamp_prompts.HistoryPairs(self.name, user, lamp_prompts.frame(self.name, text), history)
         query, template = lamp_prompts.query(self.name, text), lamp_prompts.LampTemplate(self.name)
         example = Example(str(question["id"]), User(user, history, pairs), text, query, template)
@@ -273,6 +298,8 @@ class _Split:
     questions: list[dict[str, Any]]
     golds: dict[str, str] | None
     sha256: str
+    histories: dict[int, tuple[Record, ...]] = field(default_factory=dict)
+    """Of profiles by their id(): OPPU's questions of one user share theirs, and what retrieval makes of it."""
 
     def broken(self, index: int, problem: str) -> DataMissing:
         return DataMissing(f"{self.source}: record {index} (id {self.questions[index].get('id')!r}): {problem}")
@@ -299,10 +326,18 @@ def _read_mini(task: Lamp, split: str) -> _Split:
 
 
 def _read_files(task: Lamp, split: str) -> _Split:
-    questions_file = _find(task, f"{split}_questions.json", split)
-    golds_file = questions_file.with_name(f"{split}_outputs.json")
+    questions_file = task.questions_file(split)
     content = _content(questions_file)
-    checked = _Split(str(questions_file), _questions(task, questions_file, content), None, _sha256(content))
+    parsed, own_golds = _parse(questions_file, content), None
+    if oppu_data.is_oppu(questions_file):
+        try:
+            parsed, own_golds = oppu_data.questions(parsed)
+        except ValueError as problem:
+            raise DataMissing(f"{questions_file}: {problem}") from None
+    checked = _Split(str(questions_file), _questions(task, questions_file, parsed), None, _sha256(content))
+    if own_golds is not None:
+        return replace(checked, golds=_golds(task.name, questions_file, {"golds": own_golds}))
+    golds_file = questions_file.with_name(f"{split}_outputs.json")
     if not golds_file.is_file():
         if split == "test":  # LaMP keeps these for its leaderboard
             return checked
@@ -346,8 +381,7 @@ def _parse(file: Path, content: bytes) -> Any:
         raise DataMissing(f"{file} is not valid JSON ({error}); it may be truncated, fetch it again") from None
 
 
-def _questions(task: Lamp, file: Path, content: bytes) -> list[dict[str, Any]]:
-    questions = _parse(file, content)
+def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
     if not isinstance(questions, list):
         raise DataMissing(f"{file}: expected a list of questions, found {type(questions).__name__}")
     seen: set[str] = set()

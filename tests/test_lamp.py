@@ -157,6 +157,53 @@ def test_time_split_orders_history_by_date_and_takes_user_ids(tmp_path):
     assert entry.example.user.history[0].fields.keys() == {"text", "title"}
 
 
+def active(tmp_path: Path, split: str) -> list[str]:
+    task = Lamp4(data=str(tmp_path), split_by="time", most_active=2)
+    return [item.example.user.id for item in task.items(Selection(split))]
+
+
+def test_the_most_active_users_are_evaluated_and_the_train_split_is_the_others(tmp_path):
+    def asked(ident: str, user: str, items: int) -> dict[str, Any]:
+        return question(ident, [item(f"{ident}{n}", date="2015-01-01") for n in range(items)], user_id=user)
+
+    write(
+        tmp_path / "time/LaMP_4/dev", [asked("1", "a", 1), asked("2", "b", 3), asked("3", "c", 2), asked("4", "b", 1)]
+    )
+    write(tmp_path / "time/LaMP_4/train", [asked("5", "a", 9), asked("6", "b", 1), asked("7", "d", 0)], split="train")
+    assert active(tmp_path, "dev") == ["b", "c", "b"]
+    assert active(tmp_path, "train") == ["a", "d"]
+    with pytest.raises(UsageError, match="most_active=0 leaves nobody"):
+        Lamp4(most_active=0)
+
+
+def test_oppus_files_are_the_same_users_as_lamps(tmp_path):
+    users = [
+        {"user_id": 7, "profile": [item("a"), item("b")], "query": [question("1"), question("2")]},
+        {"user_id": 8, "profile": [item("c")], "query": [question("3")]},
+    ]
+    for user in users:
+        user["query"] = [{"id": q["id"], "input": q["input"], "gold": f"gold {q['id']}"} for q in user["query"]]
+    folder = tmp_path / "data/news_headline"
+    folder.mkdir(parents=True)
+    (folder / "user_top_100_history.json").write_text(json.dumps(users[:1]))
+    (folder / "user_others.json").write_text(json.dumps(users[1:]))
+    for data in (tmp_path / "data", folder):
+        first, second = load(data)
+        assert first.example.user.id == "7" and second.targets == ("gold 2",)
+        assert first.example.user.history is second.example.user.history
+        (other,) = Lamp4(data=str(data)).items(Selection("train"))
+        assert (other.example.user.id, other.targets) == ("8", ("gold 3",))
+    del users[0]["query"][0]["gold"]
+    (folder / "user_top_100_history.json").write_text(json.dumps(users))
+    with pytest.raises(
+        DataMissing, match=r"history.json: user 0 \(user_id 7\): a query should have id, input and gold"
+    ):
+        load(folder)
+    (folder / "user_top_100_history.json").write_text(json.dumps({"golds": []}))
+    with pytest.raises(DataMissing, match="expected a list of users, found dict"):
+        load(folder)
+
+
 def test_user_split_has_a_user_a_question_in_file_order(tmp_path):
     write(tmp_path, [question("5", [item("b"), item("a")])])
     (entry,) = load(tmp_path)
