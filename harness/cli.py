@@ -13,6 +13,7 @@ from harness.cli_compare import compare, figure
 from harness.cli_judge import judge_app, score
 from harness.cli_run import Set, fit, run
 from harness.cli_sweep import sweep
+from harness.cli_table import table
 from harness.cli_vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
 
@@ -30,6 +31,7 @@ app.command()(sweep)
 app.command()(score)
 app.command()(compare)
 app.command()(figure)
+app.command()(table)
 
 LISTS = ("methods", "tasks", "models", "retrievers", "tables", "figures")
 
@@ -144,32 +146,6 @@ def show(
     from harness.show import find_run, show_runs
 
     print(show_runs([find_run(folder) for folder in (run_folder, *beside)], samples))
-
-
-@app.command()
-def table(
-    ids: Annotated[list[str] | None, typer.Argument(help="Such as dps-1; all of them by default.")] = None,
-    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
-    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
-    model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
-    published_only: Annotated[bool, typer.Option("--published-only", "--published_only")] = False,
-    measured_only: Annotated[bool, typer.Option("--measured-only", "--measured_only")] = False,
-) -> None:
-    """The papers' tables, published and measured values side by side."""
-    from harness.tables import render
-
-    color = fmt == "terminal" and sys.stdout.isatty()
-    print(
-        render(
-            ids or (),
-            results,
-            fmt,
-            model=model,
-            published_only=published_only,
-            measured_only=measured_only,
-            color=color,
-        )
-    )
 
 
 @app.command()

@@ -5,7 +5,8 @@ HarnessError                 exit 1   the run itself failed
 ├── ContextTooLong           exit 1   a prompt that cannot be cut any further; a run counts the sample and goes on
 ├── UserFailed               exit 1   a user's state that could not be made; a run counts their samples and goes on
 ├── UnsupportedModel         exit 2   no row in sites.py for this architecture
-└── DataMissing              exit 4   a file, split, model or field that is not there; says what to fetch and where to put it
+├── DataMissing              exit 4   a file, split, model or field that is not there; says what to fetch and where to put it
+└── OutsideTolerance         exit 5   measured numbers that are not the published ones
 
 The message is one line: what was given, what is allowed, the next step.
 """
@@ -40,6 +41,10 @@ class UserFailed(HarnessError):
 
 class DataMissing(HarnessError):
     exit_code = 4
+
+
+class OutsideTolerance(HarnessError):
+    exit_code = 5
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

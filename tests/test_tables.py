@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -15,12 +16,19 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import typer
 
+from harness.cell import Settings, grid
+from harness.cli import app
 from harness.errors import UsageError
 from harness.flops import SIZES
-from harness.records import Health, MetricValue, RunConfig, RunFolder, RunRecord
-from harness.tables import FORMATS, TABLES, formats, grids, parameters, published, render, table
+from harness.records import Health, MetricValue, RunConfig, RunFolder, RunRecord, TaskConfig
+from harness.registry import MODELS
+from harness.sweep import points
+from harness.tables import FORMATS, TABLES, commands, formats, grids, parameters, published, render, table
 from harness.tables.differences import verdict
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 Configs = Callable[..., RunConfig]
 Records = Callable[..., RunRecord]
@@ -185,6 +193,7 @@ def test_words_have_no_value_and_round_figures_do():
 def test_a_row_of_parameters_says_which_stage_each_number_is_of():
     (row,) = (row for row in table("perfit-2").rows if row.keys.get("metric") == "parameter_reduction")
     keys = {"model": "llama2-7b", "method": "perfit", "task": "lamp2n", "metric": "parameter_reduction"}
+    keys["split_by"] = "time"
     assert [cell.keys for cell in row.cells[:2]] == [{**keys, "stage": "1"}, {**keys, "stage": "2"}]
 
 
@@ -373,7 +382,8 @@ def test_an_ablation_fills_its_own_row_alone(tmp_path: Path, save, run_config: C
     assert measured(tmp_path, "perfit-3") == {}
     cells = measured(tmp_path, "perfit-4")
     assert {method for _, method, _, _ in cells} == {"perfit ablation=stage1"}
-    assert cells["llama2-7b", "perfit ablation=stage1", "lamp4", "rouge1"]["not_comparable"] == []
+    reasons = cells["llama2-7b", "perfit ablation=stage1", "lamp4", "rouge1"]["not_comparable"]
+    assert reasons == ["lamp4 of the user split, published time split"]
 
 
 def test_one_model_can_be_shown_alone(tmp_path: Path, save, run_config: Configs, run_record: Records):
@@ -430,6 +440,103 @@ def test_a_verdict_names_each_cell_outside(tmp_path: Path, save, run_config: Con
     assert found.outside == (
         "dps-1 llama3-8b dps lamp4 rouge1: measured - published = +0.0213, 95 % 0.1900 to 0.2100, n=1925",
     )
+
+
+def test_check_exits_5_and_names_the_cells_on_stderr(
+    tmp_path: Path, save, harness, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config(method="dps"), rouge1=0.1787))
+    done = harness(f"table dps-1 --check --results {tmp_path}")
+    assert (done.code, done.err) == (0, "1 comparable cells, none outside tolerance\n")
+    save(run_record(run_config(method="cad"), rouge1=0.5))
+    done = harness(f"table dps-1 --check --results {tmp_path}")
+    assert done.code == 5
+    assert "dps-1 llama3-8b cad lamp4 rouge1: measured - published = +0.3319" in done.err
+    assert done.error() == "harness: 1 of 2 comparable cells are outside tolerance"
+    assert done.out.startswith("dps-1: Results")
+
+
+def test_no_committed_record_is_outside_tolerance():
+    assert verdict(grids([], RESULTS)).outside == ()
+
+
+# What is missing
+
+
+def cells_of(command: str) -> set[tuple[str, str, str, str]]:
+    """(model, method, option, task with its settings) of every run that a command makes; raises where an option does not exist."""
+    words = shlex.split(command)
+    assert words[0] == "harness"
+    group = typer.main.get_command(app)
+    sub = group.get_command(None, words[1])  # type: ignore[attr-defined]
+    given = sub.make_context(words[1], words[2:]).params
+    if words[1] == "data":
+        return set()
+    settings = points(given["settings"]) if words[1] == "sweep" else {"": given["settings"]}
+    methods = [given["method"]] if words[1] == "sweep" else given["method"]
+    return {
+        (given["model"], cell.method_name, " ".join(chosen), " ".join([cell.task_name, *given["task_settings"]]))
+        for chosen in settings.values()
+        for cell in grid(methods, given["task"], Settings(), chosen, given["task_settings"], fit_task=given["fit_task"])
+    }
+
+
+def test_what_is_missing_is_exactly_the_cells_that_nothing_fills(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config(method="cad"), rouge1=0.2))
+    save(run_record(run_config(method="dps", limit=20), rouge1=0.2))  # cannot be compared
+    lines = commands(["dps-1", "dps-2"], tmp_path)
+    asked = [cell for line in lines for cell in cells_of(line)]
+    wanted = {
+        (row.keys["model"], row.keys["method"], "", column.keys["task"])
+        for id in ("dps-1", "dps-2")
+        for row in table(id).rows
+        for column in table(id).columns
+    }
+    assert set(asked) == wanted - {("llama3-8b", "cad", "", "lamp4")}
+    assert len(asked) == len(set(asked))
+    runs = [line for line in lines if line.startswith("harness run")]
+    assert len(runs) == 4  # a load a model, and one more for the method that has a cell
+
+
+@pytest.mark.parametrize("model", [None, "tiny", "org/other"])
+def test_every_command_can_be_given_and_asks_for_each_row_once(tmp_path: Path, model: str | None):
+    lines = commands([], tmp_path, model=model)
+    asked = [cell for line in lines for cell in cells_of(line)]
+    assert len(asked) == len(set(asked))
+    assert {"k=1", "k=2", "k=4"} <= {
+        options for _, method, options, task in asked if method == "rag" and task.startswith("lamp4")
+    }
+    assert {f"ablation={name}" for name in ("stage1", "stage2_cp", "stage2_p")} <= {
+        options for _, _, options, _ in asked
+    }
+    assert {cell[0] for cell in asked} == ({model} if model else {*MODELS} - {"tiny", "llama3.2-1b", "vicuna-13b"})
+    assert [line for line in lines if "--data" in line] == (
+        [] if model else [line for line in lines if "--model" in line and re.search("task[ =]lamp", line)]
+    )
+
+
+def test_nothing_of_tiny_is_missing_in_tables_whose_records_are_committed(harness: Callable):
+    done = harness(f"table dps-1 dps-2 dps-3 --missing --model tiny --results {RESULTS}")
+    assert (done.code, done.out, done.err) == (0, "", "nothing is missing\n")
+
+
+def test_downloads_are_asked_for_where_the_folder_lacks_the_files(tmp_path: Path):
+    folder = tmp_path / "my files"
+    (folder / "LaMP_5" / "dev").mkdir(parents=True)
+    (folder / "LaMP_5" / "dev" / "dev_questions.json").write_text("[]")
+    lines = commands(["dps-1"], tmp_path, data=str(folder))
+    assert lines[:2] == [f"harness data get {task} --split user --dest '{folder}'" for task in ("lamp4", "lamp7")]
+    assert all(line.endswith(f"--data '{folder}' --output_path {tmp_path}") for line in lines[2:])
+
+
+def test_a_comparison_is_asked_for_once_its_two_runs_are_there(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    runs = [save(run_record(run_config(method=method), rouge1=0.2)) for method in ("cad", "dps")]
+    folders = [str(tmp_path / "llama3-8b" / "lamp4" / f"{run.config.method.name}-{run.hash}") for run in runs]
+    assert commands(["dps-4"], tmp_path) == [f"harness judge pairs {folders[0]} {folders[1]} --judge openai/gpt-5.2"]
 
 
 # The papers' arithmetic
@@ -548,6 +655,58 @@ def test_the_released_dola_of_titles_has_a_part_of_the_items(released: Path):
     assert run["total_samples"] == 973
 
 
+# Users' vectors and the data
+
+
+def test_ranks_of_user_vectors_stand_under_the_papers(tmp_path: Path, run_config: Configs, run_record: Records):
+    def save(model: str, task: str, k: int, n: int, **metrics: float) -> None:
+        config = run_config("rag", "delta_vectors", model, options={"k": k})
+        config = config.model_copy(update={"task": TaskConfig(name="delta_vectors", options={"task": task})})
+        record = run_record(config, n=n, **metrics)
+        with RunFolder.open(tmp_path, config) as folder:
+            folder.write(record)
+
+    save("llama2-7b", "lamp2n", 1, 274, rank80=1.0, per_mille80=3.6496)
+    save("llama2-7b", "lamp5", 1, 99, rank80=4.0, per_mille80=40.4)
+    save("tiny", "lamp4", 5, 200, rank80=2.0, per_mille80=10.0)
+    (made,) = json.loads(render(["perfit-1"], tmp_path, "json"))
+    cells = {(c["source"], c["model"], c["task"], c["metric"], c["energy"]): c for c in made["cells"]}
+    same = cells["difference", "llama2-7b", "lamp2n", "per_mille", "0.8"]
+    assert (same["printed"], same["outside_tolerance"]) == ("+0.00", False)
+    assert cells["measured", "llama2-7b", "lamp5", "rank", "0.8"]["not_comparable"] == ["99 users, the paper has 14581"]
+    assert cells["measured", "tiny", "lamp4", "rank", "0.8"]["not_comparable"] == ["rag with k=5"]
+    asked = [line for line in commands(["perfit-1"], tmp_path) if line.startswith("harness run")]
+    assert [task for task in ("lamp2n", "lamp5", "lamp7") if f"task={task}" in "".join(asked)] == ["lamp5", "lamp7"]
+
+
+def test_statistics_are_counted_in_the_files_given(tmp_path: Path):
+    folder = tmp_path / "LaMP_7" / "dev"
+    folder.mkdir(parents=True)
+    texts, profile = ["a b c", "d e f g h"], [{"id": "1", "text": "t"}, {"id": "2", "text": "u"}]
+    questions = [
+        {"id": str(i), "user_id": "u", "input": f"Paraphrase the following tweet: {text}", "profile": profile}
+        for i, text in enumerate(texts)
+    ]
+    (folder / "dev_questions.json").write_text(json.dumps(questions))
+    golds = [{"id": str(i), "output": "one two"} for i in range(2)]
+    (folder / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_7", "golds": golds}))
+
+    def counted(id: str) -> dict[str, str]:
+        (made,) = json.loads(render([id], tmp_path, "json", data=str(tmp_path)))
+        return {c["metric"]: c["printed"] for c in made["cells"] if c["source"] == "measured"}
+
+    assert counted("dps-5") == {"type": "Gen.", "users": "1", "instances": "2"}
+    assert counted("perfit-5") == {
+        "users": "- / 1", "queries": "2", "history_items": "2.0", "input_length": "8.0", "output_length": "2.0",
+    }  # fmt: skip
+
+
+def test_the_embedded_users_are_counted_where_no_files_are_given(tmp_path: Path):
+    (made,) = json.loads(render(["dps-5"], tmp_path, "json"))
+    users = [c for c in made["cells"] if (c["source"], c["metric"]) == ("measured", "users")]
+    assert {(c["printed"], *c["not_comparable"]) for c in users} == {("200", "synthetic lamp-mini data")}
+
+
 # What decoding costs
 
 
@@ -653,7 +812,7 @@ def test_what_is_bold_is_what_has_a_star(results: Path):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal_layout_fits_the_terminal_and_shows_every_cell(results: Path, width: int):
-    text = render([], Path(__file__).parents[1] / "results", width=width)
+    text = render([], RESULTS, width=width)
     assert max(map(len, text.splitlines())) <= width
     shown = render(["dps-1"], results, width=width)
     assert all(cell.text in shown for row in table("dps-1").rows for cell in row.cells)
@@ -667,14 +826,13 @@ def test_a_terminal_says_n_once_and_where_it_differs(tmp_path: Path, save, run_c
 
 
 def test_tables_of_the_committed_records_are_printed_without_torch_in_under_two_seconds():
-    committed = Path(__file__).parents[1] / "results"
     code = """
 import pathlib, sys, time
 from harness.tables import render
 render([], pathlib.Path(sys.argv[1]))
 print("torch" in sys.modules, time.process_time() < 2)
 """
-    command = [sys.executable, "-c", code, str(committed)]
+    command = [sys.executable, "-c", code, str(RESULTS)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False True\n"
 
 

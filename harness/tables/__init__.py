@@ -63,6 +63,15 @@ def grids(
     return made
 
 
+def commands(ids: Sequence[str], results: Path, *, model: str | None = None, data: str | None = None) -> list[str]:
+    """What would fill the tables `ids` (all of them if empty), one command a line; see `missing.commands`."""
+    tables = [table(id) for id in ids or TABLES]
+    from harness.tables import missing
+    from harness.tables.sources import Sources
+
+    return missing.commands(tables, Sources(Path(results), data), model)
+
+
 def render(
     ids: Sequence[str],
     results: Path,

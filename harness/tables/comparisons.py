@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness.pair_record import DIMENSIONS, PairRecord
+from harness.record_schema import RunRecord, SelectionConfig
 from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
+from harness.tables.measured import changed_options
+from harness.tables.missing import Gap
 from harness.tables.published import Table
 from harness.tables.sources import Sources, View
 
@@ -38,6 +42,38 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
             "nothing compared yet: 'harness judge pairs RUN_A RUN_B' writes the records this table reads"
         )
     return grid
+
+
+def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap | str]:
+    """The comparison by the paper's judge, or the two runs it needs, of the first model of the paper that has them."""
+    judge = next(row.keys["evaluator"] for row in table.rows if row.keys["evaluator"] != "human")
+    models = list(table.names["model"]) if model is None else [model]
+    for _, record in sources.comparisons:
+        if _fits(record, table) and record.config.runs[0].model.name in models and _evaluator(record, table) == judge:
+            return
+    methods = [column.keys["method"] for column in table.columns]
+    for name in models:
+        runs = [_latest(sources.records, name, method, table.keys["task"]) for method in methods]
+        if all(runs):
+            data = ["--data", sources.data] if sources.data else []
+            folders = [str(run.folder) for run in runs if run]
+            yield shlex.join(["harness", "judge", "pairs", *folders, "--judge", f"openai/{judge}", *data])
+            return
+    official = models[0] in table.names["model"]
+    yield from (Gap(models[0], method, table.keys["task"], official=official) for method in methods)
+
+
+def _latest(records: Sequence[RunRecord], model: str, method: str, task: str) -> RunRecord | None:
+    """Of the method as it is by default, on all items."""
+    found = [
+        record
+        for record in records
+        if (record.config.model.name, record.config.method.name, record.config.task.name) == (model, method, task)
+        and record.status == "complete"
+        and record.config.selection == SelectionConfig()
+        and not changed_options(record)
+    ]
+    return max(found, key=lambda record: record.started or "", default=None)
 
 
 def _with_differences(measured: Sequence[Line], published: Sequence[Line]) -> Iterator[Line]:

@@ -16,6 +16,7 @@ from harness.flops import SIZES, Sizes, decoding, dps_estimate
 from harness.record_schema import RunRecord
 from harness.tables.grid import Entry, Grid, Line, Source
 from harness.tables.measured import Run, is_another_method
+from harness.tables.missing import Gap
 from harness.tables.published import Table
 from harness.tables.sources import Sources, View
 
@@ -45,6 +46,14 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
         if any(line.source == "measured" for line in grid.lines):
             grid.remarks.append("measured = seconds of the whole run by its samples, grading included")
     return grid
+
+
+def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
+    """The pair of runs on headlines that shows what decoding took, where there is none of the model on any task."""
+    of_paper = {row.keys["model"] for row in table.rows}
+    for name in sorted(of_paper) if model is None else [model]:
+        if not any(pairs(sources.records, name)):
+            yield from (Gap(name, method, "lamp4", official=name in of_paper) for method in _STREAMS)
 
 
 def _published(table: Table, model: str, length: int) -> Iterator[Line]:

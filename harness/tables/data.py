@@ -6,7 +6,7 @@ split alone, which is quick to make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
@@ -15,6 +15,7 @@ from harness.data import Labelled
 from harness.errors import DataMissing
 from harness.registry import task_class
 from harness.tables.grid import MISSING, Entry, Grid, Line
+from harness.tables.missing import DOWNLOADED, data_get, has_files
 from harness.tables.published import Table
 from harness.tables.sources import Sources, View
 from harness.task import Selection
@@ -45,12 +46,16 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     grid = Grid(table)
     data, found = sources.data or MINI, False
     for row in table.rows:
-        lines = [Line.printed(table, row)] if view.published else []
-        splits = _splits(row.keys["task"], data) if view.measured else {}
+        lines, task = [Line.printed(table, row)] if view.published else [], row.keys["task"]
+        by_time = data != MINI and "split_by" in table.keys and has_files(task, data, table.keys["split_by"])
+        splits = _splits(task, data, "time" if by_time else "user") if view.measured else {}
         if splits:
             found = True
-            marks = grid.mark(["synthetic lamp-mini data"] if data == MINI else [])
-            entries = tuple(_entry(column.keys, row.keys["task"], splits, marks) for column in table.columns)
+            reasons = ["synthetic lamp-mini data"] if data == MINI else []
+            if data != MINI and "split_by" in table.keys and not by_time:
+                reasons = ["the user split, published the time split"]
+            marks = grid.mark(reasons)
+            entries = tuple(_entry(column.keys, task, splits, marks) for column in table.columns)
             lines.append(
                 Line(table.label(row), "measured", {**row.keys, "data": data}, entries, (None,) * len(entries))
             )
@@ -64,6 +69,15 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     elif view.measured:
         grid.remarks.append(f"{data} has no files of these tasks; 'harness data get lamp4' fetches some")
     return grid
+
+
+def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[str]:
+    """Downloads of the tasks whose files the folder lacks."""
+    data = sources.data or DOWNLOADED
+    split_by = table.keys.get("split_by", "user")
+    for row in table.rows if model is None else ():
+        if not has_files(row.keys["task"], data, split_by):
+            yield data_get(row.keys["task"], data, split_by)
 
 
 def count(items: Sequence[Labelled], *, texts: bool) -> Split:
@@ -81,11 +95,11 @@ def count(items: Sequence[Labelled], *, texts: bool) -> Split:
 
 
 @cache
-def _splits(task: str, data: str) -> Mapping[str, Split]:
+def _splits(task: str, data: str, split_by: str) -> Mapping[str, Split]:
     """Split -> its counts, of those that are there."""
     cls, counted = task_class(task), {}
     assert issubclass(cls, Lamp)
-    reader = cls(data=data)
+    reader = cls(data=data, split_by=split_by)
     for split in ("dev",) if data == MINI else ("train", "dev", "test"):
         try:
             items = reader.items(Selection(split=split))

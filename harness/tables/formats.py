@@ -7,7 +7,7 @@ import io
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 from typing import Any
@@ -16,6 +16,9 @@ from tabulate import tabulate
 
 from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.published import Column
+
+LABEL = 32
+"""Letters of a label before it goes on below."""
 
 
 def terminal(grids: Sequence[Grid], color: bool, width: int) -> str:
@@ -26,16 +29,16 @@ def terminal(grids: Sequence[Grid], color: bool, width: int) -> str:
 def _terminal_lines(grid: Grid, color: bool, width: int) -> Iterator[str]:
     left = _left_columns(grid)
     space = width - sum(2 + len(rows[0]) for rows in left)
-    columns = [_terminal_column(grid, i, color) for i in range(len(grid.table.columns))]
+    columns = _terminal_columns(grid, color)
     yield from textwrap.wrap(_title(grid), width)
     for panel in _panels(grid, [column.width for column in columns], space):
         yield ""
         shown = [columns[i] for i in panel]
-        groups = [_group(grid.table.columns[i]) for i in panel]
-        if any(groups):
-            heads = [group if group != before else "" for group, before in zip(groups, ["", *groups], strict=False)]
-            spans = [head.ljust(column.width) for head, column in zip(heads, shown, strict=True)]
-            yield "  ".join([*(" " * len(rows[0]) for rows in left), *spans]).rstrip()
+        if any(_group(grid.table.columns[i]) for i in panel):
+            heads = [
+                group.ljust(sum(2 + columns[i].width for i in places) - 2) for group, places in _groups(grid, panel)
+            ]
+            yield "  ".join([*(" " * len(rows[0]) for rows in left), *heads]).rstrip()
         yield "  ".join([*(rows[0] for rows in left), *(column.head for column in shown)]).rstrip()
         yield "  ".join("-" * n for n in [*(len(rows[0]) for rows in left), *(column.width for column in shown)])
         above = ""
@@ -48,6 +51,8 @@ def _terminal_lines(grid: Grid, color: bool, width: int) -> Iterator[str]:
             elif line.starts_block and len(grid.table.row_keys) > 1:
                 yield ""
             yield "  ".join([*(rows[n + 1] for rows in left), *(column.cells[n] for column in shown)]).rstrip()
+            if left[0][n + 1].strip():
+                yield from textwrap.wrap(line.labels[-1], LABEL)[1:]
     yield ""
     for note in _notes(grid, "bold" if color else "*", [_samples(grid)]):
         yield from textwrap.wrap(note, width, subsequent_indent="   " if note[:1].isdigit() else "")
@@ -64,6 +69,24 @@ class _Column:
         return len(self.head)
 
 
+def _terminal_columns(grid: Grid, color: bool) -> list[_Column]:
+    """All columns, the last of a group as wide as the group's name asks for."""
+    columns = [_terminal_column(grid, i, color) for i in range(len(grid.table.columns))]
+    for group, places in _groups(grid, range(len(columns))):
+        lacking = len(group) - sum(2 + columns[i].width for i in places) + 2
+        if lacking > 0:
+            last = columns[places[-1]]
+            columns[places[-1]] = _Column(last.head + " " * lacking, [cell + " " * lacking for cell in last.cells])
+    return columns
+
+
+def _groups(grid: Grid, places: Iterable[int]) -> list[tuple[str, list[int]]]:
+    """Neighbours that stand under one name; a column without a name stands alone."""
+    columns = grid.table.columns
+    groups = (list(group) for _, group in groupby(places, key=lambda i: _group(columns[i]) or i))
+    return [(_group(columns[group[0]]), group) for group in groups]
+
+
 def _terminal_column(grid: Grid, place: int, color: bool) -> _Column:
     """The entries of one column, `±` under `±`. The width is that without colour codes."""
     entries = [line.entries[place] for line in grid.lines]
@@ -77,10 +100,8 @@ def _terminal_column(grid: Grid, place: int, color: bool) -> _Column:
     if any(len(number) == widest and half and number[-1] != "*" for number, half in zip(numbers, halves, strict=True)):
         widest += 1
     cells = [number.ljust(widest) + half for number, half in zip(numbers, halves, strict=True)]
-    columns = grid.table.columns
-    group = _group(columns[place])
-    alone = sum(_group(column) == group for column in columns) == 1
-    width = max(map(len, [columns[place].head, group if alone else "", *(cell.rstrip() for cell in cells)]))
+    head = grid.table.columns[place].head
+    width = max(map(len, [head, *(cell.rstrip() for cell in cells)]))
     cells = [cell.rstrip().ljust(width) for cell in cells]
     if color:
         bold = [entry.best for entry in entries]
@@ -88,7 +109,7 @@ def _terminal_column(grid: Grid, place: int, color: bool) -> _Column:
             f"\x1b[1m{entry.text}\x1b[0m{cell[len(entry.text) :]}" if best else cell
             for entry, cell, best in zip(entries, cells, bold, strict=True)
         ]
-    return _Column(columns[place].head.ljust(width), cells)
+    return _Column(head.ljust(width), cells)
 
 
 def _left_columns(grid: Grid) -> list[list[str]]:
@@ -96,11 +117,9 @@ def _left_columns(grid: Grid) -> list[list[str]]:
     labels: list[str] = []
     above: tuple[str, ...] = ()
     for line in grid.lines:
-        labels.append("" if line.labels == above else line.labels[-1])
+        labels.append("" if line.labels == above else textwrap.wrap(line.labels[-1], LABEL)[0])
         above = line.labels
-    sources = []
-    for line in grid.lines:
-        sources.append(f"{line.source} {_dagger(_shared_marks(line))}".rstrip())
+    sources = [f"{line.source} {_dagger(_shared_marks(line))}".rstrip() for line in grid.lines]
     columns = [[grid.table.printed("row_keys", grid.table.row_keys[-1]), *labels]]
     if any(line.source != "published" for line in grid.lines):
         columns.append(["Value", *sources])
@@ -119,8 +138,7 @@ def _panels(grid: Grid, widths: Sequence[int], space: int) -> Iterator[list[int]
     def wide(columns: Sequence[int]) -> bool:
         return sum(2 + widths[i] for i in columns) > space
 
-    columns = grid.table.columns
-    groups = [list(group) for _, group in groupby(range(len(columns)), key=lambda i: _group(columns[i]) or i)]
+    groups = [places for _, places in _groups(grid, range(len(widths)))]
     panel: list[int] = []
     for part in (part for group in groups for part in ([[i] for i in group] if wide(group) else [group])):
         if panel and wide([*panel, *part]):

@@ -51,7 +51,7 @@ def shown_runs(records: Sequence[RunRecord], table: Table) -> Mapping[tuple[str,
         if config.task.name not in tasks or not record.metrics or record.status not in ("complete", "partial"):
             continue
         variant, options = _variant(record, table)
-        if not is_another_method(record, options) and _has_options(record, table):
+        if not is_another_method(record, options) and has_options(record, table):
             candidates.setdefault((config.model.name, variant, config.task.name), []).append(record)
     shown = {}
     for key, runs in candidates.items():
@@ -80,21 +80,20 @@ def is_another_method(record: RunRecord, of_row: Mapping[str, str] = {}) -> bool
     return changed or record.config.selection.control != "none"
 
 
-def _has_options(record: RunRecord, table: Table) -> bool:
+def has_options(record: RunRecord, table: Table) -> bool:
     """Whether it was run as the table's cells were, for instance under the same condition."""
     task, method, data = record.config.task.options, record.config.method.options, record.config.data
-    if table.fit_task and data.fit_split and data.fit_task != table.fit_task:
+    if table.fit_task and data.fit_split and (data.fit_task or record.config.task.name) != table.fit_task:
         return False
     return all(str(task.get(name)) == value for name, value in table.task_options.items()) and all(
         str(method.get(name, value)) == value for name, value in table.method_options.items()
     )
 
 
-def changed_options(record: RunRecord, table: Table) -> dict[str, Any]:
+def changed_options(record: RunRecord, of_row: Mapping[str, str] = {}) -> dict[str, Any]:
     """Options that are neither the method's defaults, nor of preset `released`, nor what the row is about."""
     method = record.config.method
     defaults = _defaults(method.name, "released" if method.preset == "released" else None)
-    of_row = _variant(record, table)[1]
     return {
         name: value
         for name, value in method.options.items()
@@ -114,7 +113,7 @@ def _defaults(method: str, preset: Literal["released"] | None) -> Mapping[str, A
 
 def _preference(record: RunRecord, table: Table) -> tuple[int, bool, bool, bool, int, str, str]:
     return (
-        -len(changed_options(record, table)),
+        -len(changed_options(record, _variant(record, table)[1])),
         record.config.method.preset is None,
         not why_not_comparable(record, table),
         record.status == "complete",
@@ -130,31 +129,40 @@ def on_lamp_mini(record: RunRecord) -> bool:
 
 def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     """Each reason as a clause for a footnote."""
-    config = record.config
-    task = config.task.name
-    reasons = ["synthetic lamp-mini data"] if on_lamp_mini(record) else []
+    config, task = record.config, record.config.task.name
+    reasons = why_incomplete(record)
     split = table.keys.get("split")
     if split and config.data.split != split:
         reasons.append(f"{task} split {config.data.split}, published {split}")
-    if config.selection.limit is not None:
-        reasons.append(f"{task} --limit {config.selection.limit}")
-    if config.selection.users is not None:
-        reasons.append(f"{task} --users {config.selection.users}")
+    split_by = config.task.options.get("split_by", "user")
+    if task.startswith("lamp") and split_by != table.keys.get("split_by", "user") and not on_lamp_mini(record):
+        reasons.append(f"{task} of the {split_by} split, published {table.keys.get('split_by', 'user')} split")
     if split and config.data.fit_split and config.data.fit_split.partition(":")[0] == split:
         reasons.append(f"{task} items of {config.data.fit_split} held out for fitting")
-    if config.judge and config.judge.name == "lexicon":
-        reasons.append("judged by word lists")
-    if record.health.unjudged:
-        reasons.append(f"{record.health.unjudged} {task} samples not judged")
-    if record.health.errors:
-        reasons.append(f"{record.health.errors} {task} samples failed")
-    elif record.status == "partial":
-        reasons.append(f"{task} run incomplete")
     n = max((metric.n for metric in record.metrics.values()), default=0)
     official = table.official_items.get(task)
     if official and n != official and not reasons:
         reasons.append(f"{n} {task} items, the split of the paper has {official}")
-    changed = changed_options(record, table)
+    changed = changed_options(record, _variant(record, table)[1])
     if changed:
         reasons.append(f"{config.method.name} with {', '.join(f'{name}={value}' for name, value in changed.items())}")
+    return reasons
+
+
+def why_incomplete(record: RunRecord) -> list[str]:
+    """What makes it less than the paper's run, whatever the table."""
+    config, task, health = record.config, record.config.task.name, record.health
+    reasons = ["synthetic lamp-mini data"] if on_lamp_mini(record) else []
+    if config.selection.limit is not None:
+        reasons.append(f"{task} --limit {config.selection.limit}")
+    if config.selection.users is not None:
+        reasons.append(f"{task} --users {config.selection.users}")
+    if config.judge and config.judge.name == "lexicon":
+        reasons.append("judged by word lists")
+    if health.unjudged:
+        reasons.append(f"{health.unjudged} {task} samples not judged")
+    if health.errors:
+        reasons.append(f"{health.errors} {task} samples failed")
+    elif record.status == "partial":
+        reasons.append(f"{task} run incomplete")
     return reasons

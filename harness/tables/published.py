@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-Filling = Literal["runs", "costs", "comparisons", "subspaces", "data"]
+Filling = Literal["runs", "mitigation", "costs", "comparisons", "subspaces", "data"]
 """What is measured beside the published cells. `runs`: records, rows being models x methods and columns tasks x metrics;
 `costs`: what decoding costs; `comparisons`: two runs compared, rows being evaluators x metrics and columns methods;
 `subspaces`: ranks of user vectors; `data`: the statistics of a benchmark's files."""
@@ -96,6 +96,10 @@ class Table:
     """Options of a record's method, where it has them."""
     fit_task: str | None
     """The task whose items a record's method was fitted on, where it was fitted."""
+    judge: str | None
+    """The judge of the published numbers, as `--judge` takes it."""
+    sampling: tuple[str, ...]
+    """How the published answers were sampled, as `harness run` is told; greedily where nothing is said."""
     official_items: Mapping[str, int]
     """Task -> how many items the published numbers are means over."""
 
@@ -141,6 +145,8 @@ def _table(paper: dict[str, Any], table: dict[str, Any]) -> Table:
         task_options=table.get("task_options", {}),
         method_options=table.get("method_options", {}),
         fit_task=table.get("fit_task"),
+        judge=table.get("judge"),
+        sampling=tuple(paper.get("sampling", "").split()),
         official_items={task: int(n) for task, n in paper.get("official_items", {}).items()},
         errata=tuple(table.get("errata", ())),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.record_schema import RunRecord
@@ -10,6 +10,7 @@ from harness.tables import parameters
 from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.measured import Run, on_lamp_mini, shown_runs
+from harness.tables.missing import Gap
 from harness.tables.published import Column, Row, Table
 from harness.tables.sources import Sources, View
 
@@ -48,6 +49,34 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     if view.measured and not runs:
         grid.remarks.append("nothing measured yet: 'harness table --missing' prints the commands that fill this table")
     return grid
+
+
+def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
+    """A row's method on a column's task, where no run fills it."""
+    runs = shown_runs(sources.records, table)
+    of_paper = dict.fromkeys(row.keys["model"] for row in table.rows)
+    for name in of_paper if model is None else [model]:
+        official = name in of_paper
+        rows = [row for row in table.rows if not row.counts_parameters and (not official or row.keys["model"] == name)]
+        for row in {row.variant: row for row in rows}.values():
+            for task in dict.fromkeys(column.keys["task"] for column in table.columns):
+                run = runs.get((name, row.variant, task))
+                if run is None or (official and run.reasons):
+                    options = tuple(row.options.items())
+                    yield Gap(name, row.keys["method"], task, options, _flags(table, official), official)
+
+
+def _flags(table: Table, official: bool) -> tuple[str, ...]:
+    """What a run must be given besides method and task, as the paper's was where the model is of the paper."""
+    settings = {**table.task_options, **({"split_by": table.keys["split_by"]} if "split_by" in table.keys else {})}
+    if not official:
+        settings.pop("split_by", None)
+    flags = [word for setting in settings.items() for word in ("--task_set", "=".join(setting))]
+    if table.fit_task:
+        flags += ["--fit_task", table.fit_task]
+    if table.judge:
+        flags += ["--judge", table.judge if official else "lexicon"]
+    return (*flags, *(table.sampling if official else ()))
 
 
 def _model_lines(grid: Grid, model: str, runs: Shown, view: View) -> Iterable[Line]:

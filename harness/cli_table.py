@@ -1,0 +1,57 @@
+"""`harness table`: the papers' tables, what would fill them, and whether what is measured agrees."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import OutsideTolerance
+
+
+def table(
+    ids: Annotated[list[str] | None, typer.Argument(help="Such as dps-1; all of them by default.")] = None,
+    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
+    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
+    model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
+    published_only: Annotated[bool, typer.Option("--published-only", "--published_only")] = False,
+    measured_only: Annotated[bool, typer.Option("--measured-only", "--measured_only")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of LaMP files whose statistics are counted, and commands are given.")
+    ] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Print the commands that would fill the tables, and nothing else.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 5 where a measured interval misses the published number.")
+    ] = False,
+) -> None:
+    """The papers' tables: published, measured, and the difference.
+
+    Statistics of data (dps-5, perfit-5) are those of --data, else of the embedded users.
+    """
+    from harness.tables import grids, write
+
+    if missing:
+        from harness.tables import commands
+
+        lines = commands(ids or (), results, model=model, data=data)
+        print(*lines, sep="\n", end="\n" if lines else "")
+        if not lines:
+            print("nothing is missing", file=sys.stderr)
+        return
+    made = grids(ids or (), results, model=model, published_only=published_only, measured_only=measured_only, data=data)
+    width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()
+    print(write(made, fmt, color=shown, width=width))
+    if check:
+        from harness.tables.differences import verdict
+
+        found = verdict(made)
+        for line in found.outside:
+            print(line, file=sys.stderr)
+        if found.outside:
+            raise OutsideTolerance(f"{len(found.outside)} of {found.compared} comparable cells are outside tolerance")
+        print(f"{found.compared} comparable cells, none outside tolerance", file=sys.stderr)

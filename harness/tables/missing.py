@@ -1,0 +1,113 @@
+"""The commands that would fill what is empty in the published tables, one a line, a model loaded as rarely as they allow.
+
+A cell of a model the paper has is empty until a run that can be compared fills it; of another model, until any run does.
+Which those are says `gaps` of the module that a table is filled by: runs it lacks, or whole commands.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from harness.registry import task_class
+from harness.tables.published import Table
+from harness.tables.sources import Sources
+
+DOWNLOADED = "data/lamp"
+"""Where `harness data get` puts files unless it is told where."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A run that is not there."""
+
+    model: str
+    method: str
+    task: str
+    options: tuple[tuple[str, str], ...] = ()
+    """Of the method, besides its defaults."""
+    flags: tuple[str, ...] = ()
+    """Further arguments of `harness run`, such as how the paper samples."""
+    official: bool = True
+    """Whether it needs the benchmark's files; the embedded users will do for a model that no paper has."""
+
+
+def commands(tables: Sequence[Table], sources: Sources, model: str | None = None) -> list[str]:
+    """What a shell would run, in order: downloads, runs by model, comparisons of runs that are there.
+
+    `model` asks for that model's rows. People's votes (dps-4) no command can give.
+    """
+    found = [
+        gap for table in tables for gap in import_module(f"harness.tables.{table.measured}").gaps(table, sources, model)
+    ]
+    gaps = list(dict.fromkeys(gap for gap in found if isinstance(gap, Gap)))
+    downloads = [line for gap in gaps for line in _downloads(gap, sources)]
+    whole = [line for line in found if isinstance(line, str)]
+    first = [line for line in whole if line.startswith("harness data get ")]
+    lines = [*downloads, *first, *_runs(gaps, sources), *whole]
+    return list(dict.fromkeys(lines))
+
+
+def data_get(task: str, data: str, split: str) -> str:
+    dest = [] if data == DOWNLOADED else ["--dest", data]
+    return shlex.join(["harness", "data", "get", task, "--split", split, *dest])
+
+
+def has_files(task: str, data: str, split_by: str = "user") -> bool:
+    """Whether `data` holds the dev questions of a LaMP task, those of the time split where it asks for them."""
+    from harness.errors import DataMissing
+    from harness.tasks.lamp import Lamp
+
+    cls = task_class(task)
+    assert issubclass(cls, Lamp)
+    try:
+        found = cls(data=data, split_by=split_by).questions_file("dev")
+    except DataMissing:
+        return False
+    return split_by == "user" or "time" in found.parts
+
+
+def _downloads(gap: Gap, sources: Sources) -> Iterator[str]:
+    settings = dict(flag.split("=", 1) for flag in gap.flags if "=" in flag)
+    task, data, split_by = settings.get("task", gap.task), _data(gap, sources), settings.get("split_by", "user")
+    if data and task.startswith("lamp") and not has_files(task, data, split_by):
+        yield data_get(task, data, split_by)
+
+
+def _data(gap: Gap, sources: Sources) -> str | None:
+    return sources.data or (DOWNLOADED if gap.official else None)
+
+
+def _runs(gaps: Sequence[Gap], sources: Sources) -> Iterator[str]:
+    """Methods that lack the same tasks in one command, and values of one option in one sweep."""
+    alike: dict[tuple[str, tuple[str, ...], bool], list[Gap]] = {}
+    for gap in gaps:
+        alike.setdefault((gap.model, gap.flags, gap.official), []).append(gap)
+    for model in dict.fromkeys(gap.model for gap in gaps):
+        for (name, flags, _), group in alike.items():
+            if name == model:
+                yield from _commands_of(group, flags, sources)
+
+
+def _commands_of(gaps: Sequence[Gap], flags: tuple[str, ...], sources: Sources) -> Iterator[str]:
+    tasks: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for gap in gaps:
+        tasks.setdefault((gap.method, gap.options), []).append(gap.task)
+    together: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[tuple[str, tuple[tuple[str, str], ...]]]] = {}
+    for (method, options), lacking in tasks.items():
+        names = tuple(name for name, _ in options)
+        together.setdefault((method if options else "", names, tuple(lacking)), []).append((method, options))
+    data = _data(gaps[0], sources)
+    of_lamp = any("lamp" in text for gap in gaps for text in (gap.task, *gap.flags))
+    shared = [*flags, "--model", gaps[0].model, *(["--data", data] if data and of_lamp else [])]
+    if sources.results.as_posix() != "results":
+        shared += ["--output_path", str(sources.results)]
+    for (_, names, on_tasks), variants in together.items():
+        on = [word for name in on_tasks for word in ("--task", name)]
+        values: Mapping[str, list[str]] = {name: [dict(options)[name] for _, options in variants] for name in names}
+        varies = len(variants) > 1 and bool(names)
+        settings = [word for name in names for word in ("--set", f"{name}={'|'.join(values[name])}")]
+        methods = [word for method in dict.fromkeys(method for method, _ in variants) for word in ("--method", method)]
+        yield shlex.join(["harness", "sweep" if varies else "run", *methods, *settings, *on, *shared])
