@@ -16,7 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.methods import METHODS
-from harness.record_schema import MetricValue, RunRecord, json_value
+from harness.record_schema import MetricValue, RunConfig, RunRecord, json_value
 from harness.records import find_runs
 from harness.registry import method_class
 
@@ -193,10 +193,11 @@ def _limits(run: RunRecord) -> str:
 
 
 def method_label(run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    """The method, with its preset and the options in which its runs among `runs` differ, those at their default left out."""
+    """The method, its preset, and in what its runs among `runs` differ: options not at their default, fit, sampling."""
     method = run.config.method
-    same = [other.config.method.options for other in runs if other.config.method.name == method.name]
-    differing = [key for key in sorted(method.options) if any(method.options[key] != o.get(key) for o in same)]
+    same = [other.config for other in runs if other.config.method.name == method.name]
+    options = [config.method.options for config in same]
+    differing = [key for key in sorted(method.options) if any(method.options[key] != o.get(key) for o in options)]
     default = _defaults(method.name)
     notes = [method.preset] if method.preset else []
     notes += [
@@ -204,7 +205,18 @@ def method_label(run: RunRecord, runs: Sequence[RunRecord]) -> str:
         for key in differing
         if key not in default or default[key] != method.options[key]
     ]
+    mine, others = _asked(run.config), [_asked(config) for config in same]
+    notes += [
+        f"--{key} {value}"
+        for key, value in mine.items()
+        if value is not None and any(value != other[key] for other in others)
+    ]
     return f"{method.name} ({', '.join(notes)})" if notes else method.name
+
+
+def _asked(config: RunConfig) -> dict[str, Any]:
+    """What a command says beside the method's own options, by the names of its flags."""
+    return {"fit_split": config.data.fit_split, "fit_task": config.data.fit_task, **dict(config.sampling)}
 
 
 @cache

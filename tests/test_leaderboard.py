@@ -108,6 +108,20 @@ def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_
     ]
 
 
+def test_two_seeds_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
+    for seed in (0, 1):
+        save(results, run_record(run_config("rag", seed=seed), rouge1=0.2 + seed / 10))
+    assert [row[1] for row in rows(leaderboard.render(results))] == ["rag (--seed 1)", "rag (--seed 0)"]
+
+
+def test_two_fits_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
+    for share, value in (("train", 0.2), ("dev:0.2", 0.3)):
+        save(results, run_record(run_config("dps", fit_split=share), rouge1=value))
+    save(results, run_record(run_config("rag"), rouge1=0.1))
+    labels = [row[1] for row in rows(leaderboard.render(results))]
+    assert labels == ["dps (--fit_split dev:0.2)", "dps (--fit_split train)", "rag"]
+
+
 def test_an_option_at_its_default_is_not_named(results: Path, run_config: Configs, run_record: Records):
     for heads in (None, 4):
         save(results, run_record(run_config("dps", options={"gamma": 0.5, "heads": heads}), rouge1=0.2))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import leaderboard
+from harness.errors import UsageError
 from harness.leaderboard import Ranking, Row
 from harness.record_schema import MetricValue, RunRecord
 from harness.registry import task_class
@@ -85,7 +86,10 @@ def _ranking(ranking: Ranking, results: Path) -> dict[str, Any]:
 def _group(group: Group) -> dict[str, Any]:
     """`metrics`: the per-sample numbers, whether more is better where that is known, the task's main one first."""
     config = group.runs[0].config
-    own_name = task_class(config.task.name).per_sample
+    try:
+        own_name = task_class(config.task.name).per_sample
+    except UsageError:  # a task that this version does not have
+        own_name = {}
     better = {
         own_name.get(name, name): metric.higher_is_better for run in group.runs for name, metric in run.metrics.items()
     }
@@ -113,8 +117,8 @@ def _standing(named: tuple[RunRecord, str]) -> tuple[bool, int, str]:
 def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any]]:
     """What methods gain on a task against what they lose on MMLU, both against `plain` on the same samples.
 
-    A method stands in one where both tasks have a run of it with equal options. Gains are positive where it is better;
-    `gain` and `utility` are [difference, low, high], the ends being those of the method's own 95 % interval.
+    A method stands in one where both tasks have a run of it with equal options, fitted on the same. Gains are positive
+    where it is better; `gain` and `utility` are [difference, low, high], the ends being those of the method's own 95 % interval.
     """
     usual = [ranking for ranking in rankings if ranking.rows[0].run.config.selection.control == "none"]
     of_utility = [ranking for ranking in usual if _task(ranking) == UTILITY]
@@ -145,8 +149,9 @@ def _model(ranking: Ranking) -> str:
     return ranking.rows[0].run.config.model.name
 
 
-def _method(row: Row) -> str:
-    return row.run.config.method.model_dump_json()
+def _method(row: Row) -> tuple[str, str | None]:
+    """A method with its options, and what it was fitted on."""
+    return row.run.config.method.model_dump_json(), row.run.config.data.fit_fingerprint
 
 
 def _against_plain(row: Row, ranking: Ranking) -> list[float | None] | None:
