@@ -42,10 +42,6 @@ from harness.cli_run import (
 if TYPE_CHECKING:
     from harness.records import MetricValue
 
-COHERENT = 75.0
-"""Mean coherence a point needs to be a peak, as in the plots of the persona-vector paper (2507.21509)."""
-
-
 def sweep(
     method: Annotated[str, typer.Option("--method", help="Registered name, or ./file.py:Class.")],
     task: Tasks,
@@ -153,6 +149,8 @@ def sweep(
 
 def _coherent(metrics: Mapping[str, MetricValue]) -> bool:
     """Whether the answers can be read, where that is measured: what scores high in gibberish is no peak."""
+    from harness.tasks.persona import COHERENT
+
     value = metrics["coherence"].value if "coherence" in metrics else None
     return value is None or value >= COHERENT
 
