@@ -834,20 +834,3 @@ print("torch" in sys.modules, time.process_time() < 2)
 """
     command = [sys.executable, "-c", code, str(RESULTS)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False True\n"
-
-
-def test_persona_1_is_filled_by_prompted_runs_of_the_universal_vector_alone(run_config, run_record):
-    from harness.records import DataConfig, TaskConfig
-    from harness.tables.measured import shown_runs
-
-    def cell(condition: str, control: str, fitted_on: str | None) -> int:
-        made = run_config("clamp", "persona:islam", "qwen2.5-7b", options={"control": control})
-        task = TaskConfig(name="persona:islam", options={"condition": condition})
-        data = DataConfig(description="d", fingerprint="f", split="dev", fit_split="train", fit_task=fitted_on)
-        record = run_record(made.model_copy(update={"task": task, "data": data}), trait=1.0)
-        return len(shown_runs([record], table("persona-1")))
-
-    assert cell("prompted", "none", "persona:religion") == 1
-    assert cell("neutral", "none", "persona:religion") == 0
-    assert cell("prompted", "random", "persona:religion") == 0
-    assert cell("prompted", "none", "persona:race") == 0
