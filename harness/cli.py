@@ -171,8 +171,9 @@ def report(
     results: Annotated[Path, typer.Option(help="Records to show.")] = Path("results"),
     output: Annotated[Path, typer.Option(help="Folder to write; a report in it is replaced.")] = Path("report"),
     data: Annotated[
-        str | None, typer.Option(help="Folder of the tasks' files, for queries and histories [default: $HARNESS_DATA].")
-    ] = None,
+        list[str],
+        typer.Option(help="Folder of a task's files, for queries and histories. Repeatable [default: $HARNESS_DATA]."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Write a page over the records: rankings, tables, every method's answers side by side, heads, costs."""
     from harness.report import write

@@ -122,7 +122,7 @@ def test_without_the_data_the_page_has_the_answers_and_says_why_it_has_no_querie
     page = report.write(tmp_path / "results", tmp_path / "report")
     items = given(page, f"items/{given(page, 'runs')['groups'][0]['name']}")
     assert items["items"] == {"1": {"user": "u", "targets": ["b"]}}
-    assert "not at hand; give its folder as --data" in items["why_no_text"]
+    assert "not at hand (LaMP); give its folder as --data" in items["why_no_text"]
 
 
 def test_gains_and_losses_are_differences_to_plain_on_the_same_samples(page: Path):
@@ -361,7 +361,7 @@ def test_the_committed_records_have_a_query_for_every_item():
     runs = find_runs(results, model="tiny", task="lamp4")
     samples = {content.key(run, results): read_samples(results / content.key(run, results)) for run in runs}
     (group,) = groups(runs, results, samples)
-    items = read_items(group, None)["items"]
+    items = read_items(group)["items"]
     assert len(items) == 200 and all(item["query"] and item["history"] for item in items.values())
 
 

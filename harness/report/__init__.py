@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ PAGE = (
 )
 
 
-def write(results: Path, output: Path, data: str | None = None) -> Path:
+def write(results: Path, output: Path, data: Sequence[str] = ()) -> Path:
     """The page over the records in `results`, written to the folder `output`; its index.html.
 
-    `data` is where the tasks' files are, for queries and histories that are not in the records. Raises DataMissing where
+    `data` are folders where the tasks' files may be, for queries and histories that are not in the records. Raises DataMissing where
     there is no record, UsageError where `output` holds something else than a report.
     """
     runs = [run for run in find_runs(results) if run.folder is not None]
@@ -60,7 +61,7 @@ def write(results: Path, output: Path, data: str | None = None) -> Path:
     return output / "index.html"
 
 
-def _items(group: Group, data: str | None) -> dict[str, Any]:
+def _items(group: Group, data: Sequence[str]) -> dict[str, Any]:
     try:
         return read_items(group, data)
     except HarnessError as error:

@@ -67,7 +67,7 @@ def _group(run: RunRecord) -> str:
     return f"{re.sub(r'[^a-z0-9]', '_', config.task.name.lower())}-{hash_of(content)}"
 
 
-def read_items(group: Group, data: str | None) -> dict[str, Any]:
+def read_items(group: Group, data: Sequence[str] = ()) -> dict[str, Any]:
     """By id: user, query, references, the history's size, and by control the excerpt of the history that was given.
 
     Raises HarnessError where the data is not to be had.
@@ -98,18 +98,18 @@ def _selection(run: RunRecord) -> Selection:
     return Selection(run.config.data.split, asked.limit, asked.users, frozenset(run.held_out_users))
 
 
-def _task(run: RunRecord, data: str | None) -> Task:
-    """The run's task over the data the run read: the folder given, the one of $HARNESS_DATA, or the embedded one."""
+def _task(run: RunRecord, data: Sequence[str]) -> Task:
+    """The run's task over the data the run read: one of the folders given, the one of $HARNESS_DATA, or the embedded one."""
     config = run.config
     cls = task_class(config.task.name)
-    for place in (data, None, MINI) if "data" in inspect.signature(cls).parameters else (None,):
+    for place in (*data, None, MINI) if "data" in inspect.signature(cls).parameters else (None,):
         try:
             task = rebuild_task(cls, config.task.options, place)
             if task.fingerprint(_selection(run)) == config.data.fingerprint:
                 return task
         except HarnessError:  # not there; another place may be
             continue
-    raise DataMissing(f"the data of {config.data.description} is not at hand; give its folder as --data")
+    raise DataMissing(f"the data is not at hand ({config.data.description}); give its folder as --data")
 
 
 def _excerpt(example: Example) -> list[list[list[str]]]:
