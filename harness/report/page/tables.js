@@ -20,20 +20,27 @@ report.views.push({
 });
 
 function paperTable(table) {
-  // a label that the line above has too is there for screen readers alone
-  const again = (at, place) => at > 0 && table.lines[at].labels.slice(0, place + 1).every((label, i) => label === table.lines[at - 1].labels[i]);
+  const same = (at, other, place) => table.lines[at].labels.slice(0, place + 1).every((label, i) => label === table.lines[other].labels[i]);
+  // one cell over all the lines that a label is of, however the line's source goes on
+  const label = (at, place) => {
+    const last = place === table.lines[at].labels.length - 1;
+    if (!last && at > 0 && same(at, at - 1, place)) return null;
+    let rows = 1;
+    while (!last && at + rows < table.lines.length && same(at + rows, at, place)) rows += 1;
+    return h("th", { scope: rows > 1 ? "rowgroup" : "row", rowspan: rows > 1 ? rows : null }, table.lines[at].labels[place]);
+  };
   const row = (line, at) =>
     h(
       "tr",
       { class: [line.source, line.starts_block ? "block" : ""].join(" ") },
-      line.labels.map((label, place) => h("th", { scope: "row" }, h("span", { class: again(at, place) ? "unseen" : null }, label))),
+      line.labels.map((_, place) => label(at, place)),
       line.cells.map((cell) =>
         h(
           "td",
           { class: "number", title: cell.reasons.join("; ") || null },
           h(cell.best ? "strong" : "span", {}, cell.text),
           cell.reasons.length ? h("sup", {}, "†" + cell.marks) : null,
-          cell.beside ? h("small", {}, " " + cell.beside) : null,
+          cell.beside ? h("small", {}, cell.beside) : null,
         ),
       ),
     );
