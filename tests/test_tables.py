@@ -193,7 +193,6 @@ def test_words_have_no_value_and_round_figures_do():
 def test_a_row_of_parameters_says_which_stage_each_number_is_of():
     (row,) = (row for row in table("perfit-2").rows if row.keys.get("metric") == "parameter_reduction")
     keys = {"model": "llama2-7b", "method": "perfit", "task": "lamp2n", "metric": "parameter_reduction"}
-    keys["split_by"] = "time"
     assert [cell.keys for cell in row.cells[:2]] == [{**keys, "stage": "1"}, {**keys, "stage": "2"}]
 
 
@@ -382,8 +381,7 @@ def test_an_ablation_fills_its_own_row_alone(tmp_path: Path, save, run_config: C
     assert measured(tmp_path, "perfit-3") == {}
     cells = measured(tmp_path, "perfit-4")
     assert {method for _, method, _, _ in cells} == {"perfit ablation=stage1"}
-    reasons = cells["llama2-7b", "perfit ablation=stage1", "lamp4", "rouge1"]["not_comparable"]
-    assert reasons == ["lamp4 of the user split, published time split"]
+    assert cells["llama2-7b", "perfit ablation=stage1", "lamp4", "rouge1"]["not_comparable"] == []
 
 
 def test_one_model_can_be_shown_alone(tmp_path: Path, save, run_config: Configs, run_record: Records):
@@ -550,6 +548,23 @@ def test_rank_times_layers_gives_every_printed_digit_of_the_parameters(tmp_path:
     assert computed == printed
 
 
+def test_measured_parameters_are_those_of_the_trained_modules(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for method, collective, personal in (("perfit", 393_216, 786_432), ("oppu", 6_291_456, 4_194_304)):
+        record = run_record(run_config(method, "lamp2n", "llama2-7b"), n=6033, accuracy=0.8)
+        save(
+            record.model_copy(
+                update={"analysis": {"collective": {"parameters": collective}, "personal": {"parameters": personal}}}
+            )
+        )
+    cells = json.loads(render(["perfit-2"], tmp_path, "json"))[0]["cells"]
+    measured = [c for c in cells if c["source"] == "measured" and c["metric"].startswith("parameter_")]
+    assert [(c["task"], c["stage"], c["printed"]) for c in measured] == [
+        ("lamp2n", "1", "0.0058"), ("lamp2n", "2", "0.0117"), ("lamp2n", "1", "93.75"), ("lamp2n", "2", "81.25"),
+    ]  # fmt: skip
+
+
 def test_the_arithmetic_is_of_llama_2_and_of_oppus_adapters():
     llama = SIZES["llama2-7b"]
     assert parameters.weights(llama) == 6_738_415_616
@@ -699,6 +714,31 @@ def test_statistics_are_counted_in_the_files_given(tmp_path: Path):
     assert counted("perfit-5") == {
         "users": "- / 1", "queries": "2", "history_items": "2.0", "input_length": "8.0", "output_length": "2.0",
     }  # fmt: skip
+
+
+def test_oppus_files_have_the_users_of_perfit_themselves(tmp_path: Path):
+    (tmp_path / "tweet_paraphrase").mkdir()
+    users = [
+        {
+            "user_id": n,
+            "profile": [{"id": f"{n}{i}", "text": "a tweet"} for i in range(3)],
+            "query": [
+                {"id": f"q{n}{i}", "input": "Paraphrase the following tweet: a b", "gold": "c"} for i in range(2)
+            ],
+        }
+        for n in range(3)
+    ]
+    for name, part in (("user_others", users[:2]), ("user_more_100_history", users[2:])):
+        (tmp_path / "tweet_paraphrase" / f"{name}.json").write_text(json.dumps(part))
+    (made,) = json.loads(render(["perfit-5"], tmp_path, "json", data=str(tmp_path)))
+    counted = [(c["printed"], c["not_comparable"]) for c in made["cells"] if c["source"] == "measured"]
+    assert [text for text, _ in counted] == ["2 / 1", "4", "6.0", "1.0", "2", "3.0", "6.0", "1.0"]
+    assert not any(reasons for _, reasons in counted)
+    lines = commands(["perfit-3"], tmp_path, data=str(tmp_path))
+    assert all("--task_set" not in line for line in lines if line.startswith("harness run"))
+    assert [line for line in lines if "data get" in line] == [
+        f"harness data get {task} --split user --dest {tmp_path}" for task in ("lamp4", "lamp5")
+    ]
 
 
 def test_the_embedded_users_are_counted_where_no_files_are_given(tmp_path: Path):

@@ -13,9 +13,10 @@ from statistics import fmean
 
 from harness.data import Labelled
 from harness.errors import DataMissing
+from harness.options import build_task
 from harness.registry import task_class
 from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.missing import DOWNLOADED, data_get, has_files
+from harness.tables.missing import DOWNLOADED, chosen_users, data_get, has_files
 from harness.tables.published import Table
 from harness.tables.sources import Sources, View
 from harness.task import Selection
@@ -47,13 +48,14 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     data, found = sources.data or MINI, False
     for row in table.rows:
         lines, task = [Line.printed(table, row)] if view.published else [], row.keys["task"]
-        by_time = data != MINI and "split_by" in table.keys and has_files(task, data, table.keys["split_by"])
-        splits = _splits(task, data, "time" if by_time else "user") if view.measured else {}
+        users = chosen_users(table, data) if data != MINI else {}
+        as_published = not users or has_files(task, data, users["split_by"])
+        splits = _splits(task, data, tuple(users.items()) if as_published else ()) if view.measured else {}
         if splits:
             found = True
             reasons = ["synthetic lamp-mini data"] if data == MINI else []
-            if data != MINI and "split_by" in table.keys and not by_time:
-                reasons = ["the user split, published the time split"]
+            if not as_published:
+                reasons = [f"the user split, published the {users['split_by']} split"]
             marks = grid.mark(reasons)
             entries = tuple(_entry(column.keys, task, splits, marks) for column in table.columns)
             lines.append(
@@ -74,7 +76,7 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
 def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[str]:
     """Downloads of the tasks whose files the folder lacks."""
     data = sources.data or DOWNLOADED
-    split_by = table.keys.get("split_by", "user")
+    split_by = chosen_users(table, data).get("split_by", "user")
     for row in table.rows if model is None else ():
         if not has_files(row.keys["task"], data, split_by):
             yield data_get(row.keys["task"], data, split_by)
@@ -95,16 +97,25 @@ def count(items: Sequence[Labelled], *, texts: bool) -> Split:
 
 
 @cache
-def _splits(task: str, data: str, split_by: str) -> Mapping[str, Split]:
-    """Split -> its counts, of those that are there."""
-    cls, counted = task_class(task), {}
+def _splits(task: str, data: str, users: tuple[tuple[str, str], ...]) -> Mapping[str, Split]:
+    """Split -> its counts, of those that are there; OPPU's dev and test users are the same, and count as dev.
+
+    Raises DataMissing where a file cannot be read.
+    """
+    cls, files = task_class(task), set()
     assert issubclass(cls, Lamp)
-    reader = cls(data=data, split_by=split_by)
+    reader, _ = build_task(cls, task, [f"{name}={value}" for name, value in users], data)
+    assert isinstance(reader, Lamp)
+    counted = {}
     for split in ("dev",) if data == MINI else ("train", "dev", "test"):
         try:
-            items = reader.items(Selection(split=split))
+            file = None if data == MINI else reader.questions_file(split)
         except DataMissing:
             continue
+        if file in files:
+            continue
+        files.add(file)
+        items = reader.items(Selection(split=split))
         if items:
             counted[split] = count(items, texts=not issubclass(cls, (Classification, Rating)))
     return counted

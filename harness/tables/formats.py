@@ -34,7 +34,7 @@ def _terminal_lines(grid: Grid, color: bool, width: int) -> Iterator[str]:
     for panel in _panels(grid, [column.width for column in columns], space):
         yield ""
         shown = [columns[i] for i in panel]
-        if any(_group(grid.table.columns[i]) for i in panel):
+        if any(grid.table.columns[i].group for i in panel):
             heads = [
                 group.ljust(sum(2 + columns[i].width for i in places) - 2) for group, places in _groups(grid, panel)
             ]
@@ -54,7 +54,7 @@ def _terminal_lines(grid: Grid, color: bool, width: int) -> Iterator[str]:
             if left[0][n + 1].strip():
                 yield from textwrap.wrap(line.labels[-1], LABEL)[1:]
     yield ""
-    for note in _notes(grid, "bold" if color else "*", [_samples(grid)]):
+    for note in notes_of(grid, "bold" if color else "*", [_samples(grid)]):
         yield from textwrap.wrap(note, width, subsequent_indent="   " if note[:1].isdigit() else "")
 
 
@@ -83,8 +83,8 @@ def _terminal_columns(grid: Grid, color: bool) -> list[_Column]:
 def _groups(grid: Grid, places: Iterable[int]) -> list[tuple[str, list[int]]]:
     """Neighbours that stand under one name; a column without a name stands alone."""
     columns = grid.table.columns
-    groups = (list(group) for _, group in groupby(places, key=lambda i: _group(columns[i]) or i))
-    return [(_group(columns[group[0]]), group) for group in groups]
+    groups = (list(group) for _, group in groupby(places, key=lambda i: columns[i].group or i))
+    return [(columns[group[0]].group, group) for group in groups]
 
 
 def _terminal_column(grid: Grid, place: int, color: bool) -> _Column:
@@ -156,7 +156,7 @@ def _samples(grid: Grid) -> str:
         for line in block:
             for column, entry in zip(grid.table.columns, line.entries, strict=True):
                 if entry.n and line.source == "measured":
-                    counts.setdefault(_group(column), {})[line.labels[-1]] = entry.n
+                    counts.setdefault(column.group, {})[line.labels[-1]] = entry.n
         usual = {group: Counter(of.values()).most_common(1)[0][0] for group, of in counts.items()}
         if not usual:
             continue
@@ -180,7 +180,7 @@ def markdown(grids: Sequence[Grid]) -> str:
         header = [*_row_heads(grid), *map(_head, grid.table.columns)]
         body = [[*labels, *map(cell, line.entries)] for line, labels in zip(grid.lines, _labels(grid), strict=True)]
         text = [[value.replace("|", "\\|") for value in row] for row in body]
-        notes = [f"{note}  " for note in _notes(grid, "bold")]
+        notes = [f"{note}  " for note in notes_of(grid, "bold")]
         return "\n".join([f"### {_title(grid)}", "", _tabulate(text, header, "github"), "", *notes])
 
     return "\n\n".join(draw(grid).rstrip() for grid in grids)
@@ -207,7 +207,7 @@ def latex(grids: Sequence[Grid]) -> str:
             [*map(tex, labels), *map(cell, line.entries)]
             for line, labels in zip(grid.lines, _labels(grid), strict=True)
         ]
-        notes = [f"% {note}" for note in (_title(grid), *_notes(grid, "bold"))]
+        notes = [f"% {note}" for note in (_title(grid), *notes_of(grid, "bold"))]
         return "\n".join([*notes, _tabulate(body, header, "latex_raw")])
 
     return "\n\n".join(draw(grid) for grid in grids)
@@ -289,14 +289,8 @@ def _labels(grid: Grid) -> list[list[str]]:
     return shown
 
 
-def _group(column: Column) -> str:
-    """What columns side by side have in common, printed above their heads."""
-    keys = column.keys
-    return keys.get("task") or keys.get("energy") or (f"stage {keys['stage']}" if "stage" in keys else "")
-
-
 def _head(column: Column) -> str:
-    return f"{_group(column)} {column.head}".strip()
+    return f"{column.group} {column.head}".strip()
 
 
 def _title(grid: Grid) -> str:
@@ -313,7 +307,7 @@ def _in_line(number: str, entry: Entry) -> str:
     return " ".join(part for part in (number + outside + _dagger(entry.marks), entry.half_width(), n) if part)
 
 
-def _notes(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
+def notes_of(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
     """Where the numbers stand and what the signs mean; then, numbered, what is to be known of the published ones."""
     table = grid.table
     entries = [(line, entry) for line in grid.lines for entry in line.entries]

@@ -81,13 +81,9 @@ def is_another_method(record: RunRecord, of_row: Mapping[str, str] = {}) -> bool
 
 
 def has_options(record: RunRecord, table: Table) -> bool:
-    """Whether it was run as the table's cells were, for instance under the same condition."""
-    task, method, data = record.config.task.options, record.config.method.options, record.config.data
-    if table.fit_task and data.fit_split and (data.fit_task or record.config.task.name) != table.fit_task:
-        return False
-    return all(str(task.get(name)) == value for name, value in table.task_options.items()) and all(
-        str(method.get(name, value)) == value for name, value in table.method_options.items()
-    )
+    """Whether its task was given what the table's cells ask for, for instance the same condition."""
+    given = record.config.task.options
+    return all(str(given.get(name)) == value for name, value in table.task_options.items())
 
 
 def changed_options(record: RunRecord, of_row: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -134,9 +130,6 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     split = table.keys.get("split")
     if split and config.data.split != split:
         reasons.append(f"{task} split {config.data.split}, published {split}")
-    split_by = config.task.options.get("split_by", "user")
-    if task.startswith("lamp") and split_by != table.keys.get("split_by", "user") and not on_lamp_mini(record):
-        reasons.append(f"{task} of the {split_by} split, published {table.keys.get('split_by', 'user')} split")
     if split and config.data.fit_split and config.data.fit_split.partition(":")[0] == split:
         reasons.append(f"{task} items of {config.data.fit_split} held out for fitting")
     n = max((metric.n for metric in record.metrics.values()), default=0)

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from harness.registry import task_class
 from harness.tables.published import Table
@@ -50,6 +51,15 @@ def commands(tables: Sequence[Table], sources: Sources, model: str | None = None
     return list(dict.fromkeys(lines))
 
 
+def chosen_users(table: Table, data: str | None) -> Mapping[str, str]:
+    """Task options that choose the paper's users; none where the files in `data` are OPPU's, which hold those alone."""
+    from harness.tasks import oppu_data
+
+    tasks = {cell.keys["task"] for row in table.rows for cell in row.cells if "task" in cell.keys}
+    chosen = data and any(oppu_data.find(task, Path(data).expanduser(), "dev") for task in tasks)
+    return {} if chosen else table.users
+
+
 def data_get(task: str, data: str, split: str) -> str:
     dest = [] if data == DOWNLOADED else ["--dest", data]
     return shlex.join(["harness", "data", "get", task, "--split", split, *dest])
@@ -59,6 +69,7 @@ def has_files(task: str, data: str, split_by: str = "user") -> bool:
     """Whether `data` holds the dev questions of a LaMP task, those of the time split where it asks for them."""
     from harness.errors import DataMissing
     from harness.tasks.lamp import Lamp
+    from harness.tasks.oppu_data import is_oppu
 
     cls = task_class(task)
     assert issubclass(cls, Lamp)
@@ -66,7 +77,7 @@ def has_files(task: str, data: str, split_by: str = "user") -> bool:
         found = cls(data=data, split_by=split_by).questions_file("dev")
     except DataMissing:
         return False
-    return split_by == "user" or "time" in found.parts
+    return split_by == "user" or "time" in found.parts or is_oppu(found)
 
 
 def _downloads(gap: Gap, sources: Sources) -> Iterator[str]:

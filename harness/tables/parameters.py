@@ -7,11 +7,15 @@ LoRA of rank 8 on m square matrices of L layers has 2 x width x 8 x m x L. With 
 
 from __future__ import annotations
 
+import json
+
 from harness.flops import SIZES, Sizes
-from harness.tables.grid import Entry, Grid, Line
+from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.measured import Run
 from harness.tables.published import Row, Table
 
+LLAMAS = ("llama2-7b", "llama3-8b", "mistral-7b", "vicuna-13b")
+"""Models whose weights `weights` counts."""
 LORA_RANK = 8
 LORA_MATRICES = {"1": 3, "2": 2}
 """Stage -> how many of a layer OPPU adapts: q, k, v of all users; q, v of one."""
@@ -47,6 +51,39 @@ def computed(table: Table, row: Row, labels: tuple[str, ...]) -> Line:
 
 
 def measured(
-    grid: Grid, labels: tuple[str, ...], model: str, metric: str, behind: tuple[Run | None, ...]
+    grid: Grid,
+    labels: tuple[str, ...],
+    model: str,
+    row: Row,
+    behind: tuple[Run | None, ...],
+    oppu: tuple[Run | None, ...],
 ) -> Line | None:
-    return None
+    """The row from what the modules of PerFit's runs hold, and OPPU's on the same tasks; None where nothing was run."""
+    whole, entries = _weights_of(model), []
+    for cell, run, other in zip(row.cells, behind, oppu, strict=True):
+        own = _trained(run, cell.keys["stage"])
+        of = whole if cell.keys["metric"] == "parameter_percent" else _trained(other, cell.keys["stage"])
+        if run is None or own is None or of is None:
+            entries.append(MISSING)
+            continue
+        value = 100 * own / of if cell.keys["metric"] == "parameter_percent" else 100 * (1 - own / of)
+        entries.append(Entry(f"{value:.{cell.decimals}f}", value, marks=grid.mark(run.reasons), keys=cell.keys))
+    if all(entry.value is None for entry in entries):
+        return None
+    keys = {**row.keys, "model": model}
+    return Line(labels, "measured", keys, tuple(entries), behind, ranked=False)
+
+
+def _trained(run: Run | None, stage: str) -> int | None:
+    """Of all users in stage 1, of one in stage 2."""
+    trained = run.record.analysis.get({"1": "collective", "2": "personal"}[stage]) if run else None
+    return trained["parameters"] if trained else None
+
+
+def _weights_of(model: str) -> int | None:
+    if model == "tiny":
+        from harness.tiny import MODEL_DIR
+
+        sizes = Sizes.of(json.loads((MODEL_DIR / "config.json").read_text("utf-8")))
+        return weights(sizes) - sizes.vocabulary * sizes.width  # its embeddings are tied
+    return weights(SIZES[model]) if model in LLAMAS else None

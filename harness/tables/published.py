@@ -24,6 +24,12 @@ class Column:
     keys: Mapping[str, str]
 
     @property
+    def group(self) -> str:
+        """What columns side by side have in common, printed above their heads."""
+        stage = f"stage {self.keys['stage']}" if "stage" in self.keys else ""
+        return self.keys.get("task") or self.keys.get("energy") or stage
+
+    @property
     def higher_is_better(self) -> bool | None:
         """What the printed arrow says; None where there is no arrow, and nothing is best."""
         return {"↑": True, "↓": False}.get(self.head[-1:])
@@ -92,10 +98,8 @@ class Table:
     """Key -> value -> as printed."""
     task_options: Mapping[str, str]
     """Options a record's task must have been given to fill a cell."""
-    method_options: Mapping[str, str]
-    """Options of a record's method, where it has them."""
-    fit_task: str | None
-    """The task whose items a record's method was fitted on, where it was fitted."""
+    users: Mapping[str, str]
+    """Options of a LaMP task that choose the paper's users from the official files."""
     judge: str | None
     """The judge of the published numbers, as `--judge` takes it."""
     sampling: tuple[str, ...]
@@ -143,8 +147,7 @@ def _table(paper: dict[str, Any], table: dict[str, Any]) -> Table:
         keys=every,
         names=paper.get("names", {}),
         task_options=table.get("task_options", {}),
-        method_options=table.get("method_options", {}),
-        fit_task=table.get("fit_task"),
+        users=paper.get("users", {}),
         judge=table.get("judge"),
         sampling=tuple(paper.get("sampling", "").split()),
         official_items={task: int(n) for task, n in paper.get("official_items", {}).items()},

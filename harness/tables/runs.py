@@ -10,7 +10,7 @@ from harness.tables import parameters
 from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.measured import Run, on_lamp_mini, shown_runs
-from harness.tables.missing import Gap
+from harness.tables.missing import Gap, chosen_users
 from harness.tables.published import Column, Row, Table
 from harness.tables.sources import Sources, View
 
@@ -57,23 +57,20 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
     of_paper = dict.fromkeys(row.keys["model"] for row in table.rows)
     for name in of_paper if model is None else [model]:
         official = name in of_paper
+        flags = _flags(table, official, sources.data)
         rows = [row for row in table.rows if not row.counts_parameters and (not official or row.keys["model"] == name)]
         for row in {row.variant: row for row in rows}.values():
             for task in dict.fromkeys(column.keys["task"] for column in table.columns):
                 run = runs.get((name, row.variant, task))
                 if run is None or (official and run.reasons):
                     options = tuple(row.options.items())
-                    yield Gap(name, row.keys["method"], task, options, _flags(table, official), official)
+                    yield Gap(name, row.keys["method"], task, options, flags, official)
 
 
-def _flags(table: Table, official: bool) -> tuple[str, ...]:
-    """What a run must be given besides method and task, as the paper's was where the model is of the paper."""
-    settings = {**table.task_options, **({"split_by": table.keys["split_by"]} if "split_by" in table.keys else {})}
-    if not official:
-        settings.pop("split_by", None)
+def _flags(table: Table, official: bool, data: str | None) -> tuple[str, ...]:
+    """What a run is given besides method and task; as the paper's was, where the model is of the paper."""
+    settings = {**table.task_options, **(chosen_users(table, data) if official else {})}
     flags = [word for setting in settings.items() for word in ("--task_set", "=".join(setting))]
-    if table.fit_task:
-        flags += ["--fit_task", table.fit_task]
     if table.judge:
         flags += ["--judge", table.judge if official else "lexicon"]
     return (*flags, *(table.sampling if official else ()))
@@ -98,7 +95,9 @@ def _model_lines(grid: Grid, model: str, runs: Shown, view: View) -> Iterable[Li
                 yield parameters.computed(table, printed[slot], labels)
         behind = tuple(runs.get((model, slot.variant, column.keys["task"])) for column in table.columns)
         if slot.metric:
-            measured = parameters.measured(grid, labels, model, slot.metric, behind)
+            row = next(row for row in table.rows if Slot.of(row) == slot)
+            oppu = tuple(runs.get((model, "oppu", column.keys["task"])) for column in table.columns)
+            measured = parameters.measured(grid, labels, model, row, behind, oppu)
         elif any(behind):
             measured = _measured_line(grid, labels, model, slot.variant, behind)
         if measured:

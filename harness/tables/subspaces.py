@@ -14,7 +14,7 @@ from harness.record_schema import RunRecord
 from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.measured import Run, changed_options, is_another_method, why_incomplete
-from harness.tables.missing import Gap
+from harness.tables.missing import Gap, chosen_users
 from harness.tables.published import Column, Row, Table
 from harness.tables.sources import Sources, View
 
@@ -56,7 +56,9 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
     for row in table.rows:
         run = runs.get(row.keys["task"])
         if run is None or (official and _why_not_comparable(run.record, row)):
-            flags = ("--task_set", f"task={row.keys['task']}", *(("--task_set", "split_by=time") if official else ()))
+            split_by = chosen_users(table, sources.data).get("split_by") if official else None
+            settings = [f"task={row.keys['task']}", *([f"split_by={split_by}"] if split_by else [])]
+            flags = tuple(word for setting in settings for word in ("--task_set", setting))
             yield Gap(name, METHOD, TASK, tuple(OPTIONS.items()), flags, official)
 
 
