@@ -89,8 +89,15 @@ class Sites:
         return self.blocks[self.check(Site(layer, "pattern")).layer].get_submodule(name)
 
     def parameter(self, site: Site) -> Tensor:
-        """Any weight of the site's block: its device and dtype are those of the site's activations."""
-        return next(self.blocks[site.layer].parameters())
+        """A tensor whose device and dtype are those of the site's activations: a weight of the block that is not quantised."""
+        block = self.blocks[site.layer]
+        weight = next(w for w in block.parameters() if w.is_floating_point() and w.element_size() > 1)
+        if weight.device.type != "meta":
+            return weight
+        # accelerate keeps this block's weights elsewhere, and brings each to this device while it is used
+        hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in block.modules())
+        devices = (hook.execution_device for hook in hooks if hook is not None)
+        return torch.empty(0, dtype=weight.dtype, device=next(device for device in devices if device is not None))
 
     @contextlib.contextmanager
     def hooked(self, transforms: Mapping[Site, Sequence[Transform]]) -> Iterator[None]:

@@ -409,6 +409,55 @@ def test_a_vector_moves_to_the_type_of_its_block() -> None:
     assert len(answer.ids) > 0
 
 
+class _Eight(torch.nn.Module):
+    """A linear layer with int8 weights and one scale, whose activations are of another type."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(linear.weight.abs().max()) / 127
+        self.weight = torch.nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ (self.weight.to(x.dtype) * self.scale).T
+
+
+def _quantised(lm: LanguageModel) -> None:
+    for block in lm.sites.blocks:
+        for name, module in list(block.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                block.set_submodule(name, _Eight(module))
+
+
+def _offloaded(lm: LanguageModel) -> None:
+    from accelerate import cpu_offload
+
+    cpu_offload(lm.model, execution_device=torch.device("cpu"))
+
+
+def _tuples(lm: LanguageModel) -> None:
+    for block in lm.sites.blocks:
+        block.register_forward_hook(lambda _, args, output: (output, None))
+    for after in lm.sites.blocks[1:]:
+        after.register_forward_pre_hook(lambda _, args: (args[0][0], *args[1:]))
+    lm.sites.final_norm.register_forward_pre_hook(lambda _, args: (args[0][0],))
+
+
+@pytest.mark.parametrize("change", [_quantised, _offloaded, _tuples])
+def test_quantised_and_offloaded_models_and_blocks_that_return_tuples_are_steered_exactly(
+    change: Callable[[LanguageModel], None],
+) -> None:
+    lm, state = random_lm(dtype=torch.float32), _state()
+    change(lm)
+    plan = PersonaVector(layer=1, coefficient=2.0, positions="all").plan(_example(), state, None)
+    requests = [Decoder(lm).prepare("e", p, 4) for p in (plan, Plan((plan.streams[0].bare(),)))]
+    site = Site(2, "block_in")
+    with_it, without = (capture(lm, [request], [site], ALL, [(30, 31)])[0][site] for request in requests)
+    assert torch.equal(with_it, without + 2.0 * state.tensors["a.response.vector"][1])
+    (answer,) = Decoder(lm).generate([requests[0]], max_new_tokens=4)
+    (scored,) = Decoder(lm).score([requests[0]], [answer.ids])
+    assert max(abs(a - b) for a, b in zip(scored.logprobs, answer.logprobs, strict=True)) < 1e-4
+
+
 # Clamping
 
 
