@@ -13,6 +13,7 @@ from harness.leaderboard import Ranking, Row
 from harness.record_schema import MetricValue, RunRecord
 from harness.registry import task_class
 from harness.tables import grids
+from harness.tables.formats import notes_of
 from harness.task import Sample
 
 if TYPE_CHECKING:
@@ -191,17 +192,13 @@ def figures(results: Path, folder: Path) -> list[dict[str, Any]]:
 def _table(grid: Grid) -> dict[str, Any]:
     table = grid.table
     reasons = {letter: reason for reason, letter in grid.footnotes.items()}
-    tasks = (column.keys.get("task") for column in table.columns)
     return {
         "id": table.id,
         "title": table.title,
         "header": [
             *(table.printed("row_keys", name) for name in table.row_keys),
             "",
-            *(
-                f"{task} {column.head}" if task else column.head
-                for task, column in zip(tasks, table.columns, strict=True)
-            ),
+            *(f"{column.group} {column.head}".strip() for column in table.columns),
         ],
         "lines": [
             {
@@ -221,14 +218,7 @@ def _table(grid: Grid) -> dict[str, Any]:
             }
             for line in grid.lines
         ],
-        "notes": [
-            f"Published: {table.place}.",
-            "±: half the 95 % interval. difference: measured minus published; ! where the published number is outside "
-            "the measured interval by more than its rounding. Bold: best of its column.",
-            *(f"†{letter}: {reason}" for letter, reason in reasons.items()),
-            *(f"Note {at}: {erratum}." for at, erratum in enumerate(grid.errata, start=1)),
-            *(f"{remark}." for remark in grid.remarks),
-        ],
+        "notes": notes_of(grid, "bold"),
     }
 
 
