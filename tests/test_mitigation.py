@@ -10,6 +10,7 @@ import pytest
 
 from harness.records import DataConfig, JudgeConfig, MetricValue, RunFolder, RunRecord, TaskConfig
 from harness.tables import grids
+from harness.tables.differences import verdict
 from harness.tables.grid import Grid, Line
 
 RELIGIONS = ("christianity", "islam", "hinduism", "judaism")
@@ -29,14 +30,16 @@ def record(tmp_path: Path, run_config: Callable[..., Any]) -> Callable[..., RunR
         fit_task: str | None = None,
         split: str = "dev",
         seed: int = 0,
+        model: str = "m",
+        judge: str = "lexicon",
         **options: Any,
     ) -> RunRecord:
-        made = run_config(method, "persona:religion", "m", options=options, seed=seed)
+        made = run_config(method, "persona:religion", model, options=options, seed=seed)
         config = made.model_copy(
             update={
                 "task": TaskConfig(name="persona:religion", options={"condition": condition}),
                 "data": DataConfig(description="d", fingerprint="f", split=split, fit_split="train", fit_task=fit_task),
-                "judge": JudgeConfig(name="lexicon"),
+                "judge": JudgeConfig(name=judge),
             }
         )
         values = {"trait": score, "coherence": coherence, "refused": 0.0, **{f"trait/{r}": score for r in RELIGIONS}}
@@ -139,3 +142,23 @@ def test_a_clamp_is_held_against_a_baseline_of_the_same_sampling_alone(
     record("plain", 90.0, seed=1)
     record("clamp", 10.0, **CHOSEN)
     assert not _grid(tmp_path).remarks
+
+
+def test_the_papers_model_has_differences_and_its_default_clamp_alone_a_verdict(
+    tmp_path: Path, record: Callable[..., RunRecord]
+) -> None:
+    paper = {"model": "qwen2.5-7b", "judge": "openai/gpt-4.1-mini"}
+    record("plain", 86.0, **paper)
+    record("clamp", 1.0, **paper)
+    record("clamp", 50.0, **paper, **CHOSEN)
+    (made,) = grids(["persona-1"], tmp_path)
+    lines = [
+        (line.labels[-1], [e.text for e in line.entries[:4]]) for line in made.lines if line.source == "difference"
+    ]
+    assert lines == [
+        ("Baseline", ["-0.19", "-2.88", "-0.83", "-0.77"]),
+        ("Mitigated", ["+0.61", "-0.04", "+0.61", "+0.55"]),
+    ]
+    found = verdict([made])
+    assert found.compared == 8
+    assert [line.split(":")[0] for line in found.outside] == ["persona-1 qwen2.5-7b plain persona"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from harness.record_schema import MetricValue, RunRecord
 from harness.registry import method_class
+from harness.tables.differences import difference
 from harness.tables.grid import MISSING, Entry, Grid, Line
 from harness.tables.measured import Run, changed_options, has_options, why_not_comparable
 from harness.tables.published import Column, Table
@@ -63,7 +64,8 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     for model in [*of_paper, *sorted({s.record.config.model.name for s in settings} - set(of_paper))]:
         if view.model in (None, model):
             own = [setting for setting in settings if setting.record.config.model.name == model]
-            grid.add([*_published(grid, table, model, view), *(_measured(grid, table, setting) for setting in own)])
+            published = list(_published(grid, table, model, view))
+            grid.add([*published, *(line for setting in own for line in _measured(grid, table, setting, published))])
             grid.remarks += _verdicts(table, own)
     if view.measured and not settings:
         grid.remarks.append("nothing measured yet: 'harness table --missing' prints the commands that fill this table")
@@ -131,7 +133,8 @@ def _published(grid: Grid, table: Table, model: str, view: View) -> Iterator[Lin
             yield replace(line, entries=(*line.entries, *[MISSING] * more), runs=(*line.runs, *[None] * more))
 
 
-def _measured(grid: Grid, table: Table, setting: Setting) -> Line:
+def _measured(grid: Grid, table: Table, setting: Setting, published: Sequence[Line]) -> Iterator[Line]:
+    """Its line; and of a setting that the paper's row is about, the one with the method's defaults, the difference."""
     config, reasons = setting.record.config, _reasons(setting.record, table)
     run = Run(setting.record, tuple(reasons), 0)
     name = table.printed("method", config.method.name)
@@ -156,7 +159,12 @@ def _measured(grid: Grid, table: Table, setting: Setting) -> Line:
             )
         )
     keys = {"model": config.model.name, "method": config.method.name, "setting": setting.label}
-    return Line(labels, "measured", keys, tuple(entries), (run,) * len(entries), ranked=False)
+    line = Line(labels, "measured", keys, tuple(entries), (run,) * len(entries), ranked=False)
+    yield line
+    own = [row for row in published if row.keys["method"] == config.method.name and not setting.label]
+    between = difference(own[0], line) if own else None
+    if between:
+        yield between
 
 
 def _verdicts(table: Table, settings: Sequence[Setting]) -> Iterator[str]:
