@@ -18,8 +18,8 @@ from harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {
-    "leaderboard": ("#/leaderboard?task=lamp2m&method=-control+-heads%3D", 600),
-    "side-by-side": ("#/samples?group={lamp4}&order=differ", 760),
+    "leaderboard": ("#/leaderboard?task=lamp2m&method=-control+-heads%3D+-clusters", 560),
+    "side-by-side": ("#/samples?group={lamp4}&order=differ", 690),
 }
 """Name -> address behind the page, and height in pixels."""
 
