@@ -11,6 +11,7 @@ from typing import Any
 from harness.artifacts import ArtifactStore
 from harness.cell import Cell
 from harness.console import Console
+from harness.data import User
 from harness.errors import UserFailed
 from harness.kit import Kit
 from harness.lm import LanguageModel
@@ -79,7 +80,7 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
         return Personal()
     users = list({item.example.user.id: item.example.user for item in cell.items}.values())
     settings = _common(lm, cell) | {"shared": shared.key, "task": [cell.task_name, cell.task.version]}
-    made_from = {u.id: settings | {"history": [[r.id, dict(r.fields), r.date] for r in u.history]} for u in users}
+    made_from = {user.id: settings | {"history": _digest(user)} for user in users}
     keys = {name: store.key(content) for name, content in made_from.items()}
     states: dict[str, Fitted | UserFailed | None] = {name: store.get(key) for name, key in keys.items()}
     kit = _kit(lm, cell, store, console, cell.max_new_tokens)
@@ -99,6 +100,12 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     console.progress("adapting users", len(users), len(users))
     stored = sum(store.size(keys[name]) for name, state in states.items() if isinstance(state, Fitted))
     return Personal(states, stored)
+
+
+def _digest(user: User) -> dict[str, Any]:
+    """What tells a history apart. Not its texts: what is stored of a user need not hold their words."""
+    content = {"history": [[record.id, dict(record.fields), record.date] for record in user.history]}
+    return {"items": len(user.history), "sha": ArtifactStore.key(content)}
 
 
 def warnings_of(method: Method, shared: Shared) -> list[str]:
