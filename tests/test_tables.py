@@ -594,6 +594,17 @@ def test_per_mille_follows_from_users_and_width_but_for_one_cell(tmp_path: Path)
     assert "72.99, printed 72.90" in table("perfit-1").errata[0]
 
 
+def test_where_dps_is_best_is_what_the_notes_say(tmp_path: Path):
+    cells = json.loads(render(["dps-1", "dps-2"], tmp_path, "json", published_only=True))
+    best = [c for made in cells for c in made["cells"] if c["best"] and c["method"] == "dps"]
+    assert sum(c["task"] in ("lamp4", "lamp5", "lamp7") for c in best) == 12
+    for model, task, metrics in (
+        ("qwen2-7b", "lamp4", {"meteor"}), ("qwen2-7b", "lamp7", set()), ("mistral-7b", "lamp7", {"rouge1", "rougeL"}),
+        ("llama3-8b", "lamp3", set()), ("qwen2-7b", "lamp3", set()),
+    ):  # fmt: skip
+        assert {c["metric"] for c in best if (c["model"], c["task"]) == (model, task)} == metrics
+
+
 # What the papers' own material says of their numbers
 
 
@@ -838,6 +849,7 @@ def test_latex_is_balanced_tabulars_with_as_many_cells_a_row_as_columns(results:
     assert r"my\_model|50\%" in body
     assert re.search(r"(?<!\\)[%_#]", body) is None
     assert body.count("{") == body.count("}")
+    assert body.isascii()
 
 
 def test_terminal_marks_the_best_with_a_star_or_in_bold(results: Path):

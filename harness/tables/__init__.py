@@ -3,7 +3,8 @@
 A paper is one YAML file here; adding one needs no code. `published.py` reads them. What fills a table is the module that
 its `measured` names: `runs.py`, `costs.py`, `comparisons.py`, `subspaces.py` or `data.py`, each of which makes a
 `grid.Grid` of what the paper prints and of what is measured. `formats.py` prints it, `differences.py` says whether the two
-agree, `missing.py` which commands would fill what is empty.
+agree, `missing.py` which commands would fill what is empty. No table averages over tasks, which have different numbers of
+samples.
 """
 
 from __future__ import annotations

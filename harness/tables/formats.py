@@ -189,7 +189,7 @@ def markdown(grids: Sequence[Grid]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$",
-    "×": r"$\times$", "†": r"$\dagger$",
+    "×": r"$\times$", "†": r"$\dagger$", "≤": r"$\leq$", "‰": r"\textperthousand{}",
 }  # fmt: skip
 
 
