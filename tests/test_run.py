@@ -400,7 +400,9 @@ def test_a_user_is_adapted_to_once_and_a_user_that_failed_again(
     cost = done.record.cost
     assert (cost.setup_seconds_per_user, cost.setup_prefill_tokens) == (2.0, 30)
     assert cost.stored_bytes_per_user is not None and cost.stored_bytes_per_user > 0
-    words = {text for item in adapter().items for record in item.example.user.history for text in record.fields.values()}
+    words = {
+        text for item in adapter().items for record in item.example.user.history for text in record.fields.values()
+    }
     stored = "".join(path.read_text() for path in store.root.glob("*/meta.json"))
     assert '"history"' in stored and not any(json.dumps(text) in stored for text in words if len(text) > 3)
     UNLUCKY.clear()
