@@ -265,6 +265,18 @@ def test_a_cell_that_cannot_be_compared_carries_a_dagger_and_its_reason(
     assert reason in flat(text)
 
 
+def test_answers_sampled_where_the_paper_decodes_greedily_are_not_comparable(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for method in ("cad", "perfit"):
+        config = run_config(method, model="llama2-7b")
+        sampling = config.sampling.model_copy(update={"temperature": 0.1})
+        save(run_record(config.model_copy(update={"sampling": sampling}), n=6275, rouge1=0.2))
+    greedy = measured(tmp_path)["llama2-7b", "cad", "lamp4", "rouge1"]["not_comparable"]
+    assert "lamp4 sampled at temperature 0.1" in " ".join(greedy)
+    assert measured(tmp_path, "perfit-3")["llama2-7b", "perfit", "lamp4", "rouge1"]["not_comparable"] == []
+
+
 def test_failed_samples_are_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
     record = run_record(run_config(), status="partial", rouge1=0.2)
     record.health = Health(errors=3)

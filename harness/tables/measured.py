@@ -132,6 +132,11 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
         reasons.append(f"{task} split {config.data.split}, published {split}")
     if split and config.data.fit_split and config.data.fit_split.partition(":")[0] == split:
         reasons.append(f"{task} items of {config.data.fit_split} held out for fitting")
+    judge = config.judge.name if config.judge else ""
+    if table.judge and judge != "lexicon" and not judge.startswith(table.judge):
+        reasons.append(f"judged by {judge or 'nobody'}, published {table.judge}")
+    if config.sampling.temperature > 0 and not table.sampling and not table.judge:
+        reasons.append(f"{task} sampled at temperature {config.sampling.temperature:g}")
     n = max((metric.n for metric in record.metrics.values()), default=0)
     official = table.official_items.get(task)
     if official and n != official and not reasons:

@@ -16,6 +16,8 @@ from harness.registry import task_class
 from harness.tables.published import Table
 from harness.tables.sources import Sources
 
+Options = tuple[tuple[str, str], ...]
+
 DOWNLOADED = "data/lamp"
 """Where `harness data get` puts files unless it is told where."""
 
@@ -27,7 +29,7 @@ class Gap:
     model: str
     method: str
     task: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: Options = ()
     """Of the method, besides its defaults."""
     flags: tuple[str, ...] = ()
     """Further arguments of `harness run`, such as how the paper samples."""
@@ -102,23 +104,38 @@ def _runs(gaps: Sequence[Gap], sources: Sources) -> Iterator[str]:
                 yield from _commands_of(group, flags, sources)
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What runs must share to be one command: a `run` of several methods, or a `sweep` of one method's option."""
+
+    method: str
+    """Empty where methods can stand side by side."""
+    options: Options
+    """What is set once; empty of a sweep."""
+    swept: str
+    tasks: tuple[str, ...]
+
+
 def _commands_of(gaps: Sequence[Gap], flags: tuple[str, ...], sources: Sources) -> Iterator[str]:
-    tasks: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    """Of one model and one set of flags."""
+    lacking: dict[tuple[str, Options], list[str]] = {}
     for gap in gaps:
-        tasks.setdefault((gap.method, gap.options), []).append(gap.task)
-    together: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[tuple[str, tuple[tuple[str, str], ...]]]] = {}
-    for (method, options), lacking in tasks.items():
-        names = tuple(name for name, _ in options)
-        together.setdefault((method if options else "", names, tuple(lacking)), []).append((method, options))
+        lacking.setdefault((gap.method, gap.options), []).append(gap.task)
+    together: dict[_Command, list[tuple[str, Options]]] = {}
+    for (method, options), tasks in lacking.items():
+        swept = options[0][0] if len(options) == 1 else ""
+        command = _Command(method if options else "", () if swept else options, swept, tuple(tasks))
+        together.setdefault(command, []).append((method, options))
     data = _data(gaps[0], sources)
     of_lamp = any("lamp" in text for gap in gaps for text in (gap.task, *gap.flags))
     shared = [*flags, "--model", gaps[0].model, *(["--data", data] if data and of_lamp else [])]
     if sources.results.as_posix() != "results":
         shared += ["--output_path", str(sources.results)]
-    for (_, names, on_tasks), variants in together.items():
-        on = [word for name in on_tasks for word in ("--task", name)]
-        values: Mapping[str, list[str]] = {name: [dict(options)[name] for _, options in variants] for name in names}
-        varies = len(variants) > 1 and bool(names)
-        settings = [word for name in names for word in ("--set", f"{name}={'|'.join(values[name])}")]
-        methods = [word for method in dict.fromkeys(method for method, _ in variants) for word in ("--method", method)]
-        yield shlex.join(["harness", "sweep" if varies else "run", *methods, *settings, *on, *shared])
+    for command, variants in together.items():
+        settings = [f"{name}={value}" for name, value in command.options]
+        if command.swept:
+            settings = [f"{command.swept}={'|'.join(dict(options)[command.swept] for _, options in variants)}"]
+        verb = "sweep" if command.swept and len(variants) > 1 else "run"
+        words = [("--method", method) for method in dict.fromkeys(method for method, _ in variants)]
+        words += [("--set", setting) for setting in settings] + [("--task", task) for task in command.tasks]
+        yield shlex.join(["harness", verb, *(word for pair in words for word in pair), *shared])

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import yaml
 
 Filling = Literal["runs", "mitigation", "costs", "comparisons", "subspaces", "data"]
-"""What is measured beside the published cells. `runs`: records, rows being models x methods and columns tasks x metrics;
-`costs`: what decoding costs; `comparisons`: two runs compared, rows being evaluators x metrics and columns methods;
-`subspaces`: ranks of user vectors; `data`: the statistics of a benchmark's files."""
+"""What is measured beside the published cells, by the module that does it. `runs`: records, rows being models x methods
+and columns tasks x metrics; `mitigation`: the same, each clamp with its controls; `costs`: what decoding costs;
+`comparisons`: two runs compared, rows being evaluators x metrics and columns methods; `subspaces`: ranks of user vectors;
+`data`: the statistics of a benchmark's files."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Table:
     judge: str | None
     """The judge of the published numbers, as `--judge` takes it."""
     sampling: tuple[str, ...]
-    """How the published answers were sampled, as `harness run` is told; greedily where nothing is said."""
+    """How the published answers were sampled, as `harness run` is told; greedily where nothing is said, but judged ones."""
     official_items: Mapping[str, int]
     """Task -> how many items the published numbers are means over."""
 
