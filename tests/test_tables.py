@@ -693,6 +693,19 @@ def test_the_released_dola_of_titles_has_a_part_of_the_items(released: Path):
     assert run["total_samples"] == 973
 
 
+def test_words_of_tweets_are_near_the_token_counts_of_table_5(released: Path):
+    lamp = released.parent / "lamp"
+    if not (lamp / "LaMP_7").is_dir():
+        pytest.skip(f"no {lamp / 'LaMP_7'} (set HARNESS_SHARED)")
+    (made,) = grids(["perfit-5"], RESULTS, data=str(lamp))
+    (line,) = (line for line in made.lines if line.source == "measured" and line.keys["task"] == "lamp7")
+    counted = {
+        column.keys["metric"]: entry.text for column, entry in zip(made.table.columns, line.entries, strict=True)
+    }
+    assert (counted["users"], counted["input_length"], counted["output_length"]) == ("- / 1,500", "30.1", "17.3")
+    assert "30.1 in, 17.3 out" in table("perfit-5").errata[1]
+
+
 # Users' vectors and the data
 
 
@@ -737,6 +750,19 @@ def test_statistics_are_counted_in_the_files_given(tmp_path: Path):
     assert counted("perfit-5") == {
         "users": "- / 1", "queries": "2", "history_items": "2.0", "input_length": "8.0", "output_length": "2.0",
     }  # fmt: skip
+
+
+def test_a_file_that_cannot_be_read_is_said_and_the_other_tasks_are_counted(tmp_path: Path):
+    for task in ("LaMP_4", "LaMP_7"):
+        (tmp_path / task).mkdir()
+    (tmp_path / "LaMP_4" / "dev_questions.json").write_text("[")
+    question = {"id": "1", "input": "Paraphrase the following tweet: a b", "profile": [{"id": "2", "text": "u"}]}
+    (tmp_path / "LaMP_7" / "dev_questions.json").write_text(json.dumps([question]))
+    golds = {"task": "LaMP_7", "golds": [{"id": "1", "output": "c"}]}
+    (tmp_path / "LaMP_7" / "dev_outputs.json").write_text(json.dumps(golds))
+    (made,) = grids(["dps-5"], tmp_path, data=str(tmp_path))
+    assert [line.keys["task"] for line in made.lines if line.source == "measured"] == ["lamp7"]
+    assert any("LaMP_4/dev_questions.json is not valid JSON" in remark for remark in made.remarks)
 
 
 def test_oppus_files_have_the_users_of_perfit_themselves(tmp_path: Path):

@@ -50,7 +50,12 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
         lines, task = [Line.printed(table, row)] if view.published else [], row.keys["task"]
         users = chosen_users(table, data) if data != MINI else {}
         as_published = not users or has_files(task, data, users["split_by"])
-        splits = _splits(task, data, tuple(users.items()) if as_published else ()) if view.measured else {}
+        splits: Mapping[str, Split] = {}
+        try:
+            if view.measured:
+                splits = _splits(task, data, tuple(users.items()) if as_published else ())
+        except DataMissing as problem:  # of one task; the others can be counted
+            grid.remarks.append(str(problem).rstrip("."))
         if splits:
             found = True
             reasons = ["synthetic lamp-mini data"] if data == MINI else []
