@@ -5,8 +5,10 @@ The model knows no instructions, so scores mean nothing here; its 512 tokens can
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,10 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_
 
 from harness import metrics
 from harness.cli import main
+from harness.kit import Kit
+from harness.records import RunFolder
 from harness.tasks.lamp_prompts import LABELS
+from harness.train import _School
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute()
 MODEL = SHARED / "stories260K/hf"
@@ -48,7 +53,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             code = stop.code or 0
         said = capsys.readouterr()
         (folder,) = {path.parent for path in (tmp_path / "results").glob("*/*/*/run.json")}
-        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        lines = (folder / "samples.jsonl").read_text().splitlines() if (folder / "samples.jsonl").exists() else []
+        samples = [json.loads(line) for line in lines]
         return Run(code, json.loads((folder / "run.json").read_text()), samples, said.err)
 
     return harness
@@ -133,6 +139,52 @@ def test_heads_are_found_on_a_share_of_the_users_that_is_left_out_of_the_evaluat
     assert done.exit_code == 0
     assert len(done.samples) == 6
     assert done.record["config"]["data"]["fit_split"] == "dev:0.2"
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int) -> None:
+    """Interrupts the call number `at` of a function."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("method", "owner", "name"), [("perfit", _School, "_update"), ("style_vector", Kit, "last_tokens")]
+)
+def test_users_adapted_to_and_killed_on_the_way_answer_as_if_nothing_had_been(
+    run, tmp_path, monkeypatch, method, owner, name
+):
+    options = (
+        "--users",
+        "6",
+        "--fit_split",
+        "dev:0.004",
+        "--max_new_tokens",
+        "8",
+        "--batch_size",
+        "2",
+        "--set",
+        "items=3",
+    )
+    arguments = ("--method", method, "--task", "lamp7", *options)
+    whole = run(*arguments)
+    assert whole.exit_code == 0 and whole.record["cost"]["stored_bytes_per_user"] > 0
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "cache")
+    for moment in ((owner, name, 2), (RunFolder, "append", 2)):
+        with monkeypatch.context() as patch:
+            killed(patch, *moment)
+            assert run(*arguments).exit_code == 130
+    done = run(*arguments)
+    assert done.exit_code == 0 and done.record["status"] == "complete"
+    for part in ("metrics", "analysis", "health"):
+        assert done.record[part] == whole.record[part]
+    assert [(s["id"], s["response"]) for s in done.samples] == [(s["id"], s["response"]) for s in whole.samples]
 
 
 def test_a_method_that_fits_needs_a_train_split_and_says_how_to_do_without(monkeypatch, tmp_path, capsys):
