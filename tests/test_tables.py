@@ -277,6 +277,18 @@ def test_answers_sampled_where_the_paper_decodes_greedily_are_not_comparable(
     assert measured(tmp_path, "perfit-3")["llama2-7b", "perfit", "lamp4", "rouge1"]["not_comparable"] == []
 
 
+def test_options_of_a_task_that_the_paper_did_not_use_are_a_reason(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    task = TaskConfig(name="lamp4", options={"split_by": "time", "most_active": 100})
+    config = run_config("plain", model="llama2-7b").model_copy(update={"task": task})
+    save(run_record(config, n=6275, rouge1=0.2))
+    key = ("llama2-7b", "plain", "lamp4", "rouge1")
+    assert measured(tmp_path, "perfit-3")[key]["not_comparable"] == []  # whose users these are
+    reasons = measured(tmp_path)[key]["not_comparable"]
+    assert reasons[0] == "lamp4 with split_by=time, most_active=100"
+
+
 def test_failed_samples_are_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
     record = run_record(run_config(), status="partial", rouge1=0.2)
     record.health = Health(errors=3)

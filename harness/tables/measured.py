@@ -132,6 +132,9 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
         reasons.append(f"{task} split {config.data.split}, published {split}")
     if split and config.data.fit_split and config.data.fit_split.partition(":")[0] == split:
         reasons.append(f"{task} items of {config.data.fit_split} held out for fitting")
+    unasked = {k: v for k, v in config.task.options.items() if k not in table.task_options and k not in table.users}
+    if unasked:
+        reasons.append(f"{task} with {', '.join(f'{name}={value}' for name, value in unasked.items())}")
     judge = config.judge.name if config.judge else ""
     if table.judge and judge != "lexicon" and not judge.startswith(table.judge):
         reasons.append(f"judged by {judge or 'nobody'}, published {table.judge}")
