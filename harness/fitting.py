@@ -17,8 +17,8 @@ from harness.kit import Kit
 from harness.lm import LanguageModel
 from harness.method import Fitted, Method
 
-USERS_AT_ONCE = 64
-"""Users of one `adapt` call."""
+USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9
+"""Users of one `adapt` call, which is what a killed run loses: few where a user takes a minute, as from `LARGE` weights on."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     keys = {name: store.key(content) for name, content in made_from.items()}
     states: dict[str, Fitted | UserFailed | None] = {name: store.get(key) for name, key in keys.items()}
     kit = _kit(lm, cell, store, console, cell.max_new_tokens)
-    for first in range(0, len(users), USERS_AT_ONCE):
-        part = users[first : first + USERS_AT_ONCE]
+    at_once = USERS_AT_ONCE if lm.parameters < LARGE else OF_A_LARGE_MODEL
+    for first in range(0, len(users), at_once):
+        part = users[first : first + at_once]
         if all(states[user.id] is not None for user in part):
             continue
         # the whole part, though some may be stored: the last bits of a state depend on the users it was made with

@@ -412,6 +412,21 @@ def test_a_user_is_adapted_to_once_and_a_user_that_failed_again(
     assert ADAPTED == []
 
 
+def test_a_large_models_users_are_kept_a_few_at_a_time(
+    lm: LanguageModel, tmp_path: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def adapt(self: Adapter, kit: Any, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
+        calls.append(len(users))
+        return [Fitted({"v": torch.ones(1)}, {"user": user.id}) for user in users]
+
+    monkeypatch.setattr(Adapter, "adapt", adapt)
+    monkeypatch.setattr("harness.fitting.LARGE", 1)
+    run_cell(lm, replace(cells(tmp_path, limit=10), method_name="adapter", method=Adapter()), store=store)
+    assert calls == [8, 2]
+
+
 # Metrics
 
 
