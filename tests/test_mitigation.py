@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.records import DataConfig, JudgeConfig, MetricValue, RunFolder, RunRecord, TaskConfig
-from harness.tables import grids
+from harness.tables import grids, render
 from harness.tables.differences import verdict
 from harness.tables.grid import Grid, Line
 
@@ -42,8 +42,9 @@ def record(tmp_path: Path, run_config: Callable[..., Any]) -> Callable[..., RunR
                 "judge": JudgeConfig(name=judge),
             }
         )
-        values = {"trait": score, "coherence": coherence, "refused": 0.0, **{f"trait/{r}": score for r in RELIGIONS}}
+        values = {"trait": score, "coherence": coherence, "refused": 0.0}
         metrics = {name: MetricValue(value=v, n=400, low=v - 2, high=v + 2) for name, v in values.items()}
+        metrics |= {f"trait/{r}": metrics["trait"].model_copy(update={"n": 100}) for r in RELIGIONS}
         run = RunRecord(config=config, status="complete", metrics=metrics, started="2026-01-01T00:00:00Z")
         with RunFolder.open(tmp_path, config) as folder:
             folder.write(run)
@@ -89,6 +90,7 @@ def test_coherence_and_refusals_stand_beside_the_scores(tmp_path: Path, record: 
     line: Line = made.lines[0]
     assert [column.head for column in made.table.columns][4:] == ["Coherence", "Refused"]
     assert [entry.text for entry in line.entries] == ["90.00"] * 4 + ["97.0", "0.0"]
+    assert "n of measured cells: m 100." in render(["persona-1"], tmp_path, model="m")
     (published,) = grids(["persona-1"], tmp_path, published_only=True)
     assert [len(line.entries) for line in published.lines] == [6, 6] and published.lines[0].entries[4].text == "-"
 

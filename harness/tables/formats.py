@@ -156,7 +156,7 @@ def _samples(grid: Grid) -> str:
         for line in block:
             for column, entry in zip(grid.table.columns, line.entries, strict=True):
                 if entry.n and line.source == "measured":
-                    counts.setdefault(column.group, {})[line.labels[-1]] = entry.n
+                    counts.setdefault(column.group, {}).setdefault(line.labels[-1], entry.n)
         usual = {group: Counter(of.values()).most_common(1)[0][0] for group, of in counts.items()}
         if not usual:
             continue
