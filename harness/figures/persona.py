@@ -40,18 +40,21 @@ def races(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 def categories(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     """Figure 6: MMLU without and with mitigation, by subject, or by category of subjects where there are many."""
     runs = _mmlu(records)
-    if runs is None or "clamp" not in runs:
+    clamps = _mitigated(runs)
+    if not clamps:
         return None
-    baseline, mitigated = runs["plain"], runs["clamp"]
+    baseline = runs["plain"]
     names = [name for name in baseline.metrics if name.startswith("accuracy/")]
     if len(names) > 8:
         names = [name for name in baseline.metrics if name.startswith("accuracy_")]
-    names = [name for name in ("accuracy", *names) if name in mitigated.metrics and baseline.metrics[name].n]
-    about = f"{_mmlu_about(baseline)}; mitigated: {_options(mitigated)}; dotted: chance"
-    figure, (ax,) = sheet("persona-6", about, width=max(4.6, 1.15 * len(names)))
-    for number, (label, run) in enumerate((("baseline", baseline), ("mitigated", mitigated))):
-        x = np.arange(len(names)) + 0.4 * (number - 0.5)
-        bars(ax, x, [run.metrics[name] for name in names], number, label, 0.36)
+    names = [name for name in ("accuracy", *names) if baseline.metrics[name].n]
+    described = "; ".join(f"{label}: {_options(run)}" for label, run in clamps.items())
+    about = f"{_mmlu_about(baseline)}; 95 % intervals; dotted: chance; {described}"
+    figure, (ax,) = sheet("persona-6", about, width=max(5.4, 1.2 * len(names)))
+    wide = 0.8 / (1 + len(clamps))
+    for number, (label, run) in enumerate({"baseline": baseline, **clamps}.items()):
+        x = np.arange(len(names)) + wide * (number - len(clamps) / 2)
+        bars(ax, x, [run.metrics[name] for name in names], number, label, 0.92 * wide)
     labels = [f"{_plain_words(name)}\nn = {baseline.metrics[name].n}" for name in names]
     ax.set_xticks(range(len(names)), labels, fontsize=7)
     ax.axhline(0.25, color=GREY, linestyle=":")
@@ -63,19 +66,21 @@ def categories(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 def vectors(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     """Figure 7: MMLU overall under each persona's vector and under the mitigation."""
     runs = _mmlu(records)
-    if runs is None or len(runs) < 2 or not any(name.startswith("persona:") for name in runs):
+    known = (*(f"persona:{trait}" for trait in (*RELIGIONS, *RACES)), *sorted(runs))
+    personas = [name for name in dict.fromkeys(known) if name in runs and name.startswith("persona:")]
+    if not personas:
         return None
-    known = ("plain", "clamp", *(f"persona:{trait}" for trait in (*RELIGIONS, *RACES)))
-    order = [name for name in dict.fromkeys((*known, *sorted(runs))) if name in runs]
-    about = f"{_mmlu_about(runs['plain'])}; dotted: baseline and chance"
-    figure, (ax,) = sheet("persona-7", about, width=5.2, height=0.32 * len(order) + 0.7)
-    for place, name in enumerate(order):
-        metric = runs[name].metrics["accuracy"]
-        style = look({"plain": 0, "clamp": 1}.get(name, 2))
+    rows = {"baseline": runs["plain"], **_mitigated(runs)}
+    looks = {label: number for number, label in enumerate(rows)}
+    rows |= {f"+ {_plain_words(name)}": runs[name] for name in personas}
+    described = "".join(f"; {label}: {_options(run)}" for label, run in _mitigated(runs).items())
+    about = f"{_mmlu_about(runs['plain'])}; dotted: baseline and chance{described}"
+    figure, (ax,) = sheet("persona-7", about, width=5.2, height=0.32 * len(rows) + 0.7)
+    for place, (label, run) in enumerate(rows.items()):
+        metric, style = run.metrics["accuracy"], look(looks.get(label, len(looks)))
         value = np.array([metric.value], dtype=float)
         ax.errorbar(value, [place], xerr=errors([metric]), color=style.color, marker=style.marker, capsize=2.5, ls="")
-    words = {"plain": "baseline", "clamp": "mitigated"}
-    ax.set_yticks(range(len(order)), [words.get(name, f"+ {_plain_words(name)}") for name in order])
+    ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
     for at in (runs["plain"].metrics["accuracy"].value, 0.25):
         ax.axvline(np.nan if at is None else at, color=GREY, linestyle=":")
@@ -168,8 +173,8 @@ def _coherent(metrics: Mapping[str, MetricValue]) -> bool:
     return value is None or value >= _COHERENT
 
 
-def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord] | None:
-    """`plain`, `clamp` and each `persona:<trait>` -> the latest run on the same questions; None without a baseline."""
+def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
+    """`plain`, each `clamp ...` and each `persona:<trait>` -> the latest run on the same questions; empty without a baseline."""
     groups: dict[str, dict[str, RunRecord]] = {}
     for record in sorted(records, key=lambda record: record.started or ""):
         config = record.config
@@ -179,11 +184,19 @@ def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord] | None:
         name = config.method.name
         if name == "persona_vector":
             name = config.data.fit_task or f"persona:{config.method.options.get('trait')}"
+        elif name == "clamp":
+            name = f"clamp {_options(record)}"
         same = [config.task.options, config.data.fingerprint, config.selection.model_dump(), config.data.split]
-        if name in ("plain", "clamp") or name.startswith("persona:"):
+        if name == "plain" or name.startswith(("clamp ", "persona:")):
             groups.setdefault(json.dumps(same, sort_keys=True), {})[name] = record
     with_baseline = [runs for runs in groups.values() if "plain" in runs]
-    return max(with_baseline, key=len, default=None)
+    return max(with_baseline, key=len, default={})
+
+
+def _mitigated(runs: Mapping[str, RunRecord]) -> dict[str, RunRecord]:
+    """The clamps by what they are called: `mitigated`, numbered where there are several."""
+    clamps = [run for name, run in runs.items() if name.startswith("clamp ")]
+    return {f"mitigated {n}" if len(clamps) > 1 else "mitigated": run for n, run in enumerate(clamps, start=1)}
 
 
 def _mmlu_about(record: RunRecord) -> str:
