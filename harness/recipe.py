@@ -20,14 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from harness.data import Labelled, User
+from harness.data import Example, Labelled, Prompt, User
 from harness.edits import LowRankShift
-from harness.errors import UsageError
+from harness.errors import UsageError, UserFailed
 from harness.method import Context, Fitted, Method
 from harness.plan import ALL, LAST_PROMPT, Edit, FirstLast, LoRA, Site, Stream, Where
+from harness.summaries import Summaries
+from harness.writer import Written
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.kit import Kit
 
 Start = Literal["identity", "random"]
 """`identity` changes nothing before the first step; `random` is pyreft's start, a change of relative size sqrt(4 r / 3 D)."""
@@ -154,7 +158,7 @@ class Trains(Recipe, Method):
 
     context: Context = Context(k=0)
 
-    def collective(self, train: Sequence[Labelled]) -> Learner:
+    def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
         """All users of the train split as one learner, who learns from their questions."""
         return Learner("all users", [Lesson(Stream(self.context.prompt(i.example)), i.targets[0]) for i in train])
 
@@ -174,11 +178,66 @@ class TrainsUsers(Trains):
 
     items: int | None = None
     """Newest history items a user learns from; None = all."""
+    profile: str | None = None
+    """Who writes a summary of each user's history, which stands before their prompts in training too: `self`, a model, or
+    `openai/<model>` (see `harness.summaries`); None = nobody. As published it is of the whole history, lessons included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.profile is not None:
+            Summaries(self.profile)
         if self.items is not None and self.items < 1:
             raise UsageError(f"items {self.items} leaves nothing to learn from; allowed: items >= 1")
+
+    def prompt(self, example: Example, personal: Fitted | None) -> Prompt:
+        """The context's, after the user's summary where there is one."""
+        return self.context.prompt(example, personal.meta.get("summary", "") if personal else "")
+
+    def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
+        """As ever, each question after its user's summary; without users whom nobody could write one of."""
+        written = self.summaries(kit, list({item.example.user.id: item.example.user for item in train}.values()))
+        failed = {user for user, text in written.items() if isinstance(text, UserFailed)}
+        if failed:
+            kit.notes.append(f"{len(failed)} train users left out: no profile of them could be written")
+        lessons = [
+            Lesson(Stream(self.context.prompt(i.example, _text(written.get(i.example.user.id)))), i.targets[0])
+            for i in train
+            if i.example.user.id not in failed
+        ]
+        return Learner("all users", lessons)
+
+    def personal(
+        self,
+        kit: Kit,
+        users: Sequence[User],
+        part: Shifts | Adapter | None,
+        edits: tuple[Edit, ...] = (),
+        adapters: tuple[LoRA, ...] = (),
+        trained: Mapping[str, Tensor] | None = None,
+    ) -> list[Fitted | UserFailed]:
+        """`part` trained for each user, with their summary in `meta`; the summary alone where `part` is None."""
+        written = self.summaries(kit, users)
+        states: Sequence[Fitted | UserFailed] = [Fitted()] * len(users)
+        if part is not None:
+            states = kit.train(self.learners(users, edits, adapters, trained, written), [part], self.recipe())
+        return self.with_summaries(users, states, written)
+
+    def with_summaries(
+        self, users: Sequence[User], states: Sequence[Fitted | UserFailed], written: Mapping[str, Written | UserFailed]
+    ) -> list[Fitted | UserFailed]:
+        """The states with their users' summaries; a summary that could not be written stands in its user's place."""
+        found: list[Fitted | UserFailed] = []
+        for user, state in zip(users, states, strict=True):
+            text = written.get(user.id)
+            if isinstance(state, Fitted) and isinstance(text, Written):
+                cost = {name: state.cost.get(name, 0) + text.cost.get(name, 0) for name in {*state.cost, *text.cost}}
+                state = replace(state, meta={**state.meta, "summary": text.text}, cost=cost)
+            found.append(text if isinstance(text, UserFailed) else state)
+        return found
+
+    def summaries(self, kit: Kit, users: Sequence[User]) -> Mapping[str, Written | UserFailed]:
+        """By user; of nobody where no profile is asked for."""
+        return Summaries(self.profile).write(kit, users) if self.profile else {}
 
     def learners(
         self,
@@ -186,6 +245,7 @@ class TrainsUsers(Trains):
         edits: tuple[Edit, ...] = (),
         adapters: tuple[LoRA, ...] = (),
         trained: Mapping[str, Tensor] | None = None,
+        written: Mapping[str, Written | UserFailed] = {},
     ) -> list[Learner]:
         """One a user, who learns from the history's own (input, output) pairs under what is frozen.
 
@@ -197,13 +257,20 @@ class TrainsUsers(Trains):
             Learner(
                 user.pairs[0].example.user.id if user.pairs else user.id,
                 [
-                    Lesson(Stream(self.context.prompt(pair.example), edits, adapters), pair.targets[0])
+                    Lesson(
+                        Stream(self.context.prompt(pair.example, _text(written.get(user.id))), edits, adapters),
+                        pair.targets[0],
+                    )
                     for pair in user.pairs[newest]
                 ],
                 trained,
             )
             for user in users
         ]
+
+
+def _text(written: Written | UserFailed | None) -> str:
+    return written.text if isinstance(written, Written) else ""
 
 
 def _training(states: Sequence[Fitted]) -> dict[str, Any]:

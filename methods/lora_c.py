@@ -50,7 +50,9 @@ class LoRAC(Trains):
         """The adapter, its tensors named as PEFT names them."""
         if self.adapter is not None:
             return kit.read_adapter(self.adapter)
-        (state,) = kit.train([self.collective(train)], [Adapter.of(self.targets, self.rank, self.alpha)], self.recipe())
+        (state,) = kit.train(
+            [self.collective(kit, train)], [Adapter.of(self.targets, self.rank, self.alpha)], self.recipe()
+        )
         if isinstance(state, UserFailed):
             raise HarnessError(str(state))
         return state

@@ -41,12 +41,12 @@ class LoRAP(TrainsUsers):
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """The user's adapter; no tensors where the task makes no pairs of the history."""
         if self.adapters is not None:
-            return kit.read_adapters(self.adapters, users)
-        return kit.train(self.learners(users), [Adapter.of(self.targets, self.rank, self.alpha)], self.recipe())
+            return self.with_summaries(users, kit.read_adapters(self.adapters, users), self.summaries(kit, users))
+        return self.personal(kit, users, Adapter.of(self.targets, self.rank, self.alpha))
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         adapters = (lora(personal),) if personal is not None and personal.tensors else ()
-        return Plan((Stream(self.context.prompt(example), adapters=adapters),))
+        return Plan((Stream(self.prompt(example, personal), adapters=adapters),))
 
     def neutral(self) -> Self:
         return replace(self, epochs=0, adapters=None)

@@ -7,7 +7,7 @@ Code read: TamSiuhin/OPPU@9fb3f46. Settings as in `lora_c` and `lora_p`; besides
   i also learns from users 0 to i - 1, and the order of users decides the result.
 - Nothing is merged into the model: upstream adds the collective adapter to the weights, and unmerging is not exact.
 - With `k` items retrieved into the prompts (OPPU + RAG), an item of the history sees earlier items alone, as upstream
-  (`k=0`, OPPU itself).
+  (`k=0`, OPPU itself). With `profile` a summary of the history stands before them (OPPU + PAG), written as `pag` has it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OPPU(TrainsUsers):
         if self.adapter is not None:
             return kit.read_adapter(self.adapter)
         part = Adapter.of(self.targets, self.rank, self.alpha)
-        (state,) = kit.train([self.collective(train)], [part], self.recipe(self.collective_epochs))
+        (state,) = kit.train([self.collective(kit, train)], [part], self.recipe(self.collective_epochs))
         if isinstance(state, UserFailed):
             raise HarnessError(str(state))
         return state
@@ -70,14 +70,14 @@ class OPPU(TrainsUsers):
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """Stage 2: the user's adapter; no tensors where the task makes no pairs of the history."""
         if self.adapters is not None:
-            return kit.read_adapters(self.adapters, users)
-        learners = self.learners(users, adapters=(self._collective(shared),))
-        return kit.train(learners, [Adapter.of(self.personal_targets, self.rank, self.alpha)], self.recipe())
+            return self.with_summaries(users, kit.read_adapters(self.adapters, users), self.summaries(kit, users))
+        part = Adapter.of(self.personal_targets, self.rank, self.alpha)
+        return self.personal(kit, users, part, adapters=(self._collective(shared),))
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         own = (lora(personal),) if personal is not None and personal.tensors else ()
         adapters = (self._collective(shared), *own)
-        return Plan((Stream(self.context.prompt(example), adapters=adapters),))
+        return Plan((Stream(self.prompt(example, personal), adapters=adapters),))
 
     def neutral(self) -> Self:
         return replace(self, epochs=0, collective_epochs=0, adapter=None, adapters=None)

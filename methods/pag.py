@@ -13,38 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.data import Example, Message, Prompt, Record, User
+from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
 from harness.method import Context, Fitted, Method
 from harness.plan import Plan, Stream
-from harness.registry import model_row
-from harness.writer import ENDPOINT, Written
+from harness.summaries import INSTRUCTION, Summaries
+from harness.writer import Written
 
 if TYPE_CHECKING:
     from harness.kit import Kit
-
-INSTRUCTION = (
-    "Below are records of one person. In at most five sentences, describe this person for someone who will have to answer "
-    "in their place: which subjects they deal with, what they prefer, how they judge, and how they write (wording, "
-    "length, tone, format). Write the description only."
-)
-
-
-@dataclass(frozen=True)
-class HistoryTemplate:
-    """An instruction, then numbered history items with all their fields, each cut to `words` words."""
-
-    words: int
-
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
-        lines = [f"{number}. {self._line(item)}" for number, item in enumerate(items, 1)]
-        return (Message("user", "\n".join([text, "", *lines])),)
-
-    def _line(self, item: Record) -> str:
-        return "; ".join(f"{name}: {' '.join(value.split()[: self.words])}" for name, value in item.fields.items())
 
 
 @dataclass(frozen=True)
@@ -69,26 +48,20 @@ class PAG(Method):
         for name in ("profile_items", "profile_words", "profile_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"pag: {name} {getattr(self, name)} leaves nothing to write; allowed: {name} >= 1")
-        if self.writer != "self" and not self.writer.startswith(ENDPOINT):
-            model_row(self.writer)  # an unknown name is heard of before any model is loaded
+        self._summaries()
 
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """The summary of each user, in `meta`; empty where there is no history."""
-        prompts = {user.id: self._prompt(user, kit.seed) for user in users if user.history}
-        written = kit.writer(self.writer)(list(prompts.values()), self.profile_tokens)
-        found = dict(zip(prompts, written, strict=True))
-        return [self._state(found.get(user.id)) for user in users]
+        written = self._summaries().write(kit, users)
+        return [self._state(written.get(user.id)) for user in users]
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         if personal is None:
             raise UserFailed(f"pag: no profile of user {example.user.id!r} was written")
         return Plan((Stream(self.context.prompt(example, personal.meta["summary"])),))
 
-    def _prompt(self, user: User, seed: int) -> Prompt:
-        size = len(user.history)
-        drawn = Random(f"{seed}/{user.id}").sample(range(size), min(size, self.profile_items))
-        items = tuple(user.history[place] for place in sorted(drawn, reverse=True))
-        return Prompt(HistoryTemplate(self.profile_words), self.instruction, items)
+    def _summaries(self) -> Summaries:
+        return Summaries(self.writer, self.profile_items, self.profile_words, self.profile_tokens, self.instruction)
 
     def _state(self, written: Written | UserFailed | None) -> Fitted | UserFailed:
         if isinstance(written, UserFailed):

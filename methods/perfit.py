@@ -74,7 +74,7 @@ class PerFit(TrainsUsers):
         parts = [self._collective(layers)]
         if self.stage2_init == "from_stage1":
             parts.append(self._personal(layers))
-        (state,) = kit.train([self.collective(train)], parts, self.recipe(self.collective_epochs))
+        (state,) = kit.train([self.collective(kit, train)], parts, self.recipe(self.collective_epochs))
         if isinstance(state, UserFailed):
             raise HarnessError(str(state))
         return state
@@ -82,17 +82,16 @@ class PerFit(TrainsUsers):
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> Sequence[Fitted | UserFailed | None]:
         """Stage 2: each user's `personal.*` tensors; none where the task makes no pairs of the history."""
         if self.ablation == "stage1":
-            return [None] * len(users)
+            return self.personal(kit, users, None) if self.profile else [None] * len(users)
         layers = self.layers or middle(kit.lm.sites.layers)
         trained = shared.tensors if shared and self.stage2_init == "from_stage1" else None
-        learners = self.learners(users, self._frozen(shared), trained=trained)
-        return kit.train(learners, [self._personal(layers)], self.recipe())
+        return self.personal(kit, users, self._personal(layers), self._frozen(shared), trained=trained)
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         edits = self._frozen(shared)
         if personal is not None and personal.tensors:
             edits += self._personal(personal.meta["layers"]).edits(personal.tensors)
-        return Plan((Stream(self.context.prompt(example), edits),))
+        return Plan((Stream(self.prompt(example, personal), edits),))
 
     def neutral(self) -> Self:
         init: Literal["identity", "from_stage1"] = "from_stage1" if self.stage2_init == "from_stage1" else "identity"

@@ -47,12 +47,12 @@ class ReFT(TrainsUsers):
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """The user's `personal.*` tensors; none where the task makes no pairs of the history."""
         layers = self.layers or middle(kit.lm.sites.layers)
-        return kit.train(self.learners(users), [self._shifts(layers)], self.recipe())
+        return self.personal(kit, users, self._shifts(layers))
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         trained = personal is not None and personal.tensors
         edits = self._shifts(personal.meta["layers"]).edits(personal.tensors) if personal and trained else ()
-        return Plan((Stream(self.context.prompt(example), edits),))
+        return Plan((Stream(self.prompt(example, personal), edits),))
 
     def neutral(self) -> Self:
         return replace(self, epochs=0, start="identity")

@@ -21,10 +21,13 @@ from harness.method import Context, Fitted, Method
 from harness.methods.lora_c import LoRAC
 from harness.methods.lora_p import LoRAP
 from harness.methods.oppu import OPPU
+from harness.methods.perfit import PerFit
 from harness.plan import Plan
 from harness.recipe import Adapter, Learner, Recipe, lora
+from harness.summaries import Summaries
 from harness.testing import ToyTemplate, check_method, random_lm, toy_examples
 from harness.train import train
+from harness.writer import Written
 
 # PEFT asks transformers for an attribute by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -57,7 +60,9 @@ def _logp(lm: LanguageModel, plan: Plan) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "method", [LoRAC(), LoRAP(), OPPU(), OPPU(context=Context(k=2))], ids=["lora_c", "lora_p", "oppu", "oppu+rag"]
+    "method",
+    [LoRAC(), LoRAP(), OPPU(), OPPU(context=Context(k=2)), OPPU(profile="self")],
+    ids=["lora_c", "lora_p", "oppu", "oppu+rag", "oppu+pag"],
 )
 def test_lora_methods_keep_their_promises(method: Method) -> None:
     check_method(method)
@@ -279,6 +284,32 @@ def test_history_items_retrieved_for_a_lesson_are_earlier_ones(lm: LanguageModel
     (learner,) = OPPU(context=Context(k=9)).learners([user])
     for n, lesson in enumerate(learner.lessons):
         assert {item.id for item in lesson.stream.prompt.items} == {record.id for record in user.history[:n]}
+
+
+def test_a_profile_stands_before_every_prompt_in_both_stages_and_in_the_answer(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: Summaries, kit: Kit, users: Sequence[User]) -> dict[str, Written | UserFailed]:
+        return {u.id: UserFailed("no reply") if u.id == USERS[3].id else Written(f"I am {u.id}.", 1) for u in users}
+
+    monkeypatch.setattr(Summaries, "write", write)
+    learnt: list[Learner] = []
+    monkeypatch.setattr(Kit, "train", lambda self, own, parts, recipe: learnt.extend(own) or [Fitted()] * len(own))
+    users, kit = {item.example.user.id for item in TRAIN}, Kit(lm)
+    for method in (OPPU(profile="self"), PerFit(profile="self"), PerFit(profile="self", ablation="stage1")):
+        learnt.clear()
+        method.fit(kit, TRAIN)
+        assert {lesson.stream.prompt.summary for lesson in learnt[0].lessons} == {f"I am {name}." for name in users}
+    method = LoRAP(profile="self")
+    learnt.clear()
+    *states, failed = method.adapt(kit, USERS, None)
+    assert isinstance(failed, UserFailed)
+    for user, state, learner in zip(USERS, _fitted(states), learnt, strict=False):
+        assert {lesson.stream.prompt.summary for lesson in learner.lessons} == {f"I am {user.id}."}
+        example = TRAIN[0].example
+        assert method.plan(example, None, state).streams[0].prompt == example.prompt((), f"I am {user.id}.")
+    alone = PerFit(profile="self", ablation="stage1").adapt(kit, USERS, None)
+    assert [state.meta["summary"] for state in _fitted(alone[:3])] == [f"I am {user.id}." for user in USERS[:3]]
 
 
 def test_a_poisoned_gold_or_later_item_changes_no_lesson() -> None:
