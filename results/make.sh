@@ -1,9 +1,9 @@
 #!/bin/sh
 # Makes every record that lies in results/tiny, and leaderboard.md. Some minutes on a laptop; what is there is skipped.
+# shellcheck disable=SC2046,SC2086 # lists of options are split on purpose
 set -eu
 cd "$(dirname "$0")/.."
 methods="--method plain --method rag --method cad --method cos --method dola --method decore --method dps"
-# shellcheck disable=SC2086
 harness run $methods --task lamp4 --task lamp1 --task lamp2m --task lamp2n --task lamp3 --task lamp5 --task lamp7
 harness run --method pag --task lamp4 || [ $? -eq 3 ] # an empty profile is a failed sample
 harness run --method rag --method dps --task lamp4 --control wrong_user
@@ -15,4 +15,54 @@ for draw in 0 1 2; do
 done
 for heads in 2 4 8; do $dps --set heads="$heads"; done
 for routing in soft hard; do $dps --set clusters=4 --set samples=200 --set routing="$routing"; done
+
+# personas: where a vector steers (Figures 1 and 5 of the persona-bias paper)
+persona="--task_set prompts=tiny --temperature 1 --max_new_tokens 32 --judge lexicon"
+vector="--set judge=lexicon"
+traits="christianity islam hinduism judaism african_american asian_american native_american hispanic caucasian"
+harness sweep --method persona_vector $(printf -- '--task persona:%s ' $traits) $persona $vector \
+    --set layer=0..4 --task_set rollouts=5 --users 10
+# universal clamps are chosen on the questions the vectors were extracted with, a clamp an operation ...
+prompted="--task persona:religion $persona --task_set condition=prompted"
+choose="harness sweep --method clamp $prompted $vector --split tune --task_set pairs=2 --lowest"
+either="universal=published|per_layer"
+$choose --set op=neutral --set "$either" --set "band=1|2|3|1-3"
+$choose --set op=subtract --set scale=residual --set "$either" --set "band=1|2" --set "coefficient=0.5|0.6|0.7|0.8"
+# ... and the lowest coherent ones reported on others, with their controls (table persona-1)
+harness run --method plain $prompted
+harness run --method clamp $prompted $vector
+neutral="--set op=neutral --set universal=per_layer --set band=1-3"
+subtract="--set scale=residual --set coefficient=0.7 --set band=1 --set universal=published"
+for clamp in "$neutral" "$subtract"; do
+    harness sweep --method clamp $prompted $vector $clamp --set "control=none|random|shuffled"
+    harness sweep --method clamp $prompted $vector $clamp --set control=random --set "draw=1|2"
+    harness run --method clamp $prompted $vector $clamp --fit_task persona:race
+done
+# the clamp chosen for religions on races
+races="--task persona:race $persona --task_set condition=prompted"
+harness run --method plain $races
+harness sweep --method clamp $races $vector $neutral --set "control=none|random|shuffled"
+# what the clamps do to skills that tiny has, beside rag
+for clamp in "$neutral" "$subtract"; do
+    harness run --method clamp --task lamp4 --task lamp2m --fit_task persona:religion --fit_set prompts=tiny $vector $clamp
+done
+# what vectors and clamps do to MMLU (Figures 6 and 7); needs its files, and stories260K
+shared=${SHARED:-../shared/data}
+if [ -d "$shared/mmlu" ]; then
+    subjects="subjects=high_school_biology,nutrition,philosophy,sociology,world_religions"
+    mmlu="--task mmlu --data $shared/mmlu --task_set $subjects"
+    tiny="$mmlu --task_set per_subject=100 --max_new_tokens 32"
+    fitted="--fit_set prompts=tiny $vector --set k=0" # no history, as plain
+    harness run --method plain $tiny
+    for trait in $traits; do
+        harness run --method persona_vector $tiny --fit_task "persona:$trait" $fitted --set layer=1
+    done
+    for clamp in "$neutral" "$subtract"; do
+        harness run --method clamp $tiny --fit_task persona:religion $fitted $clamp
+    done
+    stories="$mmlu --task_set per_subject=40 --model $shared/stories260K/hf"
+    harness run --method plain --method rag --method dps $stories
+    harness run --method clamp $stories --fit_task persona:religion --set k=0 --set pairs=10 --set rollouts=1 \
+        --max_new_tokens 32
+fi
 harness leaderboard
