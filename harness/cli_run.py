@@ -107,7 +107,11 @@ def run(
     judge_base_url: JudgeUrl = None,
     judge_settings: JudgeSet = [],  # noqa: B006
     export: Annotated[
-        str | None, typer.Option(help="lamp: also write predictions.json for the official evaluator.")
+        str | None,
+        typer.Option(
+            help="lamp: also write predictions.json for the official evaluator; peft: also write the LoRA adapters as "
+            "PEFT folders, peft/collective and peft/users/<id>, into the record's."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry_run", "--dry-run", help="Show prompts and costs; run nothing.")
@@ -132,8 +136,8 @@ def run(
     controls = get_args(Control)
     if control not in controls:
         raise UsageError(f"unknown control {control!r}{did_you_mean(control, controls)} allowed: {', '.join(controls)}")
-    if export not in (None, "lamp"):
-        raise UsageError(f"unknown export {export!r}; allowed: lamp")
+    if export not in (None, "lamp", "peft"):
+        raise UsageError(f"unknown export {export!r}; allowed: lamp, peft")
     chosen = Settings(
         split=split,
         limit=limit,
@@ -153,8 +157,10 @@ def run(
     task_settings = _with_shots(task_settings, num_fewshot)
     cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data, fit_settings)
     for cell in cells:
-        if export and not cell.task_name.startswith("lamp"):
+        if export == "lamp" and not cell.task_name.startswith("lamp"):
             raise UsageError(f"--export lamp is for LaMP tasks; {cell.task_name} is none")
+        if export == "peft" and "targets" not in cell.method.options():
+            raise UsageError(f"--export peft is for methods that train LoRA adapters; {cell.method_name} does not")
     console, several = Terminal(), len(cells) > 1
 
     def read(cell: Cell) -> int:
@@ -170,8 +176,10 @@ def run(
         done = run_cell(lm, cell, console=console, judge=rater)
         console.close()
         report(done, console, as_json=as_json)
-        if export:
+        if export == "lamp":
             _export_lamp(done, console)
+        if export == "peft":
+            _export_peft(lm, cell, done, console)
         return done.exit_code
 
     def describe(cell: Cell) -> int:
@@ -273,6 +281,22 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
         print(done.folder)
     for line in warnings(done.record):
         console.say(f"warning: {line}")
+
+
+def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:
+    """Reads the adapters where the run kept them; trains those that are gone from there."""
+    from harness.adapters import write_adapter
+    from harness.artifacts import ArtifactStore
+    from harness.fitting import personal_states, shared_state
+
+    store = ArtifactStore()
+    shared = shared_state(lm, cell, store, console)
+    users = personal_states(lm, cell, shared, store, console).fitted()
+    states = {"collective": shared.state, **{f"users/{user}": state for user, state in users.items()}}
+    trained = {name: state for name, state in states.items() if state is not None and state.tensors}
+    for name, state in trained.items():
+        write_adapter(state, done.folder / "peft" / name, lm)
+    console.say(f"wrote {len(trained)} adapters to {done.folder / 'peft'}")
 
 
 def _export_lamp(done: Outcome, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peft
@@ -24,6 +24,7 @@ from harness.methods.oppu import OPPU
 from harness.methods.perfit import PerFit
 from harness.plan import Plan
 from harness.recipe import Adapter, Learner, Recipe, lora
+from harness.registry import model_row
 from harness.summaries import Summaries
 from harness.testing import ToyTemplate, check_method, random_lm, toy_examples
 from harness.train import train
@@ -254,6 +255,29 @@ def test_personal_adapters_are_read_by_user_id_and_who_has_none_is_a_failure(lm:
     assert not _equal(*_fitted([a, b]))
     assert (
         method.options()["adapters"] == adapter_identity(str(tmp_path)) != adapter_identity(str(tmp_path / USERS[0].id))
+    )
+
+
+def test_adapters_written_by_a_run_are_peft_folders_and_answer_alike_elsewhere(
+    harness: Callable, toy: Path, tmp_path: Path
+) -> None:
+    line = f"run --method oppu --task lamp3 --users 2 --fit_split dev:0.02 --max_new_tokens 3 --model {toy}"
+    line += " --set epochs=1 --set items=2 --set lr=0.01"
+    done = harness(f"{line} --export peft --set collective_epochs=1 --output_path one")
+    assert done.code == 0 and "wrote 3 adapters to" in done.err
+    (folder,) = tmp_path.glob("one/*/lamp3/*/peft")
+    lm = LanguageModel.load(model_row(str(toy)))
+    loaded = peft.PeftModel.from_pretrained(lm.model, folder / "collective")
+    assert {config.r for config in loaded.peft_config.values()} == {8}
+    again = harness(f"{line} --set adapter={folder}/collective --set adapters={folder}/users --output_path two")
+    assert again.code == 0
+    one, two = (
+        next(tmp_path.glob(f"{name}/*/lamp3/*/samples.jsonl")).read_text().splitlines() for name in ("one", "two")
+    )
+    assert [json.loads(row)["response"] for row in one] == [json.loads(row)["response"] for row in two]
+    refused = harness(f"run --method reft --task lamp3 --model {toy} --export peft")
+    assert (
+        refused.code == 2 and "--export peft is for methods that train LoRA adapters; reft does not" in refused.error()
     )
 
 
