@@ -20,6 +20,9 @@ from harness.plan import Site, Where
 from harness.row_edits import RowEdits
 from harness.sites import Transform
 
+QUERIES = 256
+"""Positions of a row whose attention weights exist at once."""
+
 
 @torch.inference_mode()
 def capture(
@@ -117,6 +120,31 @@ def most_attended(lm: LanguageModel, requests: Sequence[Request], responses: Seq
         columns[r, :, :, last - len(response) :].permute(2, 0, 1) - (longest - len(rows[r]))
         for r, response in enumerate(responses)
     ]
+
+
+@torch.inference_mode()
+def attention_to(lm: LanguageModel, requests: Sequence[Request], keys: Sequence[Sequence[int]]) -> list[Tensor]:
+    """How much each head attends to the positions `keys` of its row, summed over them: [layers, H, 2], first stream, as edited.
+
+    [..., 0] is the mean over the prompt's positions behind the last key, [..., 1] that of the last position.
+    """
+    rows = [request.prompts[0].encoded.ids for request in requests]
+    longest = max(len(row) for row in rows)
+    padding = [longest - len(row) for row in rows]
+    first = min(lead + max(at) + 1 for lead, at in zip(padding, keys, strict=True))
+    found = torch.zeros(len(rows), lm.sites.layers, lm.sites.heads, 2, dtype=torch.float64)
+
+    def read(layer: int, attention: Attention) -> None:
+        for start in range(first, longest, QUERIES):  # the weights of a long prompt do not fit the memory at once
+            weights = attention.weights(slice(start, start + QUERIES))
+            for r, (lead, at) in enumerate(zip(padding, keys, strict=True)):
+                to = weights[r, ..., [lead + key for key in at]].double().sum(-1).cpu()  # [H, t]
+                behind = lead + max(at) + 1
+                found[r, layer, :, 0] += to[:, max(0, behind - start) :].sum(-1) / (longest - behind)
+                found[r, layer, :, 1] = to[:, -1]
+
+    _forward(lm, requests, rows, {}, {layer: partial(read, layer) for layer in range(lm.sites.layers)})
+    return list(found)
 
 
 def _forward(

@@ -69,6 +69,29 @@ def mean_interval(
     return _percentiles(np.asarray(means))
 
 
+def ratio_intervals(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    users: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`user_bootstrap` of K ratios of sums over samples, from the same draws: low and high [K].
+
+    numerators [N, K], denominators [N]; ones give means. With fewer than 2 users nothing can be said: NaN.
+    """
+    names, inverse = np.unique(np.asarray(users, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
+    sums = np.zeros((len(names), numerators.shape[1]))
+    np.add.at(sums, inverse, numerators)
+    below = np.bincount(inverse, weights=denominators)
+    drawn = np.array([np.bincount(draw, minlength=len(names)) for draw in _draws(len(names), resamples, seed)])
+    low, high = np.percentile(drawn @ sums / (drawn @ below)[:, None], [2.5, 97.5], axis=0)
+    return low, high
+
+
 def paired_difference(
     a: Sequence[float | None],
     b: Sequence[float | None],

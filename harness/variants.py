@@ -5,7 +5,7 @@ Head discovery asks for the loss of one answer under a thousand single-head edit
   whole prompt but its last token);
 - blocks below the edited one run once: each variant starts from the unedited residual entering its lowest edited block;
 - short tails of several variants are packed into one sequence [1, V * T] with explicit positions and a block mask, so a
-  pack costs one pass with no copy of the prompt's cache; long tails run as rows [V, T] instead.
+  pack costs one pass with no copy of the prompt's cache; long tails, and those of a short cache, run as rows [V, T].
 An edit never learns of the packing: `RowEdits` shows it [V, T, D].
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import fork
+from harness.decode import Cost
 from harness.errors import ContextTooLong
 from harness.lm import Encoded, LanguageModel
 from harness.plan import Edit, Layout
@@ -43,28 +44,54 @@ def score_variants(
     """
     if not continuation:
         raise ValueError("empty continuation")
-    ids = [*prompt.ids, *continuation[:-1]]
+    ids, most = [*prompt.ids, *continuation[:-1]], PACK_TOKENS[lm.device.type]
+    target = torch.tensor(continuation, device=lm.device)
+    out = _wide(lm, len(variants), len(continuation))
+    for members, hidden in _final(lm, ids, prompt.layout(), variants, Cost()):
+        predicted = target.repeat(len(members))
+        before = hidden[:, -len(continuation) :].flatten(0, 1)
+        parts = [
+            lm.logits(some).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+            for some, ids in zip(before.split(most), predicted.split(most), strict=True)
+        ]
+        out[members] = torch.cat(parts).view(len(members), -1).to(out.dtype)
+    return out
+
+
+@torch.inference_mode()
+def choice_logprobs(
+    lm: LanguageModel, prompt: Encoded, tokens: Sequence[int], variants: Sequence[Sequence[Edit]], cost: Cost
+) -> Tensor:
+    """Log-probabilities in nats [V, C] of each of C tokens to follow the prompt, under each variant's edits.
+
+    As `score_variants`; what the passes take is added to `cost`.
+    """
+    out = _wide(lm, len(variants), len(tokens))
+    index = torch.tensor(tokens, device=lm.device)
+    for members, hidden in _final(lm, prompt.ids, prompt.layout(), variants, cost):
+        parts = [lm.logits(some).log_softmax(-1)[:, index] for some in hidden[:, -1].split(PACK_TOKENS[lm.device.type])]
+        out[members] = torch.cat(parts).to(out.dtype)
+    return out
+
+
+def _wide(lm: LanguageModel, *shape: int) -> Tensor:
+    """Empty, on the engine's device, in fp32 or wider."""
+    return torch.empty(shape, device=lm.device, dtype=torch.promote_types(lm.model.dtype, torch.float32))
+
+
+def _final(
+    lm: LanguageModel, ids: Sequence[int], layout: Layout, variants: Sequence[Sequence[Edit]], cost: Cost
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Variants that run together, and their final hidden states [V, T, D] from the first edited position to the last."""
     if len(ids) + 1 > lm.max_length:
         raise ContextTooLong(f"{len(ids) + 1} tokens exceed the context of {lm.max_length}")
-    layout, most = prompt.layout(), PACK_TOKENS[lm.device.type]
-    target = torch.tensor(continuation, device=lm.device)
-    out = torch.empty(len(variants), len(continuation), device=lm.device, dtype=lm.model.dtype)
-    out = out if out.dtype == torch.float64 else out.float()
     by_start: dict[int, list[int]] = defaultdict(list)
     for v, edits in enumerate(variants):
         by_start[first_position(edits, layout)].append(v)
     for start, members in sorted(by_start.items()):
-        trunk = _Trunk(lm, ids, start, {_lowest_block(variants[v], lm.sites.layers) for v in members})
+        trunk = _Trunk(lm, ids, start, {_lowest_block(variants[v], lm.sites.layers) for v in members}, cost)
         for pack in trunk.packs([(v, _lowest_block(variants[v], lm.sites.layers)) for v in members]):
-            hidden = trunk.run([variants[v] for v in pack.members], pack.block, layout)
-            predicted = target.repeat(len(pack.members))
-            before = hidden[:, -len(continuation) :].flatten(0, 1)
-            parts = [
-                lm.logits(some).log_softmax(-1).gather(1, ids[:, None])[:, 0]
-                for some, ids in zip(before.split(most), predicted.split(most), strict=True)
-            ]
-            out[pack.members] = torch.cat(parts).view(len(pack.members), -1).to(out.dtype)
-    return out
+            yield pack.members, trunk.run([variants[v] for v in pack.members], pack.block, layout)
 
 
 class _Pack:
@@ -76,8 +103,9 @@ class _Pack:
 class _Trunk:
     """What variants that start at position `start` share: the cache below it and the residuals entering blocks."""
 
-    def __init__(self, lm: LanguageModel, ids: Sequence[int], start: int, blocks: set[int]) -> None:
+    def __init__(self, lm: LanguageModel, ids: Sequence[int], start: int, blocks: set[int], cost: Cost) -> None:
         self.lm = lm
+        self.cost = cost
         self.start = start
         self.tail = len(ids) - start
         self.cache = lm.new_cache() if start else None
@@ -108,6 +136,9 @@ class _Trunk:
         finally:
             for handle in handles:
                 handle.remove()
+        cost.forward_passes += 1 + bool(start)
+        cost.prefill_tokens += len(ids)
+        cost.flops += lm.sizes.blocks(start) + lm.sizes.blocks(self.tail, past=start)
 
     def _record(self, layer: int, *, keep: bool) -> Any:
         def hook(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,7 +153,8 @@ class _Trunk:
 
     @property
     def packed(self) -> bool:
-        return self.start > 0 and 2 * self.tail <= PACK_TOKENS[self.lm.device.type]
+        # a short cache is cheaper to copy than tails are to mask from each other
+        return self.start >= self.tail and 2 * self.tail <= PACK_TOKENS[self.lm.device.type]
 
     def packs(self, members: Sequence[tuple[int, int]]) -> list[_Pack]:
         """Variants of one lowest block together, at most a pack's worth each."""
@@ -165,6 +197,12 @@ class _Trunk:
                 if "position_embeddings" in call:
                     call["position_embeddings"] = tuple(x.repeat(1, width, 1) for x in call["position_embeddings"])
                 hidden = sites.blocks[layer](hidden, **call)
+        self.cost.forward_passes += 1
+        self.cost.prefill_tokens += count * self.tail
+        whole = batch * self.lm.sizes.blocks(width * self.tail, past=self.start)
+        self.cost.flops += whole * (sites.layers - block) // sites.layers
+        self.cost.edits_prefill += rows.fired_prompt
+        self.cost.edits_decode += rows.fired_decode
         hidden = hidden.reshape(count, self.tail, -1)
         return sites.final_norm(hidden.to(next(sites.final_norm.parameters()).device))
 

@@ -12,5 +12,6 @@ TASKS: dict[str, str] = {
     "persona": "harness.tasks.persona:Persona",
     "mmlu": "harness.tasks.mmlu:MMLU",
     "delta_vectors": "harness.tasks.delta_vectors:DeltaVectors",
+    "patching": "harness.tasks.patching:Patching",
     "lm_eval": "harness.tasks.lm_eval_task:LmEvalTask",
 }
