@@ -120,9 +120,12 @@ def _reasons(record: RunRecord, table: Table) -> list[str]:
     """Why it is not comparable with the published cell; how it steers stands in the label."""
     method = record.config.method.name
     reasons = [reason for reason in why_not_comparable(record, table) if not reason.startswith(f"{method} with ")]
-    decides = method_class(method).decode_only
-    fitted = [f"{k}={v}" for k, v in changed_options(record).items() if k not in decides]
-    return [*reasons, *([f"vectors extracted with {', '.join(fitted)}"] if fitted else [])]
+    decides, judge = method_class(method).decode_only, record.config.judge
+    fitted = {k: v for k, v in changed_options(record).items() if k not in decides}
+    if judge and fitted.get("judge") == judge.name:  # the paper too filters by the judge that scores
+        del fitted["judge"]
+    said = ", ".join(f"{name}={value}" for name, value in fitted.items())
+    return [*reasons, *([f"vectors extracted with {said}"] if said else [])]
 
 
 def _published(grid: Grid, table: Table, model: str, view: View) -> Iterator[Line]:
