@@ -14,7 +14,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.figures import FIGURES, commands, draw, write
-from harness.records import MetricValue, find_runs
+from harness.records import MethodConfig, MetricValue, find_runs
 
 RESULTS = Path(__file__).parents[1] / "results"
 DPS = [name for name in FIGURES if name.startswith("dps-")]
@@ -272,3 +272,36 @@ def test_users_are_drawn_where_their_vectors_are():
     assert _points(ax) == {(8.0, 1.0), (7.0, -1.0), (9.0, 2.0)} and "n = 3 users" in ax.get_title()
     top, bottom = draw("perfit-2", [record]).axes
     assert (8.0, 0.7) in _points(top) and len(bottom.collections) > 3
+
+
+def _effects(values, half: float) -> dict:
+    array = np.array(values, dtype=float)
+    return {"value": array.tolist(), "low": (array - half).tolist(), "high": (array + half).tolist()}
+
+
+def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out():
+    blocks, heads = [0.8, 0.1], [[0.3, 0.0], [0.05, -0.4]]
+    run = {
+        "mlp_out": {"all": _effects(blocks, 0.2), "identity": _effects(blocks, 0.05)},
+        "attn_out": {"all": _effects(blocks[::-1], 0.2), "identity": _effects([0, 0], 0.2)},
+        "heads_out": {"all": _effects(heads, 0.1), "identity": _effects(heads, 0.1)},
+    }
+    attention = {name: {"later": _effects(np.abs(heads), 0.1)} for name in ("clean", "corrupted", "denoised", "noised")}
+    of_all = {"n": 12, "questions": 6, "denoised": run, "noised": run, "attention": attention}
+    pair = {"tokens": [20, 20], "samples": 6, "aligned": 6, "n": 6, "denoised": run, "noised": run}
+    content = {
+        "contrast": "switch",
+        "positions": ["all", "identity"],
+        "sets": {"all": of_all},
+        "pairs": {"attitude/good>bad": pair, "attitude/kind>rude": {"samples": 6, "aligned": 0, "n": 0}},
+    }
+    record = _record("rag", "lamp4", {}, {"first_mlp_identity": 0.8}, analysis={"patching": content})
+    assert draw("patching-blocks", [record]) is None  # of a method that edits by itself
+    record.config = record.config.model_copy(update={"method": MethodConfig(name="plain")})
+    denoised, noised, _ = draw("patching-blocks", [record]).axes
+    assert denoised.images[0].get_array().tolist() == [[0.8, 0.1], [0.8, 0.1], [0.1, 0.8], [0, 0]]
+    assert {(x, round(y)) for x, y in _points(denoised)} == {(0, 0), (0, 1), (1, 1), (1, 2)} and noised.images
+    assert _points(draw("patching-heads", [record]).axes[0]) == {(0, 0), (1, 1)}
+    assert "n = 12 samples of 1 pairs on 6 questions" in draw("patching-attention", [record]).get_suptitle()
+    labels = [tick.get_text() for tick in draw("patching-pairs", [record]).axes[0].get_yticklabels()]
+    assert labels == ["good > bad (n 6)"]

@@ -31,7 +31,10 @@ _CLUSTERS = "harness run --method dps --set clusters=4 --set samples=200 --task 
 
 _DELTA = ("harness run --method rag --set k=1 --task delta_vectors --task_set task=lamp4",)
 _GRID = "harness sweep --method perfit --task lamp2m"
+_PATCHING = ("harness run --method plain --task patching",)
+_HEAT_MAPS = "patching paper, heat maps"
 _MMLU = "harness run --task mmlu --data MMLU_FOLDER"
+_FITTED = "--fit_set prompts=tiny --max_new_tokens 32 --set judge=lexicon --set k=0"
 _TRAITS = (
     *("christianity", "islam", "hinduism", "judaism"),
     *("african_american", "asian_american", "native_american", "hispanic", "caucasian"),
@@ -40,7 +43,9 @@ _TRAITS = (
 
 def _sweep(*traits: str) -> str:
     tasks = " ".join(f"--task persona:{trait}" for trait in traits)
-    return f"harness sweep --method persona_vector {tasks} --task_set prompts=tiny --judge lexicon --set layer=0..4"
+    few = "--task_set prompts=tiny --task_set rollouts=5 --users 10 --temperature 1 --max_new_tokens 32"
+    judged = "--judge lexicon --set judge=lexicon"
+    return f"harness sweep --method persona_vector {tasks} {few} {judged} --set layer=0..4"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ FIGURES: Mapping[str, Spec] = {
         "MMLU without and with mitigation",
         "persona-bias paper, Figure 6",
         "persona:categories",
-        (f"{_MMLU} --method plain", f"{_MMLU} --method clamp --fit_task persona:religion --fit_set prompts=tiny"),
+        (f"{_MMLU} --method plain", f"{_MMLU} --method clamp --fit_task persona:religion {_FITTED}"),
     ),
     "persona-7": Spec(
         "MMLU under persona vectors",
@@ -100,9 +105,9 @@ FIGURES: Mapping[str, Spec] = {
         "persona:vectors",
         (
             f"{_MMLU} --method plain",
-            f"{_MMLU} --method clamp --fit_task persona:religion --fit_set prompts=tiny",
+            f"{_MMLU} --method clamp --fit_task persona:religion {_FITTED}",
             *(
-                f"{_MMLU} --method persona_vector --fit_task persona:{trait} --fit_set prompts=tiny"
+                f"{_MMLU} --method persona_vector --fit_task persona:{trait} {_FITTED} --set layer=1"
                 for trait in _TRAITS
             ),
         ),
@@ -129,6 +134,10 @@ FIGURES: Mapping[str, Spec] = {
         "perfit:layers",
         (f"{_GRID} --task lamp4 --set layers=0..4", f"{_GRID} --set 'layers=1,2,3|0,1,2,3,4'"),
     ),
+    "patching-blocks": Spec("Effect of patching a block's MLP or attention", _HEAT_MAPS, "patching:blocks", _PATCHING),
+    "patching-heads": Spec("Effect of patching one head", _HEAT_MAPS, "patching:heads", _PATCHING),
+    "patching-attention": Spec("Attention to the identity of a persona", _HEAT_MAPS, "patching:attention", _PATCHING),
+    "patching-pairs": Spec("Effect of patching, pair by pair of personas", _HEAT_MAPS, "patching:pairs", _PATCHING),
 }
 
 
@@ -213,8 +222,11 @@ def commands(id: str, model: str | None = None) -> tuple[str, ...]:
 
 _NOT_TINY = {
     " --task_set prompts=tiny": "",
-    " --fit_set prompts=tiny": "",
+    " --fit_set prompts=tiny --max_new_tokens 32": "",
+    " --task_set rollouts=5 --users 10 --temperature 1 --max_new_tokens 32": "",
+    "judge=lexicon": "judge=openai/JUDGE",
     "--judge lexicon": "--judge openai/JUDGE",
+    " --set layer=1": "",
     "=0..4": "=0..LAST_BLOCK",
     "|0,1,2,3,4": "|0,1,...,LAST_BLOCK",
 }
