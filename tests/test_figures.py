@@ -106,7 +106,7 @@ def test_a_run_of_other_options_does_not_stand_for_dps(tmp_path):
 
 def test_a_figure_can_be_of_another_task(records):
     assert "tiny on lamp4" in _text(draw("dps-3", records, task="lamp4"))
-    assert draw("dps-3", records, task="mmlu") is None
+    assert draw("dps-3", records, task="lamp6") is None
 
 
 def test_the_commands_are_right_up_to_loading_the_model(harness, monkeypatch):
