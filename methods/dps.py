@@ -46,6 +46,10 @@ _NARROW = (
     "dps: a preference head stood at place {} of the {} that screening chose, so others may have been missed; measure more "
     "(--set screen=...)"
 )
+_USELESS = (
+    "dps: in {} of {} clusters masking no head raises the loss of the references, so a user of these alone is answered "
+    "without a contrast; use more train examples (--set samples=...) or fewer clusters"
+)
 _UNSTABLE = (
     "dps: the head ranking is unstable (mean split-half Spearman {:.2f}); use more train examples (--set samples=...)"
 )
@@ -217,6 +221,14 @@ class DPS(Method):
                 )
             if min(sampled) < 10:
                 lines.append(f"dps: a cluster's heads rest on {min(sampled)} samples; use more (--set samples=...)")
+            weights = self._cluster_weights(shared)
+            useless = sum(not each.any() for each in weights)
+            if useless:
+                lines.append(_USELESS.format(useless, self.clusters))
+            elif self.clusters > 1 and all((each == weights[0]).all() for each in weights):
+                lines.append(
+                    "dps: all clusters have the same heads and weights, so they change nothing; raise --set heads=..."
+                )
         return lines
 
     def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
@@ -309,7 +321,10 @@ class DPS(Method):
             scales = dict.fromkeys(chosen, 0.0)
         if self.control == "none":
             return scales
-        pool = every if self.control == "random_mask" else [head for head in every if head not in scales]
+        found = set(scales)
+        if self.clusters:  # another cluster's preference heads are no random ones
+            found = {head for weights in self._cluster_weights(shared) for head in every if weights[head] > 0}
+        pool = every if self.control == "random_mask" else [head for head in every if head not in found]
         if len(pool) < len(scales):
             raise UsageError(f"dps: {len(pool)} other heads are too few for a control of {len(scales)}")
         key = example if self.control == "random_mask" else ""

@@ -137,6 +137,25 @@ def test_a_cluster_without_samples_is_an_error_and_a_small_one_a_warning():
     assert "1 samples" in line
 
 
+def test_clusters_that_change_nothing_are_a_warning():
+    idle = torch.stack([PCS[0], -PCS[1].abs() - 1])  # nothing helps the second user, the mean still has a best head
+    lines = DPS(clusters=2, heads=1).review(_state(idle, cluster_of_sample=[0, 1]))
+    assert any("in 1 of 2 clusters masking no head raises" in line for line in lines)
+    lines = DPS(clusters=2, heads=1).review(_state(PCS[[0, 0]], cluster_of_sample=[0, 1]))
+    assert any("all clusters have the same heads and weights" in line for line in lines)
+
+
+def test_random_heads_of_a_clustered_user_are_no_other_clusters_preference_heads_either():
+    pcs = torch.zeros(2, 2, 4, dtype=torch.float64)
+    pcs[0, 0, :2], pcs[1, 1, :2] = 1, 1  # the two clusters' heads are those of different layers
+    state, example = _state(pcs, cluster_of_sample=[0, 1]), toy_examples(6)[0].example
+    user = Fitted({"distances": torch.tensor([0.0, 1.0], dtype=torch.float64)})
+    method = DPS(clusters=2, heads=2, routing="hard")
+    assert set(_masked(method.plan(example, state, user))) == {(0, 0), (0, 1)}
+    drawn = [replace(method, control="random_heads", draw=n).plan(example, state, user) for n in range(20)]
+    assert {head for plan in drawn for head in _masked(plan)} == {(0, 2), (0, 3), (1, 2), (1, 3)}
+
+
 def test_heads_that_help_nothing_are_an_error_not_greedy_decoding():
     with pytest.raises(HarnessError, match="no head raises"):
         DPS().review(_state(-PCS.abs() - 1))
