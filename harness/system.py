@@ -7,6 +7,7 @@ likely of them for its response. It also answers, on request, whether the method
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +31,9 @@ AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256}
 EFFECT_BATCH = 8
 TOO_LARGE = "out of memory with a batch of one"
 """The error of a sample that is too large for the memory even alone."""
+RULED_OUT = (
+    "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
+)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -304,7 +308,11 @@ class System:
     def _sample(self, example: Example, asked: _Asked, answer: Answer) -> Sample:
         request = asked.requests[0]
         digest = hashlib.sha256(repr(request.prompts[0].encoded.ids).encode()).hexdigest()
-        broken = any(value != value for value in answer.logprobs)
+        broken = None
+        if any(value != value for value in answer.logprobs):
+            broken = "the model returned non-finite log-probabilities"
+        elif isinstance(answer, Chosen) and max(answer.logprobs) == -math.inf:
+            broken = RULED_OUT
         sample = Sample(
             id=example.id,
             user=example.user.id,
@@ -313,7 +321,7 @@ class System:
             history_items=request.prompts[0].items,
             dropped_items=sum(prompt.dropped for prompt in _different(request)),
             cut_tokens=asked.cut_tokens,
-            error="the model returned non-finite log-probabilities" if broken else None,
+            error=broken,
         )
         if isinstance(answer, Chosen):
             scores = {"logprobs": answer.logprobs, "greedy": [all(score.greedy) for score in answer.scores]}

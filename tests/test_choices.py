@@ -145,6 +145,15 @@ def test_the_response_is_the_most_likely_choice() -> None:
         assert (sample.finish, sample.new_tokens, sample.history_items) == ("choice", 0, 3)
 
 
+def test_choices_that_are_all_ruled_out_are_a_failure_not_the_first_choice() -> None:
+    lm, example = random_lm(), _example(0)
+    (kept,) = System(lm, DoLa(relative_top=0.0), Generation(4)).respond([example])
+    assert kept.response in example.choices and kept.error is None
+    (ruled_out,) = System(lm, DoLa(relative_top=1.0), Generation(4)).respond([example])
+    assert ruled_out.response is None
+    assert ruled_out.error is not None and "relative_top=0" in ruled_out.error
+
+
 def test_choices_and_generated_responses_may_stand_in_one_batch() -> None:
     lm = random_lm()
     examples = [_example(0), _example(1, ()), _example(2), _example(3, ())]
