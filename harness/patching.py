@@ -73,7 +73,7 @@ class Patched:
     embedding: Tensor
     """[C], what enters block 0 replaced at the identity alone."""
     stream: Tensor
-    """[layers, C], what leaves a block replaced at all positions."""
+    """[layers, C], what leaves a block replaced at all positions (those before the identity are the same in both)."""
     all_heads: Tensor
     """[layers, C], each head of a block replaced on its own, all at once."""
 
@@ -165,10 +165,11 @@ def experiment(
     cost.forward_passes += 2
     cost.prefill_tokens += (2 + len(requests)) * tokens
     cost.flops += (2 + len(requests)) * lm.sizes.blocks(tokens)
-    ends = [unpatched(lm, decision, cost) for decision in (clean, corrupted)]
+    denoised = _scores(lm, corrupted, variants(lm, theirs, own, identity), cost)
+    noised = _scores(lm, clean, variants(lm, own, theirs, identity), cost)
     return Experiment(
-        _patched(lm, corrupted, theirs, own, identity, (ends[1], ends[0]), cost),
-        _patched(lm, clean, own, theirs, identity, (ends[0], ends[1]), cost),
+        _patched(lm, denoised, noised["base",][0]),
+        _patched(lm, noised, denoised["base",][0]),
         dict(zip(requests, attention, strict=True)),
     )
 
@@ -176,16 +177,17 @@ def experiment(
 def variants(
     lm: LanguageModel, source: Activations, own: Activations, identity: Sequence[int]
 ) -> dict[tuple[str, ...], list[tuple[Edit, ...]]]:
-    """What is replaced in each patched run of one direction: by (part, positions), block by block, and by check."""
+    """What is replaced in each run of one direction: by (part, positions), block by block; nothing (`base`); by check."""
     layers, width = range(lm.sites.layers), lm.sites.head_dim
 
     def head(layer: int, number: int, where: Where) -> Replace:
         site, column = Site(layer, "heads_out"), number * width
         return Replace(site, source[site][:, column : column + width], where, column=column)
 
-    # before the identity both runs are the same, so there is nothing to replace and it runs once
-    places: dict[str, Where] = {"all": _From(min(identity)), "identity": At(tuple(identity)), "last": LAST_PROMPT}
-    found: dict[tuple[str, ...], list[tuple[Edit, ...]]] = {}
+    # before the identity both runs are the same: there is nothing to replace, and the rows share that beginning
+    everywhere = _From(min(identity))
+    places: dict[str, Where] = {"all": everywhere, "identity": At(tuple(identity)), "last": LAST_PROMPT}
+    found: dict[tuple[str, ...], list[tuple[Edit, ...]]] = {("base",): [()]}
     for name, where in places.items():
         for part in ("mlp_out", "attn_out"):
             whole = [Site(n, part) for n in layers]
@@ -193,31 +195,30 @@ def variants(
         found["heads_out", name] = [(head(n, h, where),) for n in layers for h in range(lm.sites.heads)]
     itself = [Site(n, part) for n in layers for part in ("attn_out", "mlp_out")]
     entry, leaving = Site(0, "block_in"), [Site(n, "block_out") for n in layers]
-    found["itself",] = [tuple(Replace(site, own[site], ALL) for site in itself)]
+    found["itself",] = [tuple(Replace(site, own[site], everywhere) for site in itself)]
     found["embedding",] = [(Replace(entry, source[entry], places["identity"]),)]
-    found["stream",] = [(Replace(site, source[site], ALL),) for site in leaving]
-    found["all_heads",] = [tuple(head(n, h, places["all"]) for h in range(lm.sites.heads)) for n in layers]
+    found["stream",] = [(Replace(site, source[site], everywhere),) for site in leaving]
+    found["all_heads",] = [tuple(head(n, h, everywhere) for h in range(lm.sites.heads)) for n in layers]
     return found
 
 
-def _patched(
-    lm: LanguageModel,
-    base: Decision,
-    source: Activations,
-    own: Activations,
-    identity: Sequence[int],
-    ends: tuple[Tensor, Tensor],
-    cost: Cost,
-) -> Patched:
-    named = variants(lm, source, own, identity)
+def _scores(
+    lm: LanguageModel, base: Decision, named: Mapping[tuple[str, ...], Sequence[tuple[Edit, ...]]], cost: Cost
+) -> dict[tuple[str, ...], Tensor]:
+    """Log-probabilities of the decision's tokens under each of the named edits, [runs, C] on the CPU."""
     rows = [(*base.edits, *edits) for some in named.values() for edits in some]
     scores = choice_logprobs(lm, base.encoded, base.tokens, rows, cost).cpu()
-    found = dict(zip(named, scores.split([len(some) for some in named.values()]), strict=True))
-    heads = {key: rows.unflatten(0, (-1, lm.sites.heads)) for key, rows in found.items() if key[0] == "heads_out"}
-    sites = {(part, name): {**found, **heads}[part, name] for part in PARTS for name in POSITIONS}
-    checks = (found[name,] for name in ("itself", "embedding", "stream", "all_heads"))
-    itself, embedding, stream, all_heads = checks
-    return Patched(ends[0].cpu(), ends[1].cpu(), sites, itself[0], embedding[0], stream, all_heads)
+    return dict(zip(named, scores.split([len(some) for some in named.values()]), strict=True))
+
+
+def _patched(lm: LanguageModel, found: Mapping[tuple[str, ...], Tensor], source: Tensor) -> Patched:
+    sites: dict[tuple[Part, str], Tensor] = {}
+    for part in PARTS:
+        for name in POSITIONS:
+            rows = found[part, name]
+            sites[part, name] = rows.unflatten(0, (-1, lm.sites.heads)) if part == "heads_out" else rows
+    one = {name: found[name,][0] for name in ("base", "itself", "embedding")}
+    return Patched(one["base"], source, sites, one["itself"], one["embedding"], found["stream",], found["all_heads",])
 
 
 def tolerance_nats(dtype: torch.dtype) -> float:

@@ -97,3 +97,9 @@ def test_the_cost_of_clusters_and_the_recall_of_screening_are_measured(bench: Ca
     (zero, uniform) = bench("screening.py --device cpu --task lamp3 --samples 8")["results"]
     assert (zero["operator"], uniform["operator"]) == ("zero", "uniform")
     assert zero["recall"].keys() == zero["recall_by_chance"].keys() == {"4", "8", "12", "16"}
+
+
+def test_patching_in_rows_gives_what_a_loop_over_hooks_gives(bench: Callable) -> None:
+    found = bench("patching.py --size toy --tokens 16 --loop_runs 40")
+    assert found["results"]["max_difference_nats"] < 1e-5
+    assert found["results"]["batched"]["forward_passes"] < found["settings"]["patched_runs"] / 3
