@@ -99,7 +99,7 @@ def main() -> None:
     else:
         lm = model(args.size, args.device, dtype_of(args.device))
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(50, 2000, (args.tokens,), generator=generator).tolist()
+    ids = torch.randint(50, lm.vocabulary - 1, (args.tokens,), generator=generator).tolist()
     other = [*ids[:IDENTITY], ids[IDENTITY] + 1, *ids[IDENTITY + 1 :]]
     clean, corrupted, at = decision(ids), decision(other), (IDENTITY,)
     theirs, own = read(lm, clean, corrupted)
