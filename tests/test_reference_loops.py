@@ -34,6 +34,12 @@ PROMPTS, NEW_TOKENS, ITEMS = 50, 6, 2
 HEADS = [(1, 2), (2, 5), (3, 0), (4, 7)]
 """Heads that are masked; which ones does not matter here. Both models have 5 blocks of 8 heads."""
 
+NEAR = 1 / (1 + math.exp(-(0.7 - 0.4) / 0.5))
+"""Share in the first of two clusters of a user 0.4 from its centroid and 0.7 from the other's, at temperature 0.5."""
+SCALES = [1 - NEAR, 1 - NEAR / 4, NEAR, 1 - (1 - NEAR) / 2]
+"""What such a user's heads are scaled by, where the first cluster weighs the first two by 1 and 1/4, the second the others by 1
+and 1/2."""
+
 
 @dataclasses.dataclass
 class Subject:
@@ -81,12 +87,16 @@ def _answered(source: Path, subject: Subject) -> Subject:
     lm = LanguageModel.load(ModelRow(source.name, str(source), local=True), dtype="float64", device="cpu")
     decoder = Decoder(lm)
     meta = {"heads": [list(head) for head in HEADS], "scores": [1.0] * len(HEADS), "head_dim": lm.sites.head_dim}
-    shared = Fitted(meta={**meta, "layers": lm.sites.layers, "heads_a_layer": lm.sites.heads})
+    pcs = torch.full((2, lm.sites.layers, lm.sites.heads), -0.1, dtype=torch.float64)
+    for (layer, head), sample, score in zip(HEADS, (0, 0, 1, 1), (0.8, 0.2, 0.6, 0.3), strict=True):
+        pcs[sample, layer, head] = score
+    meta |= {"layers": lm.sites.layers, "heads_a_layer": lm.sites.heads, "cluster_of_sample": [0, 1]}
+    shared, user = Fitted({"pcs": pcs}, meta), Fitted({"distances": torch.tensor([0.4, 0.7], dtype=torch.float64)})
     requests = []
     for case, (name, preset, settings, _) in CASES.items():
         method = build_method(method_class(name), name, preset, [*settings, f"k={ITEMS}"])
         for example in subject.examples:
-            requests.append(decoder.prepare(f"{case}/{example.id}", method.plan(example, shared, None), NEW_TOKENS))
+            requests.append(decoder.prepare(f"{case}/{example.id}", method.plan(example, shared, user), NEW_TOKENS))
     answers = [list(answer.ids) for answer in decoder.generate(requests, max_new_tokens=NEW_TOKENS)]
     for number, case in enumerate(CASES):
         subject.answers[case] = answers[number * PROMPTS : (number + 1) * PROMPTS]
@@ -145,31 +155,33 @@ def _log_p(output: Any) -> Tensor:
 
 
 class _Masked(contextlib.AbstractContextManager[None]):
-    """Within the context HEADS are off: their slice of o_proj's input is zero, or their query is."""
+    """Within the context HEADS are off: their slice of o_proj's input is zero, or their query is; or scaled, each by its own."""
 
-    def __init__(self, model: Any, operator: str) -> None:
-        self.model, self.operator = model, operator
+    def __init__(self, model: Any, operator: str, scales: Sequence[float] = (0.0,) * len(HEADS)) -> None:
+        self.model, self.operator, self.scales = model, operator, scales
 
     def __enter__(self) -> None:
         self.handles = []
-        for layer, head in HEADS:
+        for (layer, head), scale in zip(HEADS, self.scales, strict=True):
             attention = self.model.model.layers[layer].self_attn
             part = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
             if self.operator == "zero":
                 self.handles.append(
-                    attention.o_proj.register_forward_pre_hook(lambda _, args, p=part: _off(args[0], p))
+                    attention.o_proj.register_forward_pre_hook(lambda _, args, p=part, s=scale: _scaled(args[0], p, s))
                 )
             else:
-                self.handles.append(attention.q_proj.register_forward_hook(lambda _, args, out, p=part: _off(out, p)))
+                self.handles.append(
+                    attention.q_proj.register_forward_hook(lambda _, args, out, p=part, s=scale: _scaled(out, p, s))
+                )
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
 
-def _off(x: Tensor, part: slice) -> Tensor:
+def _scaled(x: Tensor, part: slice, scale: float) -> Tensor:
     x = x.clone()
-    x[..., part] = 0
+    x[..., part] *= scale
     return x
 
 
@@ -177,9 +189,13 @@ def _contrast(base: Any, other: Any, weight: float) -> Tensor:
     return (1 + weight) * _log_p(base) - weight * _log_p(other)
 
 
+def _entropy(output: Any) -> float:
+    p = _log_p(output).exp()
+    return -float((p * p.log()).sum())
+
+
 def _entropy_contrast(base: Any, other: Any) -> Tensor:
-    p = _log_p(base).exp()
-    return _contrast(base, other, -float((p * p.log()).sum()))
+    return _contrast(base, other, _entropy(base))
 
 
 def cad_loop(subject: Subject, example: Example) -> list[int]:
@@ -204,10 +220,12 @@ def cos_loop(subject: Subject, example: Example) -> list[int]:
     return _generate(subject, prompts, mix)
 
 
-def _head_loop(operator: str, mix: Callable[..., Tensor]) -> Callable[[Subject, Example], list[int]]:
+def _head_loop(
+    operator: str, mix: Callable[..., Tensor], scales: Sequence[float] = (0.0,) * len(HEADS)
+) -> Callable[[Subject, Example], list[int]]:
     def loop(subject: Subject, example: Example) -> list[int]:
         ids = subject.ids(Context(k=ITEMS).prompt(example).render())
-        return _generate(subject, [ids, ids], mix, _Masked(subject.model, operator))
+        return _generate(subject, [ids, ids], mix, _Masked(subject.model, operator, scales))
 
     return loop
 
@@ -243,8 +261,20 @@ CASES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Subject, Exam
     "cad": ("cad", None, ("alpha=0.5",), cad_loop),
     "cos item by item": ("cos", None, ("lam=1.5,0.5",), cos_loop),
     "dps": ("dps", None, ("gamma=2", "heads=4"), _head_loop("zero", lambda a, b: _contrast(a, b, 2.0))),
+    "dps with clusters": (
+        "dps",
+        None,
+        ("gamma=2", "heads=2", "clusters=2", "temperature=0.5"),
+        _head_loop("zero", lambda a, b: _contrast(a, b, 2.0), SCALES),
+    ),
     "dps released": ("dps", "released", ("heads=4",), _ENTROPY_UNIFORM),
     "decore": ("decore", None, ("heads=4",), _head_loop("zero", _entropy_contrast)),
+    "decore gain": (
+        "decore",
+        None,
+        ("heads=4", "alpha=entropy_gain"),
+        _head_loop("zero", lambda a, b: _contrast(a, b, _entropy(b) - _entropy(a))),
+    ),
     "decore released": ("decore", "released", ("heads=4",), _ENTROPY_UNIFORM),
     "dola": ("dola", None, ("layers=1,2,3",), _dola_loop(released=False)),
     "dola released": ("dola", "released", ("layers=1,2,3",), _dola_loop(released=True)),
