@@ -151,7 +151,7 @@ def _panels(grid: Grid, widths: Sequence[int], space: int) -> Iterator[list[int]
 def _samples(grid: Grid) -> str:
     """How many samples the measured cells are means over: what is usual of a model, and where it is otherwise."""
     texts = []
-    for model, block in groupby(grid.lines, key=lambda line: line.labels[0]):
+    for model, block in groupby(grid.lines, key=lambda line: line.labels[0] if len(line.labels) > 1 else ""):
         counts: dict[str, dict[str, int]] = {}
         for line in block:
             for column, entry in zip(grid.table.columns, line.entries, strict=True):
@@ -168,7 +168,7 @@ def _samples(grid: Grid) -> str:
             for label, n in of.items()
             if n != usual[group]
         ]
-        texts.append(f"{model.partition(' (')[0]} {', '.join(parts)}")
+        texts.append(f"{model.partition(' (')[0]} {', '.join(parts)}".strip())
     return f"n of measured cells: {'; '.join(texts)}." if texts else ""
 
 
