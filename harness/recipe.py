@@ -167,9 +167,9 @@ class Trains(Recipe, Method):
         made = {"collective": [shared] if shared else [], "personal": list(personal.values())}
         return {name: _training(states) for name, states in made.items() if any(state.tensors for state in states)}
 
-    def recipe(self, epochs: int | None = None) -> Recipe:
+    def recipe(self, epochs: int | None = None, lr: float | None = None) -> Recipe:
         own = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
-        return own if epochs is None else replace(own, epochs=epochs)
+        return replace(own, epochs=own.epochs if epochs is None else epochs, lr=own.lr if lr is None else lr)
 
 
 @dataclass(frozen=True)

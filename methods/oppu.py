@@ -32,6 +32,8 @@ class OPPU(TrainsUsers):
     """A collective LoRA adapter, and a personal one on top of it."""
 
     collective_epochs: int = 3
+    collective_lr: float | None = None
+    """Of the collective stage, which takes a hundred times the steps; None = lr, as published."""
     targets: str = "q_proj,k_proj,v_proj"
     """Linear modules of the collective adapter, by the ends of their names."""
     personal_targets: str = "q_proj,v_proj"
@@ -45,8 +47,10 @@ class OPPU(TrainsUsers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.collective_epochs < 0:
-            raise UsageError(f"collective_epochs {self.collective_epochs} is not valid; allowed: >= 0")
+        for name in ("collective_epochs", "collective_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{name} {value} is not valid; allowed: {name} >= 0")
 
     def options(self) -> dict[str, Any]:
         """As ever, but folders by name and content, which decide the numbers and are the same everywhere."""
@@ -62,7 +66,9 @@ class OPPU(TrainsUsers):
         if self.adapter is not None:
             return kit.read_adapter(self.adapter)
         part = Adapter.of(self.targets, self.rank, self.alpha)
-        (state,) = kit.train([self.collective(kit, train)], [part], self.recipe(self.collective_epochs))
+        (state,) = kit.train(
+            [self.collective(kit, train)], [part], self.recipe(self.collective_epochs, self.collective_lr)
+        )
         if isinstance(state, UserFailed):
             raise HarnessError(str(state))
         return state

@@ -50,6 +50,8 @@ class PerFit(TrainsUsers):
     share_weights: bool = True
     """Whether first and last positions have one set of weights."""
     collective_epochs: int = 3
+    collective_lr: float | None = None
+    """Of the collective stage, which takes a hundred times the steps; None = lr, as published."""
     start: Start = "identity"
     """How the collective shifts start."""
     stage2_init: Literal["identity", "fresh", "from_stage1"] = "identity"
@@ -58,8 +60,10 @@ class PerFit(TrainsUsers):
     def __post_init__(self) -> None:
         super().__post_init__()
         positions(self.positions)
-        if self.collective_epochs < 0:
-            raise UsageError(f"collective_epochs {self.collective_epochs} is not valid; allowed: >= 0")
+        for name in ("collective_epochs", "collective_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{name} {value} is not valid; allowed: {name} >= 0")
         if self.stage2_init == "from_stage1" and self.ablation != "none":
             raise UsageError(f"perfit: stage2_init=from_stage1 needs both stages; ablation={self.ablation} has one")
 
@@ -74,7 +78,9 @@ class PerFit(TrainsUsers):
         parts = [self._collective(layers)]
         if self.stage2_init == "from_stage1":
             parts.append(self._personal(layers))
-        (state,) = kit.train([self.collective(kit, train)], parts, self.recipe(self.collective_epochs))
+        (state,) = kit.train(
+            [self.collective(kit, train)], parts, self.recipe(self.collective_epochs, self.collective_lr)
+        )
         if isinstance(state, UserFailed):
             raise HarnessError(str(state))
         return state

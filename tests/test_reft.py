@@ -87,6 +87,19 @@ def test_stage_2_leaves_stage_1_as_it_is_and_comes_on_top_of_it(lm: LanguageMode
     assert not any(_equal(states[0], state) for state in states[1:])
 
 
+def test_the_stages_learn_at_rates_of_their_own(lm: LanguageModel) -> None:
+    method = PerFit(collective_lr=0.0, **QUICK)
+    shared = method.fit(Kit(lm), TRAIN)
+    (own,) = _fitted(method.adapt(Kit(lm), USERS[:1], shared))
+    assert shared is not None and torch.equal(
+        shared.tensors["collective.weight"], shared.tensors["collective.rotation"]
+    )
+    assert not torch.equal(own.tensors["personal.weight"], own.tensors["personal.rotation"])
+    for name in ("collective_lr", "collective_epochs"):
+        with pytest.raises(UsageError, match=f"{name} -1 is not valid"):
+            PerFit(**{name: -1})
+
+
 def test_the_order_of_users_changes_no_user(lm: LanguageModel) -> None:
     method, kit = PerFit(rank=3, personal_rank=2, **QUICK), Kit(lm)
     shared = method.fit(kit, TRAIN)
