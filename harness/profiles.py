@@ -1,7 +1,8 @@
 """Users as points: embeddings of their history, clusters of them, and the distance of a new user to each cluster.
 
 `tfidf` needs no download: TF-IDF over words, reduced by truncated SVD (scikit-learn), one text a user. `minilm` is
-sentence-transformers/all-MiniLM-L6-v2, the mean over a user's items (optional extra `dense`). Both are L2-normalised.
+sentence-transformers/all-MiniLM-L6-v2 or what $HARNESS_ENCODER names, the mean over a user's items (optional extra `dense`).
+Both are L2-normalised.
 The fitted state is numbers only, so that users who were not there at the fit are placed among the same clusters.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from harness.data import User
 from harness.errors import HarnessError
-from harness.retrieve import sentence_encoder
+from harness.retrieve import Encoder, sentence_encoder
 
 Embedding = Literal["tfidf", "minilm"]
 
@@ -67,7 +68,8 @@ def distances(users: Sequence[User], tensors: dict[str, Any], meta: dict[str, An
 def embed(users: Sequence[User], tensors: dict[str, Any], meta: dict[str, Any]) -> np.ndarray:
     """[n, D], L2-normalised."""
     if meta["embedding"] == "minilm":
-        points = np.stack([_minilm([r.document for r in user.history[-MOST_ITEMS:]]) for user in users])
+        encode = sentence_encoder(meta["encoder"], "embedding minilm")
+        points = np.stack([_mean(encode, [r.document for r in user.history[-MOST_ITEMS:]]) for user in users])
     else:
         words = {word: column for column, word in enumerate(meta["vocabulary"])}
         counts = _vectorizer(words).transform([_text(user) for user in users])
@@ -78,7 +80,8 @@ def embed(users: Sequence[User], tensors: dict[str, Any], meta: dict[str, Any]) 
 
 def _fit(users: Sequence[User], embedding: Embedding, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if embedding == "minilm":
-        return {}, {"embedding": "minilm", "encoder": _MINILM}
+        # kept, so that later users are never embedded by another encoder than the centroids were
+        return {}, {"embedding": "minilm", "encoder": os.environ.get("HARNESS_ENCODER", _MINILM)}
     from sklearn.decomposition import TruncatedSVD
 
     counter = _vectorizer(None)
@@ -105,6 +108,5 @@ def _text(user: User) -> str:
     return "\n".join(record.document for record in user.history[-MOST_ITEMS:])
 
 
-def _minilm(texts: Sequence[str]) -> np.ndarray:
-    encode = sentence_encoder(os.environ.get("HARNESS_ENCODER", _MINILM), "embedding minilm")
+def _mean(encode: Encoder, texts: Sequence[str]) -> np.ndarray:
     return encode(list(texts)).mean(axis=0) if texts else encode([""])[0] * 0

@@ -237,7 +237,7 @@ class DPS(Method):
         heads      all that were measured, best first; `k` of them are masked
         controls   which heads are masked and how strongly, discovered or random (Figure 5); with clusters for one user
         pcs, ...   maps, intervals and overlaps (Figures 3, 4 and 7), see `harness.head_maps.describe`
-        clusters   their sizes, heads and agreement, and how many clusters a user effectively has
+        clusters   what embedded the profiles, sizes, heads and agreement, and how many clusters a user effectively has
         screening  places of the K best heads in the order of screening: a list cut before a place misses its head
         """
         from harness.head_maps import describe, rounded
@@ -279,6 +279,7 @@ class DPS(Method):
         weights = [weights.numpy() for weights in self._cluster_weights(shared)]
         sets = np.stack([each.ravel() > 0 for each in weights])
         found: dict[str, Any] = {
+            "embedded_by": Path(shared.meta.get("encoder", shared.meta["embedding"])).name,
             "users": shared.meta["cluster_users"],
             "samples": [len(samples) for samples in self._samples_by_cluster(shared)],
             "heads": [[[*at, rounded(each[tuple(at)])] for at in np.argwhere(each > 0).tolist()] for each in weights],

@@ -7,6 +7,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,26 @@ def test_users_who_write_about_the_same_things_share_a_cluster_and_a_newcomer_jo
     far = distances([user("new", "seeds and soil"), User("empty")], dict(made.tensors), dict(made.meta))
     assert far[0].argmin() == made.labels[0]
     assert far.shape == (2, 2)
+
+
+def test_users_are_placed_by_the_encoder_that_made_the_centroids_and_the_record_names_it(monkeypatch):
+    asked = []
+
+    def encoder(name: str, wanted_by: str) -> Callable:
+        asked.append(name)
+        return lambda texts: np.array([[text.count("e"), text.count("o")] for text in texts], dtype=float)
+
+    monkeypatch.setattr("harness.profiles.sentence_encoder", encoder)
+    monkeypatch.setenv("HARNESS_ENCODER", "some/other-encoder")
+    train, method = toy_examples(6), DPS(clusters=2, samples=6, embedding="minilm")
+    shared = method.fit(kit := Kit(random_lm()), train)
+    monkeypatch.delenv("HARNESS_ENCODER")
+    (state,) = method.adapt(kit, [train[0].example.user], shared)
+    assert state is not None and state.tensors["distances"].shape == (2,)
+    assert set(asked) == {"some/other-encoder"}
+    assert method.analysis(shared, {"0": state})["clusters"]["embedded_by"] == "other-encoder"
+    tfidf = replace(method, embedding="tfidf")
+    assert tfidf.analysis(tfidf.fit(kit, train), {})["clusters"]["embedded_by"] == "tfidf"
 
 
 def test_dps_with_clusters_keeps_the_engines_promises():

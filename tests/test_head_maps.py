@@ -73,6 +73,7 @@ def test_the_analysis_of_a_model_of_1024_heads_stays_under_200_kb(clusters: int)
         "users": [f"user {i}" for i in range(samples)],
         "cluster_of_sample": [i % 8 for i in range(samples)],
         "cluster_users": [10] * 8,
+        "embedding": "tfidf",
     }
     personal = {f"user {i}": Fitted({"distances": torch.full((8,), 0.5)}) for i in range(3 if clusters else 0)}
     found = DPS(clusters=clusters).analysis(Fitted({"pcs": pcs}, meta), personal)
