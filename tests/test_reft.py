@@ -91,10 +91,9 @@ def test_the_stages_learn_at_rates_of_their_own(lm: LanguageModel) -> None:
     method = PerFit(collective_lr=0.0, **QUICK)
     shared = method.fit(Kit(lm), TRAIN)
     (own,) = _fitted(method.adapt(Kit(lm), USERS[:1], shared))
-    assert shared is not None and torch.equal(
-        shared.tensors["collective.weight"], shared.tensors["collective.rotation"]
-    )
-    assert not torch.equal(own.tensors["personal.weight"], own.tensors["personal.rotation"])
+    assert shared is not None
+    assert torch.allclose(shared.tensors["collective.weight"], shared.tensors["collective.rotation"], atol=1e-6)
+    assert not torch.allclose(own.tensors["personal.weight"], own.tensors["personal.rotation"], atol=1e-4)
     for name in ("collective_lr", "collective_epochs"):
         with pytest.raises(UsageError, match=f"{name} -1 is not valid"):
             PerFit(**{name: -1})
