@@ -224,7 +224,7 @@ class Patching(Task):
     def _note(self, samples: Sequence[Sample]) -> str:
         """How many pairs and samples are left out, and why."""
         misaligned = {_pair(s.id) for s in samples if "tokens" in s.extra and "chosen" not in s.extra}
-        aligned = [sample for sample in samples if "chosen" in sample.extra]
+        aligned = [sample for sample in samples if sample.metrics]
         same = sum("clean" not in sample.extra for sample in aligned)
         small = len(aligned) - same - sum("denoised" in sample.extra for sample in aligned)
         asked = {_pair(sample.id) for sample in samples}

@@ -289,6 +289,7 @@ def test_a_sample_whose_checks_fail_is_an_error(csvs: Path, pairs: Path, monkeyp
     assert {s.error is not None for s in samples if s.parsed != "misaligned"} == {True}
     assert "self_patch_is_0 is off by" in (samples[0].error or "")
     assert task.aggregate(samples)["first_mlp_identity"].n == 0
+    assert "of 0 aligned samples" in task.aggregate(samples)["first_mlp_identity"].note
 
 
 def test_a_swap_below_the_smallest_is_not_patched(csvs: Path, pairs: Path) -> None:
