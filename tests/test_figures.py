@@ -288,6 +288,7 @@ def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out()
     }
     attention = {name: {"later": _effects(np.abs(heads), 0.1)} for name in ("clean", "corrupted", "denoised", "noised")}
     of_all = {"n": 12, "questions": 6, "denoised": run, "noised": run, "attention": attention}
+    run["mlp_out"]["all"]["low"][1] = run["mlp_out"]["all"]["high"][1] = None  # one question has no interval
     pair = {"tokens": [20, 20], "samples": 6, "aligned": 6, "n": 6, "denoised": run, "noised": run}
     content = {
         "contrast": "switch",
@@ -302,6 +303,6 @@ def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out()
     assert denoised.images[0].get_array().tolist() == [[0.8, 0.1], [0.8, 0.1], [0.1, 0.8], [0, 0]]
     assert {(x, round(y)) for x, y in _points(denoised)} == {(0, 0), (0, 1), (1, 1), (1, 2)} and noised.images
     assert _points(draw("patching-heads", [record]).axes[0]) == {(0, 0), (1, 1)}
-    assert "n = 12 samples of 1 pairs on 6 questions" in draw("patching-attention", [record]).get_suptitle()
+    assert "n = 12 samples, 1 pairs of personas, 6 questions" in draw("patching-attention", [record]).get_suptitle()
     labels = [tick.get_text() for tick in draw("patching-pairs", [record]).axes[0].get_yticklabels()]
     assert labels == ["good > bad (n 6)"]

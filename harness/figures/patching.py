@@ -18,6 +18,7 @@ from harness.figures import printed
 from harness.figures.style import heat, sheet
 from harness.record_schema import RunRecord
 
+_DOT = "a dot: the 95 % interval leaves 0 out"
 _RUNS = {"denoised": "clean activations into the corrupted run", "noised": "corrupted activations into the clean run"}
 _PARTS = {"mlp_out": "MLP", "attn_out": "attention"}
 _ATTENDING = {"clean": "clean", "corrupted": "corrupted", "denoised": "corrupted, first MLP at the identity from clean"}
@@ -33,7 +34,7 @@ def blocks(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     rows = [(part, place) for part in _PARTS for place in places]
     count = len(found["sets"]["all"]["denoised"]["mlp_out"][places[0]]["value"])
     paper = printed("patching-blocks")
-    about = f"{_about(record)}; {paper['words']} ({paper['model']}, {paper['place']})"
+    about = f"{_about(record)}; {_DOT}; {paper['words']} ({paper['model']}, {paper['place']})"
     figure, axes = sheet("patching-blocks", about, len(_RUNS), width=max(4.0, 0.62 * count + 1.6), height=3.2)
     tables = {run: [found["sets"]["all"][run][part][place] for part, place in rows] for run in _RUNS}
     low, high = _range([line["value"] for lines in tables.values() for line in lines])
@@ -56,7 +57,7 @@ def heads(records: Sequence[RunRecord], task: str | None) -> Figure | None:
         return None
     found = record.analysis["patching"]
     places = found["positions"]
-    figure, axes = sheet("patching-heads", _about(record), len(places), len(_RUNS), width=2.7, height=2.4)
+    figure, axes = sheet("patching-heads", f"{_about(record)}; {_DOT}", len(places), len(_RUNS), width=2.7, height=2.4)
     cells = [(run, place, found["sets"]["all"][run]["heads_out"][place]) for run in _RUNS for place in places]
     low, high = _range([cell["value"] for _, _, cell in cells])
     for ax, (run, place, cell) in zip(axes, cells, strict=True):
@@ -96,7 +97,7 @@ def pairs(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     shown = (("mlp_out", "identity"), ("attn_out", "all"))
     count = len(next(iter(every.values()))["denoised"]["mlp_out"]["identity"]["value"])
     width, height = max(3.6, 0.5 * count + 2.2), 0.28 * len(every) + 1.0
-    figure, axes = sheet("patching-pairs", _about(record), len(shown), width=width, height=height)
+    figure, axes = sheet("patching-pairs", f"{_about(record)}; {_DOT}", len(shown), width=width, height=height)
     tables = [[pair["denoised"][part][place] for pair in every.values()] for part, place in shown]
     low, high = _range([line["value"] for lines in tables for line in lines])
     for ax, lines, (part, place) in zip(axes, tables, shown, strict=True):
@@ -128,8 +129,8 @@ def _about(record: RunRecord) -> str:
     aligned = sum(pair["n"] > 0 for pair in content["pairs"].values())
     mini = " (lamp-mini)" if "lamp-mini" in record.config.data.description else ""
     return (
-        f"{record.config.model.name}{mini}, contrast {content['contrast']}; n = {every['n']} samples of {aligned} pairs on "
-        f"{every['questions']} questions; a dot: the 95 % interval leaves 0 out"
+        f"{record.config.model.name}{mini}, contrast {content['contrast']}; n = {every['n']} samples, {aligned} pairs of personas, "
+        f"{every['questions']} questions"
     )
 
 
@@ -138,11 +139,11 @@ def _range(matrices: Sequence[Any]) -> tuple[float, float]:
     return min(0.0, float(np.nanmin(values))), float(np.nanmax(values))
 
 
-def _mark(ax: Axes, lines: Sequence[Mapping[str, Sequence[float]]], *, below: bool = False) -> None:
-    """A dot on each cell whose interval leaves 0 out; `below` what is written in it."""
+def _mark(ax: Axes, lines: Sequence[Mapping[str, Sequence[float | None]]], *, below: bool = False) -> None:
+    """A dot on each cell whose interval, where it has one, leaves 0 out; `below` what is written in it."""
     for row, line in enumerate(lines):
         for column, (low, high) in enumerate(zip(line["low"], line["high"], strict=True)):
-            if low > 0 or high < 0:
+            if low is not None and high is not None and (low > 0 or high < 0):
                 at = row + (0.3 if below else 0.0)
                 ax.plot([column], [at], marker="o", ms=3, mfc="white", mec="black", mew=0.6, ls="")
 

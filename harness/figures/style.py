@@ -70,7 +70,7 @@ def sheet(
     size = (max(4.6, width * columns), height * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    below = "\n".join(textwrap.wrap(about, int(size[0] * 16)))
+    below = "\n".join(textwrap.wrap(about, int(size[0] * 15)))
     figure.suptitle(f"{FIGURES[id].title} ({FIGURES[id].place})\n{below}", fontsize=9, x=0.01, ha="left")
     return figure, axes
 
@@ -152,7 +152,15 @@ def heat(
             dark = value < low + 0.55 * (high - low)
             if not np.isnan(value):
                 color = "white" if dark else "black"
-                ax.text(column, row, written.format(value), ha="center", va="center", fontsize=7, color=color)
+                ax.text(
+                    column,
+                    row,
+                    written.format(round(value, 2) + 0.0),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=color,
+                )
     return image
 
 
