@@ -57,3 +57,5 @@ def figure(
     console = Terminal()
     for name, commands in drawn.missing.items():
         console.say(f"{name} has no records; make them: {' && '.join(commands)}")
+    if drawn.missing and "all" not in ids:
+        raise typer.Exit(4)
