@@ -153,9 +153,8 @@ class Contrasts(Extraction, Method):
         """By trait; the i-th positive item is paired with the i-th negative one."""
         sides: dict[str, tuple[list[Labelled], list[Labelled]]] = {}
         for item in train:
-            if len(item.targets) == 2 and item.targets[0] in ("pos", "neg"):
-                side, trait = item.targets
-                sides.setdefault(trait, ([], []))[side == "neg"].append(item)
+            if item.side:
+                sides.setdefault(item.targets[1], ([], []))[item.side == "neg"].append(item)
         if not sides:
             return {"history": self._with_history(kit, train)}
         found = {}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
+from harness.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Message:
@@ -107,3 +109,18 @@ class Labelled:
 
     example: Example
     targets: tuple[str, ...]
+
+    @property
+    def side(self) -> str | None:
+        """`pos` or `neg` where the targets are a side and its trait, as of a task that shows what to contrast."""
+        return self.targets[0] if len(self.targets) == 2 and self.targets[0] in ("pos", "neg") else None
+
+    @property
+    def reference(self) -> str:
+        """The first gold answer. Raises UsageError where the targets are a side, which is no answer."""
+        if self.side:
+            raise UsageError(
+                f"a train item of {self.targets[1]} is a side of a trait and no answer, so this method has nothing to fit on; fit "
+                "on a task that has answers, as in --fit_task lamp4"
+            )
+        return self.targets[0]

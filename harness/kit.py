@@ -87,7 +87,7 @@ class Kit:
             if len(chosen) == count:
                 break
             try:
-                self.reference(Plan((Stream(items[i].example.prompt()),)), items[i].targets[0], items[i].example.id)
+                self.reference(Plan((Stream(items[i].example.prompt()),)), items[i].reference, items[i].example.id)
                 chosen.append(i)
             except ContextTooLong:
                 passed_over += 1

@@ -160,7 +160,7 @@ class Trains(Recipe, Method):
 
     def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
         """All users of the train split as one learner, who learns from their questions."""
-        return Learner("all users", [Lesson(Stream(self.context.prompt(i.example)), i.targets[0]) for i in train])
+        return Learner("all users", [Lesson(Stream(self.context.prompt(i.example)), i.reference) for i in train])
 
     def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
         """What training did: parameters, lessons, and the mean loss in the first and the last epoch, nats per token."""
@@ -200,7 +200,7 @@ class TrainsUsers(Trains):
         if failed:
             kit.notes.append(f"{len(failed)} train users left out: no profile of them could be written")
         lessons = [
-            Lesson(Stream(self.context.prompt(i.example, _text(written.get(i.example.user.id)))), i.targets[0])
+            Lesson(Stream(self.context.prompt(i.example, _text(written.get(i.example.user.id)))), i.reference)
             for i in train
             if i.example.user.id not in failed
         ]

@@ -104,7 +104,7 @@ class DeCoRe(Method):
         if len(scores) < 2:
             sample = kit.sample(train, self.samples)
             plans = [Plan((Stream(self.context.prompt(item.example)),)) for item in sample]
-            scores, source = kit.copying_scores(plans, [item.targets[0] for item in sample]), "references"
+            scores, source = kit.copying_scores(plans, [item.reference for item in sample]), "references"
         ranking = kit.rank(scores)
         return Fitted(
             tensors={"scores": scores},

@@ -137,7 +137,7 @@ class DPS(Method):
         users = [item.example.user for item in sample]
         groups = self._groups(kit, train, users)
         plans = [Plan((Stream(self.context.prompt(item.example)),)) for item in sample]
-        targets = [item.targets[0] for item in sample]
+        targets = [item.reference for item in sample]
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
         if self.screen is not None:

@@ -26,7 +26,7 @@ from harness.methods.clamp import Clamp, blocks_of
 from harness.methods.persona_vector import PersonaVector
 from harness.options import build_method
 from harness.plan import ALL, GENERATED, LAST_PROMPT, Edit, Plan, Site, Stream
-from harness.registry import task_class
+from harness.registry import method_class, task_class
 from harness.task import Question, Rating, Sample, Selection
 from harness.tasks.persona import SHIPPED, Persona, PersonaTemplate
 from harness.testing import check_method, random_lm
@@ -71,6 +71,14 @@ def test_train_items_alternate_between_the_sides_of_a_pair() -> None:
     assert (positive.targets, negative.targets) == (("pos", "Islam"), ("neg", "Islam"))
     assert positive.example.text == negative.example.text
     assert positive.example.template != negative.example.template
+
+
+@pytest.mark.parametrize("method", ["dps", "lora_c"])
+def test_a_side_of_a_trait_is_no_answer_to_fit_on(method: str) -> None:
+    train = task_class("persona:christianity")().items(Selection(split="train", limit=8))
+    assert [item.side for item in train[:2]] == ["pos", "neg"]
+    with pytest.raises(UsageError, match=r"no answer.*--fit_task lamp4"):
+        build_method(method_class(method), method, None, []).fit(Kit(random_lm()), train)
 
 
 def test_conditions_are_system_prompts_and_rollouts_have_ids_of_their_own() -> None:
