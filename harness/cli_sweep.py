@@ -42,6 +42,7 @@ from harness.cli_run import (
 if TYPE_CHECKING:
     from harness.records import MetricValue
 
+
 def sweep(
     method: Annotated[str, typer.Option("--method", help="Registered name, or ./file.py:Class.")],
     task: Tasks,
