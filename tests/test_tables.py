@@ -853,6 +853,20 @@ def test_runs_of_the_same_prompts_show_their_operations_and_seconds(
     assert "700 (lamp4, T ≤ 64)" in render(["dps-3"], tmp_path)
 
 
+def test_runs_of_a_model_stand_together_whenever_they_were_made(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for day, (model, task) in enumerate([("mine", "lamp4"), ("yours", "lamp4"), ("mine", "lamp5")]):
+        for method in ("rag", "dps"):
+            record = run_record(run_config(method=method, model=model, task=task), rouge1=0.1)
+            record.started = f"2026-01-0{day + 1}T00:00:00+00:00"
+            record.cost.seconds = record.cost.flops = 1.0
+            record.batches = [["a"]]
+            save(record)
+    lines = render(["dps-3"], tmp_path).splitlines()
+    assert [lines.count(name) for name in ("mine", "yours")] == [1, 1]
+
+
 @pytest.mark.parametrize("other", [{"options": {"k": 1}}, {"fingerprint": "0ther"}, {"seed": 1}])
 def test_runs_of_other_prompts_are_not_compared(
     tmp_path: Path, save, run_config: Configs, run_record: Records, other: dict

@@ -41,10 +41,13 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
         if counted:
             grid.remarks += _explained(table.printed("model", name), SIZES[name], lengths, new)
     if view.measured:
-        for rag, dps in pairs(sources.records, view.model):
+        for rag, dps in sorted(pairs(sources.records, view.model), key=lambda pair: pair[0].config.model.name):
             grid.add(_measured(table, rag, dps))
         if any(line.source == "measured" for line in grid.lines):
-            grid.remarks.append("measured = seconds of the whole run by its samples, grading included")
+            grid.remarks.append(
+                "measured = seconds of the run's batches by their samples, without loading, fitting and grading, but with whatever "
+                "else the machine did"
+            )
     return grid
 
 
