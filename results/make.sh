@@ -87,4 +87,6 @@ grid="harness sweep --method perfit --users 60 $trained"
 $grid --task lamp2m --set "layers=0|1|2|3|4|1,3|0,2,4|0,1,2,3,4"
 $grid --task lamp4 --set "layers=0|1|2|3|4"
 $grid --task lamp2m --set "rank=1|4|16" --set "personal_rank=1|4|16"
+# which blocks and heads carry a persona into answers
+harness run --method plain --task patching
 harness leaderboard
