@@ -133,6 +133,11 @@ class DPS(Method):
                 meta={**shape, "heads": heads, "scores": list(found.scores), "file": Path(self.heads_file).name}
             )
         measured = [(layer, head) for layer in range(sites.layers) for head in range(sites.heads)]
+        wanted = self._count(len(measured))  # what cannot be masked is said before anything is measured
+        if self.screen is not None and self.screen < wanted:
+            raise UsageError(
+                f"dps: screen {self.screen} is fewer than the {wanted} heads to mask; give screen >= heads"
+            )
         sample = kit.sample(train, self.samples)
         users = [item.example.user for item in sample]
         groups = self._groups(kit, train, users)

@@ -99,5 +99,18 @@ def test_a_shortlist_whose_end_holds_a_preference_head_is_called_too_short():
         DPS(heads=3, screen=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"screen": 2}, "fewer than the 4 heads to mask"), ({"heads": 200}, "this model has 100")],
+)
+def test_heads_that_cannot_be_masked_are_refused_before_a_discovery(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, int], message: str
+) -> None:
+    monkeypatch.setattr(Kit, "_by_sample", lambda *_: pytest.fail("a discovery began"))
+    lm = random_lm(num_hidden_layers=10, num_attention_heads=10, num_key_value_heads=5, hidden_size=40)
+    with pytest.raises(UsageError, match=message):
+        DPS(samples=2, **options).fit(Kit(lm), toy_examples(2))
+
+
 def test_dps_with_screening_keeps_the_engines_promises():
     check_method(DPS(samples=4, heads=2, screen=6, clusters=2))
