@@ -2,7 +2,8 @@
 
 The key is a hash of everything the fit read: model weights, method and the options its fit reads, task, fit data and
 seed. The store lies in $HARNESS_CACHE, or the user's cache folder; deleting it costs time only. While a long fit runs,
-its finished parts lie beside its future place in KEY.partial, so that a killed one goes on.
+its finished parts lie in KEY.partial, so that a killed one goes on. They stay where a fit that groups the same samples
+otherwise can use them (`Method.grouping`): numbers, a few hundred kilobytes.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class ArtifactStore:
         return stored
 
     def checkpoint(self, key: str) -> Checkpoint:
-        """Where the fit that makes `key` keeps what it has finished."""
+        """Where fits that score what `key` says keep what they have finished."""
         return Checkpoint(self.root / f"{key}.partial")
 
     def made_from(self, key: str) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ batch of 64 rows with 64 different edits costs one hook call. Zero strength leav
 
 ScaleHeads   a head's output slice of the output projection's INPUT times s; 0 is the "masked head" of the DPS paper
 ScaleQueries a head's query times s; 0 makes its attention uniform, which is what DeCoRe's and DPS's released code does
+ScaleOutputSlices  slices of the output projection's OUTPUT times s, which are no heads; DPS's released detection zeroes them
 AddVector    x + coefficient * v (persona vectors, StyleVector)
 ProjectOut   x minus its component along v
 ClampTo      component along v set to a value
@@ -75,6 +76,15 @@ class ScaleQueries(_ScaleSlices):
     @property
     def site(self) -> Site:
         return Site(self.layer, "queries")
+
+
+@dataclass(frozen=True)
+class ScaleOutputSlices(_ScaleSlices):
+    """Slices of the attention's output times a factor: residual coordinates, to which every head adds. No head is masked."""
+
+    @property
+    def site(self) -> Site:
+        return Site(self.layer, "attn_out")
 
 
 @dataclass(frozen=True, eq=False)

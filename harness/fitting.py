@@ -64,13 +64,15 @@ def shared_state(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: C
     items = cell.fit_data.items()
     start = time.perf_counter()
     kit = _kit(lm, cell, store, console, cell.fit_max_new_tokens)
-    kit.checkpoint = checkpoint = store.checkpoint(key)
+    ungrouped = {k: v for k, v in made_from["options"].items() if k not in cell.method.grouping}
+    kit.checkpoint = checkpoint = store.checkpoint(store.key(made_from | {"options": ungrouped}))
     state = cell.method.fit(kit, items)
     if state is not None:
         seconds = time.perf_counter() - start + checkpoint.restored_seconds
         state = replace(_timed(state, seconds), notes=(*state.notes, *kit.notes))
         state = store.put(key, state, made_from)
-    checkpoint.remove()
+    if not cell.method.grouping:
+        checkpoint.remove()
     return Shared(state, key)
 
 

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.edits import ScaleHeads, ScaleQueries
+from harness.edits import ScaleHeads, ScaleOutputSlices, ScaleQueries
 from harness.errors import DataMissing, UsageError
 from harness.plan import Edit, Where
 
 Head = tuple[int, int]
 """(layer, query head)."""
 Operator = Literal["zero", "uniform"]
+Detection = Literal["zero", "uniform", "output_slice"]
+"""`output_slice` masks no head: it zeroes as many coordinates of the attention's output, as the released DPS detection does."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,17 @@ def file_identity(path: str) -> str:
     return f"{Path(path).name} sha256:{hashlib.sha256(_bytes(path)).hexdigest()[:16]}"
 
 
-def mask(scales: Mapping[Head, float], operator: Operator, head_dim: int, where: Where) -> tuple[Edit, ...]:
+def mask(scales: Mapping[Head, float], operator: Detection, head_dim: int, where: Where) -> tuple[Edit, ...]:
     """One edit a layer: `zero` scales the heads' outputs, `uniform` their queries (at 0 they attend to all alike)."""
     by_layer: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for (layer, head), scale in sorted(scales.items()):
         by_layer[layer].append((head, scale))
-    kind = ScaleHeads if operator == "zero" else ScaleQueries
+    kinds: Mapping[Detection, type[ScaleHeads | ScaleQueries | ScaleOutputSlices]] = {
+        "zero": ScaleHeads,
+        "uniform": ScaleQueries,
+        "output_slice": ScaleOutputSlices,
+    }
+    kind = kinds[operator]
     return tuple(kind(layer, tuple(heads), head_dim, where) for layer, heads in by_layer.items())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,6 @@ class Kit:
 
     def __post_init__(self) -> None:
         self.decoder = Decoder(self.lm)
-        self._samples_scored = 0
         self._writers: dict[str, Writer] = {}
 
     def sample(self, items: Sequence[Labelled], count: int) -> list[Labelled]:
@@ -214,7 +214,7 @@ class Kit:
             scores = score_variants(self.lm, request.prompts[0].encoded, answer, [(*edits, *v) for v in variants])
             return -scores.double().mean(dim=1).cpu()
 
-        return self._by_sample(label, len(pairs), score)
+        return self._by_sample(label, repr(variants), len(pairs), score)
 
     def screen(
         self,
@@ -236,20 +236,22 @@ class Kit:
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
             return first_order(self.lm, request.prompts[0].encoded, answer, operator, where)
 
-        return self._by_sample(label, len(pairs), estimate)
+        return self._by_sample(label, f"first order, {operator}, {where}", len(pairs), estimate)
 
     def shortlist(self, estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = ()) -> list[Head]:
         """The heads to measure after `screen`, an equal share for each group of samples (see `harness.screening`)."""
         return shortlist(estimates, count, groups)
 
-    def _by_sample(self, label: str, count: int, score: Callable[[int], Tensor]) -> Tensor:
-        """score(0) to score(count - 1), stacked. A sample that a killed fit had finished is read from its checkpoint.
+    def _by_sample(self, label: str, what: str, count: int, score: Callable[[int], Tensor]) -> Tensor:
+        """score(0) to score(count - 1), stacked. A sample that another fit had finished is read from its checkpoint.
 
-        A fit with the same key asks for the same samples in the same order, so a part is named by its number.
+        Fits that share a checkpoint score the same samples in the same order, so a part is named by what is scored and
+        its number.
         """
         rows = []
+        name = hashlib.sha256(what.encode()).hexdigest()[:16]
         for number in range(count):
-            part = str(self._samples_scored)
+            part = f"{name}-{number}"
             row = self.checkpoint.get(part) if self.checkpoint else None
             if row is None:
                 self.progress(label, number, count)
@@ -257,7 +259,6 @@ class Kit:
                 row = score(number)
                 if self.checkpoint:
                     self.checkpoint.put(part, row, time.perf_counter() - start)
-            self._samples_scored += 1
             rows.append(row)
         self.progress(label, count, count)
         return torch.stack(rows)

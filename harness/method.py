@@ -70,6 +70,9 @@ class Method(ABC):
     decode_only: ClassVar[frozenset[str]] = frozenset()
     """Options `fit` and `adapt` do not read: changing them reuses what was fitted."""
 
+    grouping: ClassVar[frozenset[str]] = frozenset()
+    """Options that say how `fit` groups the samples it scores: changing them fits again and reuses the scores."""
+
     context: Context = Context()
 
     @abstractmethod

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
-from harness.heads import Head, Operator, file_identity, mask, read_heads
+from harness.heads import Detection, Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import ALL, DECODE, Plan, Stream, Where
@@ -71,6 +71,7 @@ class DPS(Method):
     decode_only: ClassVar[frozenset[str]] = frozenset(
         {"gamma", "heads", "decode_operator", "routing", "temperature", "control", "draw"}
     )
+    grouping: ClassVar[frozenset[str]] = frozenset({"clusters", "embedding"})
 
     gamma: float | Literal["entropy"] = 0.5
     """Personalization strength (eq. 8), >= 0, or `entropy`: the entropy of the unmasked distribution in nats."""
@@ -84,7 +85,8 @@ class DPS(Method):
     """A published head file for this model (see `harness.heads`), read instead of measuring PCS."""
     scope: Literal["decode", "all"] = "decode"
     """Positions masked: from the last prompt token on, as the shared prefill implies, or everywhere."""
-    discover_operator: Operator = "zero"
+    discover_operator: Detection = "zero"
+    """What PCS masks. `output_slice` is an ablation: what the released detection zeroes, which is no head."""
     decode_operator: Operator = "zero"
     clusters: int = 0
     """Groups of users with heads of their own; 0 is one head set for everyone, masked whole."""
@@ -105,6 +107,10 @@ class DPS(Method):
             raise UsageError(f"dps: heads {self.heads} masks nothing; allowed: heads >= 1")
         if self.samples < 2:
             raise UsageError(f"dps: samples {self.samples} is too few to rank heads; allowed: samples >= 2")
+        if self.screen is not None and self.discover_operator == "output_slice":
+            raise UsageError(
+                "dps: screen estimates what masking heads does, and output_slice masks none; drop one of them"
+            )
         if self.clusters < 0 or not self.temperature > 0:
             raise UsageError(f"dps: clusters {self.clusters}, temperature {self.temperature}; allowed: >= 0, > 0")
         if self.heads_file and (self.clusters or self.screen):
@@ -138,6 +144,11 @@ class DPS(Method):
             raise UsageError(
                 f"dps: screen {self.screen} is fewer than the {wanted} heads to mask; give screen >= heads"
             )
+        if self.discover_operator == "output_slice" and sites.heads * sites.head_dim != sites.width:
+            raise UsageError(
+                f"dps: output_slice cuts the residual stream into {sites.heads} slices of {sites.head_dim}; this model's "
+                f"has {sites.width} coordinates; give discover_operator=zero or uniform"
+            )
         sample = kit.sample(train, self.samples)
         users = [item.example.user for item in sample]
         groups = self._groups(kit, train, users)
@@ -146,6 +157,7 @@ class DPS(Method):
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
         if self.screen is not None:
+            assert self.discover_operator != "output_slice"
             estimates = tensors["screened"] = kit.screen(plans, targets, self.discover_operator, self._where())
             measured = kit.shortlist(estimates, self.screen, self._samples_by_cluster(groups))
             screened["shortlist"] = [list(head) for head in measured]

@@ -249,7 +249,44 @@ def test_a_killed_discovery_goes_on_where_it_stopped_and_ends_with_the_same_bits
     assert resumed.state is not None and unbroken is not None
     assert resumed.state.tensors["pcs"].numpy().tobytes() == unbroken.tensors["pcs"].numpy().tobytes()
     assert resumed.state.meta == unbroken.meta
-    assert [path.name for path in store.root.iterdir()] == [resumed.key]
+    assert resumed.key in {path.name for path in store.root.iterdir()}
+
+
+def test_other_clusters_of_the_same_samples_measure_no_head_again(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(tmp_path)
+    everyone, clustered, fewer = (
+        grid(["dps"], ["lamp3"], Settings(), ["k=1", "samples=24", *more])[0]
+        for more in ([], ["clusters=2"], ["clusters=2", "screen=8", "heads=1"])
+    )
+    one = shared_state(lm, everyone, store, Console())
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.kit.score_variants", lambda *_: pytest.fail("measured again"))
+        two = shared_state(lm, clustered, store, Console())
+    assert one.state is not None and two.state is not None and one.key != two.key
+    assert one.state.tensors["pcs"].equal(two.state.tensors["pcs"]) and sum(two.state.meta["cluster_users"]) > 24
+    screened = shared_state(lm, fewer, store, Console()).state  # of other heads, so measured
+    assert screened is not None
+    assert screened.tensors["pcs"].isfinite().flatten(1).sum(1).tolist() == [8] * 24
+
+
+def test_detecting_by_output_slices_as_released_masks_coordinates_and_no_head(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    (edit,) = mask({(1, 1): 0.0}, "output_slice", lm.sites.head_dim, ALL)
+    out = torch.ones(1, 2, lm.sites.width)
+    out[..., lm.sites.head_dim : 2 * lm.sites.head_dim] = 0
+    assert edit.site == Site(1, "attn_out") and edit.bind([edit], out)(torch.ones_like(out)).equal(out)
+    found = {}
+    for operator in ("zero", "output_slice"):
+        (cell,) = grid(["dps"], ["lamp3"], Settings(), ["k=1", "samples=4", f"discover_operator={operator}"])
+        state = shared_state(lm, cell, ArtifactStore(tmp_path), Console()).state
+        assert state is not None
+        found[operator] = state.tensors["pcs"]
+    assert found["output_slice"].isfinite().all() and not found["output_slice"].allclose(found["zero"])
+    with pytest.raises(UsageError, match="output_slice masks none"):
+        DPS(discover_operator="output_slice", screen=8)
 
 
 @pytest.mark.parametrize("where", [DECODE, ALL], ids=repr)
