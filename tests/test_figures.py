@@ -90,7 +90,7 @@ def test_a_figure_without_records_names_the_command_that_makes_them(harness, tmp
     done = harness("figure dps-3 --results nothing")
     assert done.code == 4 and "harness run --method dps --task lamp2m" in done.error() and not done.out
     done = harness(f"figure dps-3 --results {RESULTS} --model llama3-8b")
-    assert done.code == 4 and "harness run --method dps --task lamp2m --model llama3-8b" in done.error()
+    assert done.code == 4 and "harness run --method dps --task lamp2m --data FOLDER --model llama3-8b" in done.error()
     done = harness(f"figure dps-4 persona-1 --results {RESULTS} --task lamp4 --model qwen2.5-7b")
     assert done.code == 4 and "dps-4 has no records" in done.err and "persona-1 has no records" in done.err
     done = harness("figure all --results nothing")
@@ -126,7 +126,10 @@ def test_the_commands_are_right_up_to_loading_the_model(harness, monkeypatch):
 
 def test_commands_for_another_model_leave_the_embedded_models_words_out():
     (sweep,) = commands("persona-1", "qwen2.5-7b")
-    assert "tiny" not in sweep and "--judge openai/JUDGE" in sweep and "layer=0..LAST_BLOCK --model qwen2.5-7b" in sweep
+    assert "--judge openai/JUDGE" in sweep and "layer=0..LAST_BLOCK --model qwen2.5-7b" in sweep
+    for name in FIGURES:
+        for command in commands(name, "qwen2.5-7b"):
+            assert not re.search(r"tiny|lexicon|=0\||0\.\.4|lr=|rollouts", command), command
 
 
 def test_mistakes_are_one_line(harness):

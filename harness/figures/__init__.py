@@ -29,8 +29,14 @@ _DPS = "harness run --method dps --task lamp2m"
 _CLUSTERS = "harness run --method dps --set clusters=4 --set samples=200 --task lamp2m --task lamp4"
 
 
-_DELTA = ("harness run --method rag --set k=1 --task delta_vectors --task_set task=lamp4",)
-_GRID = "harness sweep --method perfit --task lamp2m"
+_DELTA = tuple(
+    f"harness run --method rag --set k=1 --task delta_vectors --task_set task={task}"
+    for task in ("lamp2n", "lamp4", "lamp5", "lamp7")
+)
+# rates for the short histories of lamp-mini, as in results/make.sh
+_PERSONAL = " --set lr=0.03 --set epochs=3 --set batch_size=2"
+_COLLECTIVE = " --set collective_lr=0.003 --set collective_epochs=1"
+_GRID = f"harness sweep --method perfit --users 60{_PERSONAL}{_COLLECTIVE}"
 _PATCHING = ("harness run --method plain --task patching",)
 _HEAT_MAPS = "patching paper, heat maps"
 _MMLU = "harness run --task mmlu --data MMLU_FOLDER"
@@ -120,19 +126,26 @@ FIGURES: Mapping[str, Spec] = {
         "Metrics against trained parameters",
         "PerFit paper, Figure 9",
         "perfit:parameters",
-        ("harness run --method lora_c --method lora_p --method oppu --method perfit --task lamp2m --task lamp4",),
+        (
+            f"harness run --method perfit --method oppu --task lamp2m --task lamp4{_PERSONAL}{_COLLECTIVE}",
+            f"harness run --method lora_p --method reft --task lamp2m --task lamp4{_PERSONAL}",
+            "harness run --method lora_c --task lamp2m --task lamp4 --set lr=0.003 --set epochs=1 --set batch_size=2",
+        ),
     ),
     "perfit-10": Spec(
         "Metrics by collective and personal rank",
         "PerFit paper, Figure 10",
         "perfit:ranks",
-        (f"{_GRID} --set 'rank=1|4|16|32' --set 'personal_rank=1|4|16|32'",),
+        (f"{_GRID} --task lamp2m --set 'rank=1|4|16' --set 'personal_rank=1|4|16'",),
     ),
     "perfit-11": Spec(
         "Metrics by the blocks shifted",
         "PerFit paper, Figure 11",
         "perfit:layers",
-        (f"{_GRID} --task lamp4 --set layers=0..4", f"{_GRID} --set 'layers=1,2,3|0,1,2,3,4'"),
+        (
+            f"{_GRID} --task lamp2m --set 'layers=0|1|2|3|4|1,3|0,2,4|0,1,2,3,4'",
+            f"{_GRID} --task lamp4 --set 'layers=0|1|2|3|4'",
+        ),
     ),
     "patching-blocks": Spec("Effect of patching a block's MLP or attention", _HEAT_MAPS, "patching:blocks", _PATCHING),
     "patching-heads": Spec("Effect of patching one head", _HEAT_MAPS, "patching:heads", _PATCHING),
@@ -217,6 +230,7 @@ def commands(id: str, model: str | None = None) -> tuple[str, ...]:
     if model not in (None, "tiny"):
         for words, others in _NOT_TINY.items():
             given = tuple(command.replace(words, others) for command in given)
+        given = tuple(c if "persona:" in c or "--data" in c else f"{c} --data FOLDER" for c in given)
     return tuple(f"{command} --model {model}" if model else command for command in given)
 
 
@@ -227,8 +241,13 @@ _NOT_TINY = {
     "judge=lexicon": "judge=openai/JUDGE",
     "--judge lexicon": "--judge openai/JUDGE",
     " --set layer=1": "",
-    "=0..4": "=0..LAST_BLOCK",
-    "|0,1,2,3,4": "|0,1,...,LAST_BLOCK",
+    f" --users 60{_PERSONAL}{_COLLECTIVE}": "",
+    f"{_PERSONAL}{_COLLECTIVE}": "",
+    _PERSONAL: "",
+    " --set lr=0.003 --set epochs=1 --set batch_size=2": "",
+    "layer=0..4": "layer=0..LAST_BLOCK",
+    "layers=0|1|2|3|4": "layers=BLOCK|...",
+    "|1,3|0,2,4|0,1,2,3,4": "|BLOCK,BLOCK|...",
 }
 
 

@@ -98,7 +98,7 @@ def parameters(records: Sequence[RunRecord], task: str | None) -> Figure | None:
         left, right = axes[2 * row : 2 * row + 2]
         metric = next(iter(next(iter(found.values())).metrics))
         longest = max((record.cost.fit_seconds or 0 for record in found.values()), default=0) or 1
-        for name, record in found.items():
+        for name, record in sorted(found.items(), key=lambda item: METHODS.index(item[0])):
             style, value = look(METHODS.index(name)), record.metrics[metric]
             x, y = [float(_trained(record))], np.array([value.value], dtype=float)
             left.errorbar(x, y, errors([value]), color=style.color, capsize=2.5, ls="", zorder=1)
