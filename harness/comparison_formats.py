@@ -6,21 +6,39 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
 from harness.compare import Compared, Comparison, Side, differences
-from harness.paired import ByLength, Effect
+from harness.paired import ByLength, Effect, Group
 from harness.record_schema import json_value
 
 
-def terminal(comparison: Comparison) -> str:
-    return _tables(comparison, "simple")
+def terminal(comparison: Comparison, width: int = 120) -> str:
+    """No line longer than `width`: tables that are wider go on below, run and metric again before the rest."""
+
+    def draw(lines: Sequence[Sequence[str]]) -> str:
+        return "\n\n".join(_aligned([[line[i] for i in panel] for line in lines]) for panel in _panels(lines, width))
+
+    runs = []
+    for letter, name, folder, shared, differs in _runs(comparison):
+        runs += [f"{letter}  {name}", f"   {folder}{f', {shared} samples shared with A' if shared else ''}"]
+        if differs:
+            runs += textwrap.wrap(
+                f"differs from A in {differs}", width, initial_indent=" " * 3, subsequent_indent=" " * 3
+            )
+    notes = [textwrap.fill(f"- {note}", width, subsequent_indent="  ") for note in _notes(comparison)]
+    return "\n\n".join(["\n".join(runs), *_tables(comparison, draw), "\n".join(notes)])
 
 
 def markdown(comparison: Comparison) -> str:
-    return _tables(comparison, "github")
+    def draw(lines: Sequence[Sequence[str]]) -> str:
+        return tabulate(lines[1:], headers=lines[0], tablefmt="github", disable_numparse=True)
+
+    runs = draw([["", "run", "record", "shared", "differs from A in"], *_runs(comparison)])
+    return "\n\n".join([runs, *_tables(comparison, draw), "\n".join(f"- {note}" for note in _notes(comparison))])
 
 
 def as_json(comparison: Comparison) -> str:
@@ -85,17 +103,34 @@ def label(side: Side) -> str:
     return f"{config.method.name} ({config.model.name}){control}"
 
 
-def _tables(comparison: Comparison, style: str) -> str:
+def _tables(comparison: Comparison, draw: Callable[[Sequence[Sequence[str]]], str]) -> list[str]:
+    """The tests and the gains by length of history; `draw` makes a table of its head and rows."""
     config, unit = comparison.sides[0].config, comparison.unit
-    head = ["", "run", "record", "shared", "differs from A in"]
-    parts = [tabulate(_runs(comparison), headers=head, tablefmt=style, maxcolwidths=[None, None, None, None, 50])]
-    parts.append(f"{config.task.name}, {config.data.split} split; {_family(len(comparison.rows))}")
     head = ["", "metric", "A", "other", "difference [95 %]", "p", "p Holm", "d", f"n {unit}s"]
     head += ["helped/same/harmed", "worst 10 %", "detectable"]
-    parts.append(tabulate([_row(row) for row in comparison.rows], headers=head, tablefmt=style, disable_numparse=True))
-    parts += _length_tables(comparison, style)
-    parts.append("\n".join(f"- {note}" for note in (*_legend(unit), *comparison.notes)))
-    return "\n\n".join(parts)
+    return [
+        f"{config.task.name}, {config.data.split} split; {_family(len(comparison.rows))}",
+        draw([head, *map(_row, comparison.rows)]),
+        *(f"Gain against the length of the {unit}'s history\n\n{draw(table)}" for table in _length_tables(comparison)),
+    ]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in ruled)
+
+
+def _panels(lines: Sequence[Sequence[str]], width: int) -> Iterator[list[int]]:
+    """Numbers of the columns that fit side by side, the first two in every panel."""
+    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+    panel = [0, 1]
+    for place in range(2, len(widths)):
+        if len(panel) > 2 and sum(widths[i] for i in [*panel, place]) - 2 > width:
+            yield panel
+            panel = [0, 1]
+        panel.append(place)
+    yield panel
 
 
 def _runs(comparison: Comparison) -> list[list[str]]:
@@ -134,7 +169,7 @@ def _row(row: Compared) -> list[str]:
     ]
 
 
-def _length_tables(comparison: Comparison, style: str) -> list[str]:
+def _length_tables(comparison: Comparison) -> list[list[list[str]]]:
     """A table for each division of users into terciles: one, unless samples without a value changed who is in it."""
     tables: dict[tuple[str, ...], list[list[str]]] = {}
     for row in comparison.rows:
@@ -144,27 +179,25 @@ def _length_tables(comparison: Comparison, style: str) -> list[str]:
             rho = "-" if math.isnan(row.lengths.rho) else f"{row.lengths.rho:+.2f}"
             head = tuple(f"{group.shortest} to {group.longest} items, n {group.users}" for group in groups)
             tables.setdefault(head, []).append([row.letter, row.metric, rho, _probability(row.lengths.p), *gains])
-    return [
-        f"Gain against the length of the {comparison.unit}'s history\n\n"
-        + tabulate(rows, headers=["", "gain in", "rho", "p", *head], tablefmt=style, disable_numparse=True)
-        for head, rows in tables.items()
-    ]
+    return [[["", "gain in", "rho", "p", *head], *rows] for head, rows in tables.items()]
 
 
 def _lengths(lengths: ByLength) -> dict[str, object]:
     return {"rho": lengths.rho, "p": lengths.p, "groups": [group._asdict() for group in lengths.groups]}
 
 
-def _legend(unit: str) -> list[str]:
+def _notes(comparison: Comparison) -> list[str]:
+    unit = comparison.unit
     return [
         f"difference = other minus A; its interval by a bootstrap over {unit}s",
         f"p = permutation test, two-sided, that exchanges the runs for whole {unit}s; p Holm = corrected for all tests shown",
         f"gain = difference, positive where the other run is better; d = mean of the {unit}s' gains by their standard "
         "deviation",
-        f"helped, same, harmed = shares of {unit}s whose gain is positive, 0, negative",
-        "worst 10 % = mean gain of the tenth that gains least",
+        f"up, same, down = shares of {unit}s helped, neither, and harmed: whose gain is positive, 0, negative",
+        f"worst = mean gain of the tenth of {unit}s that gain least",
         f"detectable = the smallest true difference that this many {unit}s show with 80 % power at 5 %",
         "rho = Spearman's rank correlation of history length and gain",
+        *comparison.notes,
     ]
 
 

@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     before = _git_status()
 
     harness("--version")
-    for what in ("methods", "tasks", "models", "retrievers", "tables"):
+    for what in ("methods", "tasks", "models", "retrievers", "tables", "figures"):
         harness(f"list {what}")
     harness("run --method dps --task lamp4 --users 4 --dry_run", says="stream 0")
     harness("fit --method dps --task lamp4", says='"key"')
@@ -69,6 +69,8 @@ def main(folder: Path) -> None:
     harness(f"run {every} {few}", says="already there", times=len(records))
 
     harness("show results/tiny/lamp4/dps --beside results/tiny/lamp4/plain", says="expected")
+    harness("compare results/tiny/lamp4/plain results/tiny/lamp4/rag", says="one family")
+    harness("figure dps-3", says="figures/dps-3.svg")
     harness("table", says="dps-1")
     harness("leaderboard", says="leaderboard.md")
     harness("leaderboard --check")
