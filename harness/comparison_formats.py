@@ -163,7 +163,7 @@ def _row(row: Compared) -> list[str]:
         _probability(row.p_holm),
         "-" if math.isnan(e.size) else f"{e.size:.2f}",
         str(e.users),
-        f"{100 * e.helped:.0f} / {100 * (1 - e.helped - e.harmed):.0f} / {100 * e.harmed:.0f} %",
+        f"{100 * e.helped:.3g} / {100 * (1 - e.helped - e.harmed):.3g} / {100 * e.harmed:.3g} %",
         _signed(e.worst_tenth),
         _number(e.detectable),
     ]
