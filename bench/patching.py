@@ -1,6 +1,6 @@
 """Activation patching: one patched run at a time against `harness.patching`, same model, same answers.
 
-    python bench/patching.py [--size tiny] [--tokens 100] [--loop_runs 60] [--device cuda]
+    python bench/patching.py [--model tiny] [--tokens 100] [--loop_runs 60] [--device cuda]
 
 Both directions of one pair of prompts that differ in one token: every block's MLP, attention and query heads, each at all
 positions, at the identity and at the last, with the runs that are checks. `loop` is the plain way: the source's activations
@@ -87,15 +87,16 @@ def read(lm: LanguageModel, clean: Decision, corrupted: Decision) -> list[dict[S
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=["tiny", *SIZES], default="50m")
+    parser.add_argument("--size", choices=SIZES, default="50m")
+    parser.add_argument("--model", help="in place of a size: a model's name or folder, as tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--loop_runs", type=int, default=0, help="0 = all of both directions")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    if args.size == "tiny":
-        lm = LanguageModel.load(model_row("tiny"), dtype="float32", device=args.device)
+    if args.model:
+        lm = LanguageModel.load(model_row(args.model), device=args.device)
     else:
         lm = model(args.size, args.device, dtype_of(args.device))
     generator = torch.Generator().manual_seed(2)
@@ -145,6 +146,7 @@ def main() -> None:
         },
         "times_faster": round(total / batched, 2),
         "max_difference_nats": float((plain - reference).abs().max()),
+        "max_relative_difference": float(((plain - reference).abs() / reference.abs().clamp_min(1)).max()),
     }
     write({"settings": {**settings(args, lm), "patched_runs": len(runs)}, "results": results}, args.output)
 

@@ -79,6 +79,11 @@ class Sizes:
         attention = 4 * self.heads * self.head_dim * tokens * seen
         return 2 * self.layers * self.block_weights * tokens + attention
 
+    def attention(self, tokens: int, past: int = 0) -> int:
+        """Operations of one full-attention block before its output projection, of those `blocks` counts."""
+        projections = 2 * self.width * (self.heads + 2 * self.kv_heads) * self.head_dim * tokens
+        return projections + 4 * self.heads * self.head_dim * tokens * (past + tokens)
+
     def head(self, positions: int) -> int:
         """Operations of the vocabulary head at `positions`."""
         return 2 * self.width * self.vocabulary * positions

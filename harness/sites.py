@@ -112,6 +112,20 @@ class Sites:
                 handle.remove()
 
     @contextlib.contextmanager
+    def attended(self, layer: int, heads: Tensor) -> Iterator[None]:
+        """Within the context the block's attention is not computed: `heads` [B, T, H * head_dim] enters its output projection."""
+        module = self.attention(layer)
+        projection = self.blocks[layer].get_submodule(self.family.output_projection)
+        kept = module.__dict__.get("forward")  # where a device map has put its own in front
+        module.forward = lambda *_, **__: (projection(heads), None)
+        try:
+            yield
+        finally:
+            del module.forward
+            if kept is not None:
+                module.forward = kept
+
+    @contextlib.contextmanager
     def hooked_modules(self, transforms: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Iterator[None]:
         """Within the context the output of each named module becomes f(input, output). For adapters."""
         handles: list[Any] = []

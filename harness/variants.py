@@ -3,7 +3,8 @@
 Head discovery asks for the loss of one answer under a thousand single-head edits. Three things are shared:
 - positions below the first edited one run once, and their keys and values serve every variant (`where=DECODE`: the
   whole prompt but its last token);
-- blocks below the edited one run once: each variant starts from the unedited residual entering its lowest edited block;
+- blocks below the edited one run once: each variant starts from the unedited residual entering its lowest edited block,
+  and where nothing is edited before the heads' outputs there, from the unedited outputs of its heads;
 - short tails of several variants are packed into one sequence [1, V * T] with explicit positions and a block mask, so a
   pack costs one pass with no copy of the prompt's cache; long tails, and those of a short cache, run as rows [V, T].
 An edit never learns of the packing: `RowEdits` shows it [V, T, D].
@@ -11,10 +12,12 @@ An edit never learns of the packing: `RowEdits` shows it [V, T, D].
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from harness.cache import fork
 from harness.decode import Cost
 from harness.errors import ContextTooLong
 from harness.lm import Encoded, LanguageModel
-from harness.plan import Edit, Layout
+from harness.plan import Edit, Layout, Site
 from harness.row_edits import RowEdits
 
 PACK_TOKENS = {"cpu": 256, "cuda": 1024}
@@ -89,15 +92,24 @@ def _final(
     for v, edits in enumerate(variants):
         by_start[first_position(edits, layout)].append(v)
     for start, members in sorted(by_start.items()):
-        trunk = _Trunk(lm, ids, start, {_lowest_block(variants[v], lm.sites.layers) for v in members}, cost)
-        for pack in trunk.packs([(v, _lowest_block(variants[v], lm.sites.layers)) for v in members]):
-            yield pack.members, trunk.run([variants[v] for v in pack.members], pack.block, layout)
+        entries = {v: _entry(variants[v], lm.sites.layers) for v in members}
+        trunk = _Trunk(lm, ids, start, {entry.block for entry in entries.values()}, cost)
+        for pack in trunk.packs(entries):
+            yield pack.members, trunk.run([variants[v] for v in pack.members], pack.entry, layout)
 
 
-class _Pack:
-    def __init__(self, members: list[int], block: int) -> None:
-        self.members = members
-        self.block = block
+class _Entry(NamedTuple):
+    """Where a variant leaves the unedited run."""
+
+    block: int
+    """Its lowest edited block; behind the last one where nothing is edited."""
+    attends: bool
+    """Whether the block's attention has to run: something is edited before its heads' outputs."""
+
+
+class _Pack(NamedTuple):
+    members: list[int]
+    entry: _Entry
 
 
 class _Trunk:
@@ -118,6 +130,8 @@ class _Trunk:
             lm.hidden(tokens[:, :start], mask=ones[:, :start], positions=everywhere[:, :start], cache=self.cache)
         self.inputs: dict[int, Tensor] = {}
         """Block -> the unedited residual entering it, [1, T, D]."""
+        self.heads: dict[int, Tensor] = {}
+        """Block -> the unedited outputs of its heads, [1, T, H * head_dim]."""
         self.calls: dict[int, dict[str, Any]] = {}
         """Block -> its named arguments."""
         lowest = min(blocks)
@@ -126,19 +140,24 @@ class _Trunk:
             for i, block in enumerate(lm.sites.blocks)
             if i >= lowest
         ]
+        reads = {Site(i, "heads_out"): [partial(self._read, i)] for i in blocks if i < lm.sites.layers}
         try:
-            self.final = lm.hidden(
-                tokens[:, start:],
-                mask=ones,
-                positions=everywhere[:, start:],
-                cache=fork(self.cache) if self.cache is not None else None,
-            )
+            with lm.sites.hooked(reads):
+                self.final = lm.hidden(
+                    tokens[:, start:],
+                    mask=ones,
+                    positions=everywhere[:, start:],
+                    cache=fork(self.cache) if self.cache is not None else None,
+                )
         finally:
             for handle in handles:
                 handle.remove()
         cost.forward_passes += 1 + bool(start)
         cost.prefill_tokens += len(ids)
         cost.flops += lm.sizes.blocks(start) + lm.sizes.blocks(self.tail, past=start)
+
+    def _read(self, layer: int, x: Tensor) -> None:
+        self.heads[layer] = x
 
     def _record(self, layer: int, *, keep: bool) -> Any:
         def hook(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,22 +175,22 @@ class _Trunk:
         # a short cache is cheaper to copy than tails are to mask from each other
         return self.start >= self.tail and 2 * self.tail <= PACK_TOKENS[self.lm.device.type]
 
-    def packs(self, members: Sequence[tuple[int, int]]) -> list[_Pack]:
-        """Variants of one lowest block together, at most a pack's worth each."""
+    def packs(self, entries: Mapping[int, _Entry]) -> list[_Pack]:
+        """Variants of one entry together, at most a pack's worth each."""
         budget = (PACK_TOKENS if self.packed else ROW_TOKENS)[self.lm.device.type]
         size = max(1, budget // self.tail)
-        by_block: dict[int, list[int]] = defaultdict(list)
-        for variant, block in members:
-            by_block[block].append(variant)
+        alike: dict[_Entry, list[int]] = defaultdict(list)
+        for variant, entry in entries.items():
+            alike[entry].append(variant)
         return [
-            _Pack(variants[i : i + size], block)
-            for block, variants in sorted(by_block.items())
+            _Pack(variants[i : i + size], entry)
+            for entry, variants in sorted(alike.items())
             for i in range(0, len(variants), size)
         ]
 
-    def run(self, edits: Sequence[Sequence[Edit]], block: int, layout: Layout) -> Tensor:
-        """Final hidden states of the tails, [V, T, D], from `block` upward."""
-        sites, count = self.lm.sites, len(edits)
+    def run(self, edits: Sequence[Sequence[Edit]], entry: _Entry, layout: Layout) -> Tensor:
+        """Final hidden states of the tails, [V, T, D], from their entry upward."""
+        sites, count, block = self.lm.sites, len(edits), entry.block
         if block == sites.layers:
             return self.final.expand(count, -1, -1)
         rows = RowEdits(edits, [layout] * count, sites)
@@ -196,11 +215,16 @@ class _Trunk:
                 }
                 if "position_embeddings" in call:
                     call["position_embeddings"] = tuple(x.repeat(1, width, 1) for x in call["position_embeddings"])
-                hidden = sites.blocks[layer](hidden, **call)
+                reused = layer == block and not entry.attends
+                heads = self.heads[layer].repeat(batch, width, 1) if reused else None
+                with sites.attended(layer, heads) if heads is not None else contextlib.nullcontext():
+                    hidden = sites.blocks[layer](hidden, **call)
         self.cost.forward_passes += 1
         self.cost.prefill_tokens += count * self.tail
         whole = batch * self.lm.sizes.blocks(width * self.tail, past=self.start)
         self.cost.flops += whole * (sites.layers - block) // sites.layers
+        if not entry.attends:
+            self.cost.flops -= batch * self.lm.sizes.attention(width * self.tail, past=self.start)
         self.cost.edits_prefill += rows.fired_prompt
         self.cost.edits_decode += rows.fired_decode
         hidden = hidden.reshape(count, self.tail, -1)
@@ -236,5 +260,6 @@ def first_position(edits: Sequence[Edit], layout: Layout) -> int:
     return int(np.argmax(touched))
 
 
-def _lowest_block(edits: Sequence[Edit], layers: int) -> int:
-    return min((edit.site.layer for edit in edits), default=layers)
+def _entry(edits: Sequence[Edit], layers: int) -> _Entry:
+    block = min((edit.site.layer for edit in edits), default=layers)
+    return _Entry(block, any(edit.site == Site(block, part) for edit in edits for part in ("block_in", "queries")))

@@ -152,6 +152,14 @@ def test_packed_variants_equal_each_variant_alone(lm: LanguageModel, where: obje
         assert np.allclose(row.numpy(), alone.logprobs, atol=1e-10, rtol=0), edits
 
 
+def test_a_block_whose_attention_is_given_is_left_as_found(lm: LanguageModel) -> None:
+    attention, heads = lm.sites.attention(1), torch.zeros(1, 3, lm.sites.heads * lm.sites.head_dim, dtype=torch.float64)
+    with pytest.raises(ZeroDivisionError), lm.sites.attended(1, heads):
+        assert "forward" in vars(attention)
+        raise ZeroDivisionError
+    assert "forward" not in vars(attention)
+
+
 def test_masking_all_heads_of_a_block_removes_what_attention_adds() -> None:
     lm = random_lm()
     sites, decoder = lm.sites, Decoder(lm)
