@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from harness.compare import Compared, Comparison, Side, differences
-from harness.paired import ByLength, Effect, Group
+from harness.paired import ByLength, Effect
 from harness.record_schema import json_value
 
 
@@ -106,8 +106,8 @@ def label(side: Side) -> str:
 def _tables(comparison: Comparison, draw: Callable[[Sequence[Sequence[str]]], str]) -> list[str]:
     """The tests and the gains by length of history; `draw` makes a table of its head and rows."""
     config, unit = comparison.sides[0].config, comparison.unit
-    head = ["", "metric", "A", "other", "difference [95 %]", "p", "p Holm", "d", f"n {unit}s"]
-    head += ["helped/same/harmed", "worst 10 %", "detectable"]
+    head = ["", "metric", "A", "other", "difference [95 %]", "p", "p Holm", "d", f"{unit}s"]
+    head += ["up/same/down", "worst", "detectable"]
     return [
         f"{config.task.name}, {config.data.split} split; {_family(len(comparison.rows))}",
         draw([head, *map(_row, comparison.rows)]),
@@ -163,7 +163,7 @@ def _row(row: Compared) -> list[str]:
         _probability(row.p_holm),
         "-" if math.isnan(e.size) else f"{e.size:.2f}",
         str(e.users),
-        f"{100 * e.helped:.3g} / {100 * (1 - e.helped - e.harmed):.3g} / {100 * e.harmed:.3g} %",
+        f"{100 * e.helped:.3g}/{100 * (1 - e.helped - e.harmed):.3g}/{100 * e.harmed:.3g}",
         _signed(e.worst_tenth),
         _number(e.detectable),
     ]
@@ -177,9 +177,13 @@ def _length_tables(comparison: Comparison) -> list[list[list[str]]]:
             groups = row.lengths.groups
             gains = [f"{_signed(group.gain)} {_interval(group.low, group.high)}" for group in groups]
             rho = "-" if math.isnan(row.lengths.rho) else f"{row.lengths.rho:+.2f}"
-            head = tuple(f"{group.shortest} to {group.longest} items, n {group.users}" for group in groups)
+            head = tuple(f"{_span(group)} items, n {group.users}" for group in groups)
             tables.setdefault(head, []).append([row.letter, row.metric, rho, _probability(row.lengths.p), *gains])
     return [[["", "gain in", "rho", "p", *head], *rows] for head, rows in tables.items()]
+
+
+def _span(group: Group) -> str:
+    return f"{group.shortest} to {group.longest}" if group.shortest < group.longest else str(group.shortest)
 
 
 def _lengths(lengths: ByLength) -> dict[str, object]:
@@ -193,7 +197,7 @@ def _notes(comparison: Comparison) -> list[str]:
         f"p = permutation test, two-sided, that exchanges the runs for whole {unit}s; p Holm = corrected for all tests shown",
         f"gain = difference, positive where the other run is better; d = mean of the {unit}s' gains by their standard "
         "deviation",
-        f"up, same, down = shares of {unit}s helped, neither, and harmed: whose gain is positive, 0, negative",
+        f"up, same, down = percentages of {unit}s helped, neither, and harmed: whose gain is positive, 0, negative",
         f"worst = mean gain of the tenth of {unit}s that gain least",
         f"detectable = the smallest true difference that this many {unit}s show with 80 % power at 5 %",
         "rho = Spearman's rank correlation of history length and gain",
