@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ def compare(
 ) -> None:
     """Runs on the same samples, paired by user and item: differences, tests, who gains, and what n could show."""
     from harness.compare import compare, control_of
-    from harness.comparison_formats import FORMATS
+    from harness.comparison_formats import FORMATS, terminal
     from harness.show import find_run
 
     if fmt not in FORMATS:
@@ -34,7 +35,9 @@ def compare(
         if len(folders) > 1:
             raise UsageError(f"--control {control} compares one run with its control; {len(folders)} runs given")
         folders = [control_of(folders[0], control), *folders]
-    print(FORMATS[fmt](compare(folders, metric, data)))
+    found = compare(folders, metric, data)
+    width = shutil.get_terminal_size((120, 40)).columns
+    print(terminal(found, width) if fmt == "terminal" else FORMATS[fmt](found))
 
 
 def figure(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from harness.compare import Compared, Comparison, Side, differences
-from harness.paired import ByLength, Effect
+from harness.paired import ByLength, Effect, Group
 from harness.record_schema import json_value
 
 

@@ -214,6 +214,16 @@ def test_every_format_says_the_same_numbers(harness):
     assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS}").out
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_fits_the_terminal_and_says_all_that_markdown_says(harness, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    command = f"compare {control_of(RAG, 'wrong_user')} {RAG} {DPS}"
+    shown, markdown = harness(command).out, harness(f"{command} --format md").out
+    assert max(map(len, shown.splitlines())) <= width
+    rows = [line.split("|") for line in markdown.splitlines() if line.startswith("| ")]
+    assert all(cell.strip() in " ".join(shown.split()) for row in rows[1:] for cell in row)
+
+
 def test_without_the_data_the_lengths_of_histories_are_not_known(harness, tmp_path):
     def moved(source: Path, name: str) -> Path:
         folder = _copy(source, tmp_path / name, lambda line: line)
