@@ -107,7 +107,7 @@ def _tables(comparison: Comparison, draw: Callable[[Sequence[Sequence[str]]], st
     """The tests and the gains by length of history; `draw` makes a table of its head and rows."""
     config, unit = comparison.sides[0].config, comparison.unit
     head = ["", "metric", "A", "other", "difference [95 %]", "p", "p Holm", "d", f"{unit}s"]
-    head += ["up/same/down", "worst", "detectable"]
+    head += ["up/same/down", "worst", "least"]
     return [
         f"{config.task.name}, {config.data.split} split; {_family(len(comparison.rows))}",
         draw([head, *map(_row, comparison.rows)]),
@@ -199,7 +199,7 @@ def _notes(comparison: Comparison) -> list[str]:
         "deviation",
         f"up, same, down = percentages of {unit}s helped, neither, and harmed: whose gain is positive, 0, negative",
         f"worst = mean gain of the tenth of {unit}s that gain least",
-        f"detectable = the smallest true difference that this many {unit}s show with 80 % power at 5 %",
+        f"least = the smallest true difference that this many {unit}s show with 80 % power at 5 %",
         "rho = Spearman's rank correlation of history length and gain",
         *comparison.notes,
     ]
