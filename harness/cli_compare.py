@@ -47,7 +47,9 @@ def figure(
     results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
     fmt: Annotated[list[str], typer.Option("--format", help="png or svg. Repeatable [default: both].")] = [],  # noqa: B006
-    model: Annotated[str | None, typer.Option(help="Whose records [default: the first that has them].")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose records [default: of the models that have them the one with most runs].")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Which task's records, where a figure shows one.")] = None,
 ) -> None:
     """The papers' figures, drawn from the records, with intervals, n, and published values where the paper prints them."""

@@ -6,6 +6,7 @@ are not there; `published.yaml` holds the numbers that the papers' text gives fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -181,8 +182,8 @@ def write(
 ) -> Drawn:
     """Write the figures `ids` (`all` of them) as OUTPUT/<id>.<format>, from the records of `model` on `task`.
 
-    Where no model is named, the first in alphabetical order that has the records, the embedded one last. Raises
-    UsageError for an unknown id, DataMissing where the one figure asked for has no records.
+    Where no model is named, of those that have the records the one with most runs. Raises UsageError for an unknown id,
+    DataMissing where the one figure asked for has no records.
     """
     names = _named(ids)
     for fmt in formats:
@@ -213,7 +214,8 @@ def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, tas
     module, _, function = FIGURES[id].draw.partition(":")
     made: Draw = getattr(import_module(f"harness.figures.{module}"), function)
     finished = [record for record in records if record.status in ("complete", "partial")]
-    models = sorted({record.config.model.name for record in finished}, key=lambda name: (name == "tiny", name))
+    runs = Counter(record.config.model.name for record in finished)
+    models = sorted(runs, key=lambda name: (-runs[name], name))
     from harness.figures.style import looks
 
     with looks():

@@ -88,7 +88,10 @@ def controls(records: Sequence[RunRecord], task: str | None) -> Figure | None:
         return None
     metric = next(iter(record.metrics))
     n = record.metrics[metric].n
-    about = f"{data_of(record)}; n = {n}; {metric} with 95 % intervals over users; dotted: rag, which contrasts nothing"
+    about = (
+        f"{data_of(record)}; n = {n}; {metric} with 95 % intervals over users; dotted: rag, which contrasts nothing; a random "
+        "mask is drawn anew for each prompt, one of them is shown"
+    )
     figure, axes = sheet("dps-5", about, len(maps) + 1, width=2.4)
     shape = _shape(record)
     for ax, (name, heads) in zip(axes, maps.items(), strict=False):
@@ -211,9 +214,9 @@ _CONTROLS = {"none": "discovered", "random_heads": "random heads", "random_mask"
 
 
 def _discovered(records: Sequence[RunRecord], task: str | None, wanted: Callable[[RunRecord], Any]) -> RunRecord | None:
-    """The run of `dps` as it comes that has what is wanted; of one that comes first where no task is named."""
+    """The run of `dps` as it comes that has what is wanted; where no task is named, of the first that the paper has."""
     found = {r.config.task.name: r for r in records if _plainly_dps(r, set()) and "heads" in r.analysis and wanted(r)}
-    order = [task] if task else [*_TASKS, *sorted(found)]
+    order = [task] if task else [*_TASKS, *sorted(name for name in found if name.startswith("lamp"))]
     return next((found[name] for name in order if name in found), None)
 
 
