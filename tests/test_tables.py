@@ -414,6 +414,15 @@ def test_one_model_can_be_shown_alone(tmp_path: Path, save, run_config: Configs,
     assert {cell["model"] for cell in cells} == {"qwen2-7b"}
 
 
+def test_a_model_that_no_table_and_no_record_has_is_a_mistake_and_not_an_empty_table(harness: Callable):
+    done = harness(f"table 1 persona-1 --model llama3_8b --results {RESULTS}")
+    assert done.code == 2 and not done.out
+    assert "no rows of 'llama3_8b'; did you mean 'llama3-8b'? the tables and records have llama3-8b, " in done.error()
+    done = harness(f"table 2 --model mistral-7b --results {RESULTS}")
+    assert done.code == 2
+    assert "Note: no rows of mistral-7b." in flat(render(["1", "2"], RESULTS, model="mistral-7b"))
+
+
 def test_measured_only_leaves_the_published_out(tmp_path: Path, save, run_config: Configs, run_record: Records):
     save(run_record(run_config(), rouge1=0.2))
     cells = json.loads(render(["1"], tmp_path, "json", measured_only=True))[0]["cells"]

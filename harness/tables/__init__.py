@@ -19,6 +19,7 @@ from harness.tables.published import Table, published
 
 if TYPE_CHECKING:
     from harness.tables.grid import Grid
+    from harness.tables.sources import Sources
 
 TABLES: Mapping[str, str] = {id: table.title for id, table in published().items()}
 """Id -> title, for `harness list tables`."""
@@ -47,7 +48,7 @@ def grids(
     """The tables `ids` (all of them if empty), published and measured values side by side.
 
     `model` keeps that model's rows; `data` is the folder whose statistics stand beside the published ones. Raises
-    UsageError for an unknown id.
+    UsageError for an unknown id, and for a model that neither the tables nor the records have.
     """
     if published_only and measured_only:
         raise UsageError("--published-only and --measured-only leave nothing to print; give one of them")
@@ -61,7 +62,26 @@ def grids(
         grid = import_module(f"{__name__}.{t.measured}").build(t, sources, view)
         grid.errata = t.errata if view.published else ()
         made.append(grid)
+    if model is not None:
+        _say_where_it_is_not(model, [grid for grid in made if _has_models(grid.table)], sources)
     return made
+
+
+def _has_models(table: Table) -> bool:
+    return "model" in (*table.row_keys, *table.keys)
+
+
+def _say_where_it_is_not(model: str, made: Sequence[Grid], sources: Sources) -> None:
+    """Note the tables without a row of `model`; UsageError where that is all of them and nothing else has it either."""
+    published = dict.fromkeys(row.cells[0].keys["model"] for grid in made for row in grid.table.rows)
+    names = [*published, *sorted({record.config.model.name for record in sources.records} - set(published))]
+    if made and model not in names and not any(grid.lines for grid in made):
+        raise UsageError(
+            f"no rows of {model!r}{did_you_mean(model, names)} the tables and records have {', '.join(names)}"
+        )
+    for grid in made:
+        if not grid.lines:
+            grid.remarks.append(f"no rows of {model}")
 
 
 def commands(ids: Sequence[str], results: Path, *, model: str | None = None, data: str | None = None) -> list[str]:

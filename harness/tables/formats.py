@@ -316,7 +316,9 @@ def notes_of(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
     notes = [", ".join(f"{task} = {table.printed('task', task)}" for task in tasks)] if tasks else []
     notes.append(f"Published: {table.place}.")
     if any(entry.best for _, entry in entries):
-        notes.append(f"{best} = best of its column among one model's published, or measured, rows.")
+        notes.append(
+            f"{best} = best of its column among one model's published rows, or measured ones if all saw the same samples."
+        )
     if any(entry.low is not None for _, entry in entries):
         notes.append("± = half the 95 % interval, bootstrap over users.")
     if "difference" in sources:
