@@ -143,6 +143,28 @@ def test_a_lower_error_is_a_gain(run_config: Configs, run_record: Records, tmp_p
     assert found["points"][0]["gain"] == pytest.approx([0.3, 0.29, 0.31])
 
 
+def test_a_persona_s_change_stands_against_mmlu_without_a_history(
+    run_config: Configs, run_record: Records, tmp_path: Path
+):
+    for method, trait, accuracy in (("plain", 0.9, 0.6), ("clamp", 0.2, 0.5)):
+        save(tmp_path, run_record(run_config(method, "persona:religion", options={"k": 5}), trait=trait), [])
+        for k in (0, 5):
+            save(tmp_path, run_record(run_config(method, "mmlu", options={"k": k}), accuracy=accuracy + k / 100), [])
+    (found,) = given(report.write(tmp_path, tmp_path.parent / "report"), "runs")["trade_offs"]
+    clamp = next(point for point in found["points"] if "clamp" in point["run"])
+    assert (found["gain"], len(found["points"])) == ("persona:religion trait", 2)
+    assert clamp["gain"][0] == pytest.approx(-0.7)
+    assert clamp["utility"][0] < 0
+
+
+def test_the_model_with_most_runs_comes_first(run_config: Configs, run_record: Records, tmp_path: Path):
+    for method, model in (("plain", "alone"), ("plain", "often"), ("rag", "often")):
+        save(tmp_path, run_record(run_config(method, model=model), rouge1=0.5), [])
+    shown = given(report.write(tmp_path, tmp_path.parent / "report"), "runs")
+    assert [ranking["model"] for ranking in shown["rankings"]] == ["often", "alone"]
+    assert [run["model"] for run in shown["runs"].values()] == ["often", "often", "alone"]
+
+
 def test_a_report_is_replaced_and_anything_else_is_left_alone(results: Path, tmp_path: Path):
     page = report.write(results, tmp_path / "report")
     stale = page.parent / "data" / "stale.js"

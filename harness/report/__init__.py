@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,8 @@ def write(results: Path, output: Path, data: Sequence[str] = ()) -> Path:
     runs = [run for run in find_runs(results) if run.folder is not None]
     if not runs:
         raise DataMissing(f"{results} holds no records; 'harness run' makes them, --results names another folder")
+    of_model = Counter(run.config.model.name for run in runs)
+    runs.sort(key=lambda run: -of_model[run.config.model.name])  # what a reader sees first is of the model run most
     data_folder, figure_folder = _prepared(output)
     samples = {content.key(run, results): read_samples(run.folder) for run in runs if run.folder}
     found = groups(runs, results, samples)

@@ -31,8 +31,9 @@ def key(run: RunRecord, results: Path) -> str:
 
 
 def overview(runs: Sequence[RunRecord], results: Path, groups: Sequence[Group]) -> dict[str, Any]:
-    """What the page needs at once: every run in a few numbers, the rankings, and which runs share items."""
-    rankings = leaderboard.rankings(runs)
+    """What the page needs at once: every run in a few numbers, the rankings, and which runs share items; models as in `runs`."""
+    models = list(dict.fromkeys(run.config.model.name for run in runs))
+    rankings = sorted(leaderboard.rankings(runs), key=lambda ranking: models.index(_model(ranking)))
     labels = {id(row.run): row.label for ranking in rankings for row in ranking.rows}
     grouped = {name for group in groups for name in group.keys}
     return {
@@ -120,6 +121,7 @@ def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any
 
     A method stands in one where both tasks have a run of it with equal options, fitted on the same. Gains are positive
     where it is better; `gain` and `utility` are [difference, low, high], the ends being those of the method's own 95 % interval.
+    Those with most methods come first.
     """
     usual = [ranking for ranking in rankings if ranking.rows[0].run.config.selection.control == "none"]
     of_utility = [ranking for ranking in usual if _task(ranking) == UTILITY]
@@ -139,7 +141,7 @@ def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any
             if len(points) > 1:
                 names = {"gain": f"{_task(ranking)} {ranking.metric}", "utility": f"{UTILITY} {utility.metric}"}
                 found.append({"title": f"{ranking.title} against {utility.title}", **names, "points": points})
-    return found
+    return sorted(found, key=lambda one: -len(one["points"]))
 
 
 def _task(ranking: Ranking) -> str:
@@ -151,8 +153,12 @@ def _model(ranking: Ranking) -> str:
 
 
 def _method(row: Row) -> tuple[str, str | None]:
-    """A method with its options, and what it was fitted on."""
-    return row.run.config.method.model_dump_json(), row.run.config.data.fit_fingerprint
+    """A method with its options, and what it was fitted on; without how it retrieves, where no history is read."""
+    config, method = row.run.config, row.run.config.method
+    reads_none = config.task.name.startswith("persona:") or method.name == "plain" or method.options.get("k") == 0
+    of_retrieval = ("retriever", "k") if reads_none else ()
+    options = {name: value for name, value in method.options.items() if name not in of_retrieval}
+    return json.dumps([method.name, method.preset, options], sort_keys=True), config.data.fit_fingerprint
 
 
 def _against_plain(row: Row, ranking: Ranking) -> list[float | None] | None:

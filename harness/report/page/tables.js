@@ -138,7 +138,7 @@ function tradeOff(chosen) {
     {},
     drawing,
     h("figcaption", {}, "Differences to ", h("code", {}, "plain"), " on the same samples, positive where a method is better. ",
-      "Whiskers: the method's own 95 % interval."),
+      chosen.gain.endsWith(" trait") ? "A clamp is meant to bring a trait down. " : null, "Whiskers: the method's own 95 % interval."),
   );
 }
 
