@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from harness.sites import Sites
 
 _NAME = "harness_reading"
+_KEYS_ONLY = "harness_keys_only"
 _READERS: WeakKeyDictionary[nn.Module, Callable[[Attention], None]] = WeakKeyDictionary()
 
 
@@ -73,6 +74,23 @@ def reading(sites: Sites, readers: Mapping[int, Callable[[Attention], None]]) ->
         for module, config in kept:
             module.config = config
             _READERS.pop(module, None)
+
+
+@contextlib.contextmanager
+def keys_only(sites: Sites, layer: int) -> Iterator[None]:
+    """Within the context the block puts keys and values into its cache; attention and MLP are left out, its output is void."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_KEYS_ONLY, lambda module, query, *_, **__: (query.transpose(1, 2), None))
+    module: Any = sites.attention(layer)
+    kept, config = module.config, copy.copy(module.config)
+    config._attn_implementation = _KEYS_ONLY
+    module.config = config
+    try:
+        with sites.skipped_mlp(layer):
+            yield
+    finally:
+        module.config = kept
 
 
 def _attend(

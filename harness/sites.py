@@ -114,16 +114,15 @@ class Sites:
     @contextlib.contextmanager
     def attended(self, layer: int, heads: Tensor) -> Iterator[None]:
         """Within the context the block's attention is not computed: `heads` [B, T, H * head_dim] enters its output projection."""
-        module = self.attention(layer)
         projection = self.blocks[layer].get_submodule(self.family.output_projection)
-        kept = module.__dict__.get("forward")  # where a device map has put its own in front
-        module.forward = lambda *_, **__: (projection(heads), None)
-        try:
+        with _instead(self.attention(layer), lambda *_, **__: (projection(heads), None)):
             yield
-        finally:
-            del module.forward
-            if kept is not None:
-                module.forward = kept
+
+    @contextlib.contextmanager
+    def skipped_mlp(self, layer: int) -> Iterator[None]:
+        """Within the context the block's MLP gives back its input."""
+        with _instead(self.blocks[layer].get_submodule(self.family.mlp), lambda x: x):
+            yield
 
     @contextlib.contextmanager
     def hooked_modules(self, transforms: Mapping[str, Callable[[Tensor, Tensor], Tensor]]) -> Iterator[None]:
@@ -179,3 +178,16 @@ class Sites:
                 return block.get_submodule(family.queries).register_forward_hook(after_queries)
             case _:
                 raise UsageError("attention patterns are read only; use harness.capture")
+
+
+@contextlib.contextmanager
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context the module computes `forward`; its hooks run as ever."""
+    kept = module.__dict__.get("forward")  # where a device map has put its own in front
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if kept is not None:
+            module.forward = kept

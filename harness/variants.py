@@ -5,6 +5,7 @@ Head discovery asks for the loss of one answer under a thousand single-head edit
   whole prompt but its last token);
 - blocks below the edited one run once: each variant starts from the unedited residual entering its lowest edited block,
   and where nothing is edited before the heads' outputs there, from the unedited outputs of its heads;
+- the last block of rows gives keys and values at all positions, and runs whole only at those that are asked for;
 - short tails of several variants are packed into one sequence [1, V * T] with explicit positions and a block mask, so a
   pack costs one pass with no copy of the prompt's cache; long tails, and those of a short cache, run as rows [V, T].
 An edit never learns of the packing: `RowEdits` shows it [V, T, D].
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.attention import keys_only
 from harness.cache import fork
 from harness.decode import Cost
 from harness.errors import ContextTooLong
@@ -50,9 +52,9 @@ def score_variants(
     ids, most = [*prompt.ids, *continuation[:-1]], PACK_TOKENS[lm.device.type]
     target = torch.tensor(continuation, device=lm.device)
     out = _wide(lm, len(variants), len(continuation))
-    for members, hidden in _final(lm, ids, prompt.layout(), variants, Cost()):
+    for members, hidden in _final(lm, ids, prompt.layout(), variants, len(continuation), Cost()):
         predicted = target.repeat(len(members))
-        before = hidden[:, -len(continuation) :].flatten(0, 1)
+        before = hidden.flatten(0, 1)
         parts = [
             lm.logits(some).log_softmax(-1).gather(1, ids[:, None])[:, 0]
             for some, ids in zip(before.split(most), predicted.split(most), strict=True)
@@ -71,8 +73,8 @@ def choice_logprobs(
     """
     out = _wide(lm, len(variants), len(tokens))
     index = torch.tensor(tokens, device=lm.device)
-    for members, hidden in _final(lm, prompt.ids, prompt.layout(), variants, cost):
-        parts = [lm.logits(some).log_softmax(-1)[:, index] for some in hidden[:, -1].split(PACK_TOKENS[lm.device.type])]
+    for members, hidden in _final(lm, prompt.ids, prompt.layout(), variants, 1, cost):
+        parts = [lm.logits(some).log_softmax(-1)[:, index] for some in hidden[:, 0].split(PACK_TOKENS[lm.device.type])]
         out[members] = torch.cat(parts).to(out.dtype)
     return out
 
@@ -83,9 +85,9 @@ def _wide(lm: LanguageModel, *shape: int) -> Tensor:
 
 
 def _final(
-    lm: LanguageModel, ids: Sequence[int], layout: Layout, variants: Sequence[Sequence[Edit]], cost: Cost
+    lm: LanguageModel, ids: Sequence[int], layout: Layout, variants: Sequence[Sequence[Edit]], wanted: int, cost: Cost
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Variants that run together, and their final hidden states [V, T, D] from the first edited position to the last."""
+    """Variants that run together, and their final hidden states [V, wanted, D] at the last positions."""
     if len(ids) + 1 > lm.max_length:
         raise ContextTooLong(f"{len(ids) + 1} tokens exceed the context of {lm.max_length}")
     by_start: dict[int, list[int]] = defaultdict(list)
@@ -95,7 +97,7 @@ def _final(
         entries = {v: _entry(variants[v], lm.sites.layers) for v in members}
         trunk = _Trunk(lm, ids, start, {entry.block for entry in entries.values()}, cost)
         for pack in trunk.packs(entries):
-            yield pack.members, trunk.run([variants[v] for v in pack.members], pack.entry, layout)
+            yield pack.members, trunk.run([variants[v] for v in pack.members], pack.entry, layout, wanted)
 
 
 class _Entry(NamedTuple):
@@ -188,13 +190,17 @@ class _Trunk:
             for i in range(0, len(variants), size)
         ]
 
-    def run(self, edits: Sequence[Sequence[Edit]], entry: _Entry, layout: Layout) -> Tensor:
-        """Final hidden states of the tails, [V, T, D], from their entry upward."""
+    def run(self, edits: Sequence[Sequence[Edit]], entry: _Entry, layout: Layout, wanted: int) -> Tensor:
+        """Final hidden states [V, wanted, D] of the tails' last positions, from their entry upward."""
         sites, count, block = self.lm.sites, len(edits), entry.block
         if block == sites.layers:
-            return self.final.expand(count, -1, -1)
+            return self.final[:, -wanted:].expand(count, -1, -1)
         rows = RowEdits(edits, [layout] * count, sites)
         rows.at(np.broadcast_to(self.positions, (count, self.tail)))
+        self.cost.edits_prefill += rows.fired_prompt
+        self.cost.edits_decode += rows.fired_decode
+        last, sizes = sites.layers - 1, self.lm.sizes
+        ends = not self.packed and self.tail > wanted and self._attends(last)[1] is None
         batch, width = (1, count) if self.packed else (count, 1)
         hidden = self.inputs[block].repeat(batch, width, 1)
         cache = fork(self.cache) if self.cache is not None else None
@@ -217,18 +223,48 @@ class _Trunk:
                     call["position_embeddings"] = tuple(x.repeat(1, width, 1) for x in call["position_embeddings"])
                 reused = layer == block and not entry.attends
                 heads = self.heads[layer].repeat(batch, width, 1) if reused else None
+                if layer == last and ends:
+                    hidden = self._end(rows, hidden, call, heads, wanted)
+                    self.cost.flops += (
+                        count * sizes.blocks(wanted, past=self.start + self.tail - wanted) // sites.layers
+                    )
+                    continue
                 with sites.attended(layer, heads) if heads is not None else contextlib.nullcontext():
                     hidden = sites.blocks[layer](hidden, **call)
+                self.cost.flops += batch * sizes.blocks(width * self.tail, past=self.start) // sites.layers
+                self.cost.flops -= batch * sizes.attention(width * self.tail, past=self.start) if reused else 0
         self.cost.forward_passes += 1
         self.cost.prefill_tokens += count * self.tail
-        whole = batch * self.lm.sizes.blocks(width * self.tail, past=self.start)
-        self.cost.flops += whole * (sites.layers - block) // sites.layers
-        if not entry.attends:
-            self.cost.flops -= batch * self.lm.sizes.attention(width * self.tail, past=self.start)
-        self.cost.edits_prefill += rows.fired_prompt
-        self.cost.edits_decode += rows.fired_decode
-        hidden = hidden.reshape(count, self.tail, -1)
+        hidden = hidden.reshape(count, -1, hidden.shape[-1])[:, -wanted:]
         return sites.final_norm(hidden.to(next(sites.final_norm.parameters()).device))
+
+    def _end(self, rows: RowEdits, hidden: Tensor, call: dict[str, Any], heads: Tensor | None, wanted: int) -> Tensor:
+        """What leaves the last block at the last `wanted` positions; those before give it keys and values alone."""
+        sites, cut, layer = self.lm.sites, self.tail - wanted, self.lm.sites.layers - 1
+        before, after = slice(None, cut), slice(cut, None)
+        seen = call["attention_mask"].shape[-1] - wanted
+        positions = np.broadcast_to(self.positions, (rows.rows, self.tail))
+        edited = any(site.layer == layer for site in rows.transforms())
+
+        def run(part: slice, mask: Tensor) -> Tensor:
+            if edited:
+                rows.at(positions[:, part])
+            named = {**call, "attention_mask": mask, "position_ids": call["position_ids"][:, part]}
+            if "position_embeddings" in call:
+                named["position_embeddings"] = tuple(x[:, part] for x in call["position_embeddings"])
+            return sites.blocks[layer](hidden[:, part].contiguous(), **named)  # GPT-2 takes views
+
+        mask = call["attention_mask"]
+        if heads is not None:
+            with sites.attended(layer, heads[:, after].contiguous()):
+                return run(after, mask[..., after, :])
+        if call["past_key_values"] is None:
+            call = {**call, "past_key_values": self.lm.new_cache()}
+        with keys_only(sites, layer):
+            run(before, mask[..., before, :seen])
+            split = 2 * sites.width * (2 * sites.heads + 2 * self.lm.sizes.kv_heads) * sites.head_dim * cut
+            self.cost.flops += rows.rows * split
+        return run(after, mask[..., after, :])
 
     def _attends(self, layer: int) -> tuple[int, int | None]:
         """Cached columns of a block, and its sliding window where it has one."""

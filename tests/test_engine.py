@@ -28,6 +28,7 @@ from harness.plan import (
     FirstLast,
     Layout,
     LoRA,
+    Part,
     Plan,
     Site,
     Stream,
@@ -158,6 +159,20 @@ def test_a_block_whose_attention_is_given_is_left_as_found(lm: LanguageModel) ->
         assert "forward" in vars(attention)
         raise ZeroDivisionError
     assert "forward" not in vars(attention)
+
+
+@pytest.mark.parametrize("part", ["block_in", "queries", "heads_out", "mlp_out", "block_out"])
+def test_variants_of_long_tails_equal_each_variant_alone(lm: LanguageModel, part: Part) -> None:
+    decoder = Decoder(lm)
+    request = _request(decoder, "x", "a prompt that is longer than the window of twelve")
+    answer = lm.encoder.answer("an answer", request.plan.streams[0].prompt.render())
+    width = lm.sites.width if part not in ("queries", "heads_out") else lm.sites.heads * lm.sites.head_dim
+    vector = torch.randn(width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    edits = [AddVector(Site(layer, part), vector, 1.0, At((at,))) for layer in range(lm.sites.layers) for at in (3, -1)]
+    rows = score_variants(lm, request.prompts[0].encoded, answer, [(edit,) for edit in edits] + [tuple(edits)])
+    for row, some in zip(rows, [*((edit,) for edit in edits), tuple(edits)], strict=True):
+        (alone,) = decoder.score([_request(decoder, "x", request.plan.streams[0].prompt.text, some)], [answer])
+        assert np.allclose(row.numpy(), alone.logprobs, atol=1e-10, rtol=0), some
 
 
 def test_masking_all_heads_of_a_block_removes_what_attention_adds() -> None:
