@@ -157,12 +157,20 @@ def test_a_persona_s_change_stands_against_mmlu_without_a_history(
     assert clamp["utility"][0] < 0
 
 
-def test_the_model_with_most_runs_comes_first(run_config: Configs, run_record: Records, tmp_path: Path):
-    for method, model in (("plain", "alone"), ("plain", "often"), ("rag", "often")):
-        save(tmp_path, run_record(run_config(method, model=model), rouge1=0.5), [])
+def test_the_model_with_most_runs_comes_first_and_what_ranks_them(
+    run_config: Configs, run_record: Records, tmp_path: Path
+):
+    for method, task, model in (
+        ("plain", "lamp4", "alone"),
+        ("plain", "lamp4", "often"),
+        ("rag", "lamp4", "often"),
+        ("rag", "lamp1", "often"),
+    ):
+        save(tmp_path, run_record(run_config(method, task, model), rouge1=0.5), [])
     shown = given(report.write(tmp_path, tmp_path.parent / "report"), "runs")
-    assert [ranking["model"] for ranking in shown["rankings"]] == ["often", "alone"]
-    assert [run["model"] for run in shown["runs"].values()] == ["often", "often", "alone"]
+    ranked = [(ranking["model"], ranking["task"]) for ranking in shown["rankings"]]
+    assert ranked == [("often", "lamp4"), ("often", "lamp1"), ("alone", "lamp4")]
+    assert [run["model"] for run in shown["runs"].values()] == ["often"] * 3 + ["alone"]
 
 
 def test_a_report_is_replaced_and_anything_else_is_left_alone(results: Path, tmp_path: Path):

@@ -31,9 +31,14 @@ def key(run: RunRecord, results: Path) -> str:
 
 
 def overview(runs: Sequence[RunRecord], results: Path, groups: Sequence[Group]) -> dict[str, Any]:
-    """What the page needs at once: every run in a few numbers, the rankings, and which runs share items; models as in `runs`."""
+    """What the page needs at once: every run in a few numbers, the rankings, and which runs share items.
+
+    Models come as in `runs`, and of one model first what ranks more than one run.
+    """
     models = list(dict.fromkeys(run.config.model.name for run in runs))
-    rankings = sorted(leaderboard.rankings(runs), key=lambda ranking: models.index(_model(ranking)))
+    rankings = sorted(
+        leaderboard.rankings(runs), key=lambda ranking: (models.index(_model(ranking)), len(ranking.rows) == 1)
+    )
     labels = {id(row.run): row.label for ranking in rankings for row in ranking.rows}
     grouped = {name for group in groups for name in group.keys}
     return {
