@@ -195,14 +195,14 @@ def main() -> None:
             at_once()
             results[name]["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     one = Shifts("personal", (lm.sites.layers // 2,), 4)
-    best = dict.fromkeys(("kept", "anew"), float("inf"))
+    rooms, epochs = {"kept": None, "anew": 0}, {"first": 1, "whole": 1 + args.epochs}
+    least = {(way, length): float("inf") for way in rooms for length in epochs}
     for _ in range(args.rounds):
-        for way, room in (("kept", None), ("anew", 0)):
-            first, whole = (
-                seconds(lambda r=again, b=room: together(lm, users, one, r, trunk_bytes=b), args.device)
-                for again in (replace(recipe, epochs=1), replace(recipe, epochs=1 + args.epochs))
-            )
-            best[way] = min(best[way], (whole - first) / args.epochs)
+        for way, length in least:
+            part = replace(recipe, epochs=epochs[length])
+            took = seconds(lambda r=part, b=rooms[way]: together(lm, users, one, r, trunk_bytes=b), args.device)
+            least[way, length] = min(least[way, length], took)
+    best = {way: (least[way, "whole"] - least[way, "first"]) / args.epochs for way in rooms}
     results["trunk"] = {
         **{f"{way}_seconds_an_epoch": round(value, 4) for way, value in best.items()},
         "saved": round(1 - best["kept"] / best["anew"], 3),
