@@ -177,7 +177,7 @@ def layers(records: Sequence[RunRecord], task: str | None) -> Figure | None:
         ax.set_title(f"{title}, n = {next(iter(found.values())).metrics[names[0]].n}")
         ax.set_xlabel(words)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(names))  # intervals fill the corners
     return figure
 
 
