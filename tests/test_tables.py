@@ -857,7 +857,7 @@ def test_runs_of_the_same_prompts_show_their_operations_and_seconds(
         record.batches = [["a", "b"], ["c", "d"]]
         save(record)
     cells = cost_cells(tmp_path)
-    assert cells["measured", "700", "seconds"] == ["0.5 s", "0.75 s", "1.50×"]
+    assert cells["measured", "700", "seconds"] == ["0.5 s", "0.75 s"]  # of two times on a busy machine no overhead
     assert cells["counted", "700", "tflop"] == ["2", "2.25", "1.12×"]
     assert "700 (lamp4, T ≤ 64)" in render(["dps-3"], tmp_path)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.flops import SIZES, Sizes, decoding, dps_estimate
 from harness.record_schema import RunRecord
-from harness.tables.grid import Entry, Grid, Line, Source
+from harness.tables.grid import MISSING, Entry, Grid, Line, Source
 from harness.tables.measured import Run, is_another_method
 from harness.tables.missing import Gap
 from harness.tables.published import Table
@@ -46,7 +46,7 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
         if any(line.source == "measured" for line in grid.lines):
             grid.remarks.append(
                 "measured = seconds of the run's batches by their samples, without loading, fitting and grading, but with whatever "
-                "else the machine did"
+                "else the machine did, so no overhead is taken of them; bench/decode.py times methods in turn"
             )
     return grid
 
@@ -100,16 +100,19 @@ def _measured(table: Table, rag: RunRecord, dps: RunRecord) -> list[Line]:
 def _entries(table: Table, values: Mapping[str, float], form: str, metric: str = "") -> tuple[Entry, ...]:
     """A cell for each column: each method's value, and how many times `rag`'s that of `dps` is.
 
-    `metric` says what the values are where they are no TFLOPs.
+    `metric` says what the values are where they are no TFLOPs; of seconds no ratio is given, since what else the machine did at
+    each run's time can change it twentyfold.
     """
     entries = []
     for column in table.columns:
-        if column.keys["metric"] == "overhead":
-            ratio = values["dps"] / values["rag"]
-            entries.append(Entry(f"{ratio:.2f}×", ratio, keys={"metric": f"overhead_{metric}"} if metric else {}))
-        else:
+        if column.keys["metric"] != "overhead":
             value = values[column.keys["method"]]
             entries.append(Entry(form.format(value), value, keys={"metric": metric} if metric else {}))
+        elif metric:
+            entries.append(MISSING)
+        else:
+            ratio = values["dps"] / values["rag"]
+            entries.append(Entry(f"{ratio:.2f}×", ratio))
     return tuple(entries)
 
 
