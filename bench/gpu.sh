@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one command: random weights in the shapes of Llama-3-8B and Qwen2-7B, bf16.
+# Everything that wants a GPU, in one command: random weights in the shapes of Llama-3-8B, Qwen2-7B and Llama-2-7B, bf16.
 #
 #   bench/gpu.sh [--device cuda] [--sizes "llama3-8b qwen2-7b"] [--tokens "512 1024 2048"] [--new 32] [--rows "1 16"]
-#                [--samples 50] [--loop_heads 16] [--rounds 3] [--output bench/results/NAME]
+#                [--samples 50] [--loop_heads 16] [--rounds 3] [--trained llama2-7b] [--users 8]
+#                [--output bench/results/NAME]
 #
 # decode    DPS against plain at each prompt length and batch: its overhead, tokens a second, peak memory
 # batching  DPS at the largest batch against the released loop of one prompt and two passes a token
 # pcs       wall time of a discovery over all heads and samples; the one-head loop is timed on a part and extrapolated
+# train     seconds a user and peak memory of training shifts and LoRA, many users together and one after another
 # One JSON file each, by default below bench/results/<name of the GPU>. Every measurement is a process of its own, so one
 # that fails or runs out of memory leaves the others; a file that is there is not measured again (delete it to).
 set -uo pipefail
 
-device=cuda sizes="llama3-8b qwen2-7b" tokens="512 1024 2048" new=32 rows="1 16" samples=50 loop_heads=16 rounds=3 output=""
+device=cuda sizes="llama3-8b qwen2-7b" tokens="512 1024 2048" new=32 rows="1 16" samples=50 loop_heads=16 rounds=3
+trained=llama2-7b users=8 output=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --device | --sizes | --tokens | --new | --rows | --samples | --loop_heads | --rounds | --output)
+    --device | --sizes | --tokens | --new | --rows | --samples | --loop_heads | --rounds | --trained | --users | --output)
       [ $# -ge 2 ] || { echo "gpu.sh: $1 needs a value" >&2; exit 2; }
       declare "${1#--}=$2"
       shift 2
@@ -64,5 +67,6 @@ for size in $sizes; do
     measure "pcs-$size-$length" pcs --size "$size" --tokens "$length" --samples "$samples" --loop_heads "$loop_heads"
   done
 done
+measure "train-$trained" train --size "$trained" --users "$users" --lessons 16 --tokens 256 512 --epochs 2 --rounds 1
 echo "$output"
 [ "$failed" -eq 0 ] || { echo "gpu.sh: $failed measurements failed" >&2; exit 1; }

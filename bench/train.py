@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import peft
 import torch
-from decode import SIZES, model, seconds
+from subject import SIZES, dtype_of, model, seconds, settings, write
 from torch import Tensor
 
 from harness.data import Prompt
@@ -33,19 +32,6 @@ from harness.recipe import Adapter, Learner, Lesson, Recipe, Shifts, middle
 from harness.stacks import retract
 from harness.testing import ToyTemplate
 from harness.train import train
-
-SIZES["tiny"] = {
-    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "vocab_size": 2260,
-}  # fmt: skip
-SIZES["stories260k"] = {
-    "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "vocab_size": 512,
-}  # fmt: skip
-SIZES["llama2-7b"] = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32000,
-}  # fmt: skip
 
 
 def learners(users: int, lessons: int, low: int, high: int) -> list[Learner]:
@@ -157,9 +143,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs=2, default=(24, 40))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    lm = model(args.size, args.device, dtype)
+    lm = model(args.size, args.device, dtype_of(args.device))
     lm.encoder.eos_ids = frozenset({1})
     users = learners(args.users, args.lessons, *args.tokens)
     recipe = Recipe(epochs=args.epochs, batch_size=args.lessons, lr=1e-3)
@@ -209,8 +195,7 @@ def main() -> None:
         "block": lm.sites.layers // 2,
         "blocks": lm.sites.layers,
     }
-    settings = {**vars(args), "parameters": lm.parameters, "dtype": lm.dtype, "threads": torch.get_num_threads()}
-    print(json.dumps({"settings": settings, "results": results}, indent=1))
+    write({"settings": settings(args, lm), "results": results}, args.output)
 
 
 if __name__ == "__main__":

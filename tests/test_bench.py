@@ -14,8 +14,13 @@ from typing import Any
 
 import pytest
 
+# PEFT asks transformers for an attribute by its old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-SMALL = '--device cpu --sizes toy --tokens "16 24" --rows "1 2" --new 3 --samples 2 --loop_heads 2 --rounds 1'
+SMALL = (
+    '--device cpu --sizes toy --tokens "16 24" --rows "1 2" --new 3 --samples 2 --loop_heads 2 --rounds 1 '
+    "--trained toy --users 2"
+)
 
 
 @pytest.fixture
@@ -51,19 +56,20 @@ def test_gpu_sh_asks_for_every_measurement_and_every_script_understands_it(bench
     asked = (tmp_path / "asked").read_text().splitlines()
     assert [line.split()[0] for line in asked] == 2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"] + (
         2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"]
-    )
-    decode, batching, pcs = (bench(asked[i].removeprefix("bench/")) for i in (1, 2, 3))
+    ) + ["bench/train.py"]
+    decode, batching, pcs, train = (bench(asked[i].removeprefix("bench/")) for i in (1, 2, 3, 8))
     assert decode["settings"]["rows"] == 2 and decode["plain_tokens_equal_generate"]
     assert decode["results"]["dps"]["of_plain"] > 0
     assert batching["results"]["batched"]["same_answers_as_the_loop"] == 2
     assert pcs["results"]["loop"]["timed"]["heads"] == 2 and pcs["results"]["loop"]["extrapolated"]
     assert pcs["results"]["loop"]["max_difference_nats"] < 1e-4
+    assert train["results"]["perfit"]["largest_difference"] < 1e-4 and train["results"]["lora"]["seconds_a_user"] > 0
     assert not list(tmp_path.rglob("*.tmp"))
     (tmp_path / "asked").unlink()
-    for name in ("decode-toy-16-2", "batching-toy-16", "pcs-toy-16"):  # what was just written
+    for name in ("decode-toy-16-2", "batching-toy-16", "pcs-toy-16", "train-toy"):  # what was just written
         assert (tmp_path / "out" / f"{name}.json").is_file()
     again = gpu_sh(tmp_path, f"{SMALL} --output out", f'echo "$@" >> {tmp_path}/asked')
-    assert again.stdout.count("there already") == 3
+    assert again.stdout.count("there already") == 4
     assert len((tmp_path / "asked").read_text().splitlines()) == 5
 
 
@@ -72,7 +78,7 @@ def test_gpu_sh_goes_on_after_a_failure_and_says_how_many_there_were(tmp_path: P
     done = gpu_sh(tmp_path, f"{SMALL} --output out", fails)
     assert done.returncode == 1
     assert "2 measurements failed" in done.stderr
-    assert len((tmp_path / "asked").read_text().splitlines()) == 8
+    assert len((tmp_path / "asked").read_text().splitlines()) == 9
 
 
 @pytest.mark.parametrize(
