@@ -330,6 +330,11 @@ def test_measured_cells_are_ranked_only_where_they_saw_the_same_samples(
     save(run_record(run_config(method="rag"), rouge1=0.2))
     save(run_record(run_config(method="plain"), rouge1=0.1))
     assert measured(tmp_path)["llama3-8b", "rag", "lamp4", "rouge1"]["best"]
+    failed = run_record(run_config(method="pag"), n=1924, status="partial", rouge1=0.3)
+    failed.health.errors = 1
+    save(failed)
+    assert measured(tmp_path)["llama3-8b", "rag", "lamp4", "rouge1"]["best"]
+    assert not measured(tmp_path)["llama3-8b", "pag", "lamp4", "rouge1"]["best"]
     save(run_record(run_config(method="cad", fingerprint="0ther"), rouge1=0.3))
     assert not any(cell["best"] for cell in measured(tmp_path).values())
 

@@ -317,7 +317,8 @@ def notes_of(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
     notes.append(f"Published: {table.place}.")
     if any(entry.best for _, entry in entries):
         notes.append(
-            f"{best} = best of its column among one model's published rows, or measured ones if all saw the same samples."
+            f"{best} = best of its column among one model's published rows, or measured ones if all saw the same samples; "
+            "runs with failed samples take no part."
         )
     if any(entry.low is not None for _, entry in entries):
         notes.append("± = half the 95 % interval, bootstrap over users.")

@@ -149,10 +149,14 @@ def _add_block(grid: Grid, lines: list[Line]) -> None:
 
 
 def _best(column: Column, candidates: list[tuple[int, Entry, Run | None]]) -> list[int]:
-    """Rows whose printed number is best; none where there is nothing to compare or the runs saw different samples."""
+    """Rows whose printed number is best; none where there is nothing to compare or the runs saw different samples.
+
+    A run that failed on some samples takes no part: the others are the same without it.
+    """
     if column.higher_is_better is None:
         return []
-    valued = [(i, float(entry.text), run) for i, entry, run in candidates if entry.value is not None]
+    whole = [(i, entry, run) for i, entry, run in candidates if not (run and run.record.health.errors)]
+    valued = [(i, float(entry.text), run) for i, entry, run in whole if entry.value is not None]
     if len(valued) < 2 or len({run.population if run else None for _, _, run in valued}) != 1:
         return []
     top = (max if column.higher_is_better else min)(value for _, value, _ in valued)
