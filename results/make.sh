@@ -65,6 +65,9 @@ if [ -d "$shared/mmlu" ]; then
     harness run --method plain --method rag --method dps $stories
     harness run --method clamp $stories --fit_task persona:religion --set k=0 --set pairs=10 --set rollouts=1 \
         --max_new_tokens 32
+    harness run --method plain --model "$shared/stories260K/hf" --task patching --data "$shared/mmlu" \
+        --task_set subjects=global_facts,philosophy,sociology,world_religions --task_set per_subject=4 \
+        --task_set groups=attitude,colour,role --task_set "lead=(" --task_set smallest=0.001
 fi
 # what is trained for a user: a history of tiny is nine short items, so rates of its own, chosen on users of the test split
 collective="--set collective_lr=0.003 --set collective_epochs=1"
