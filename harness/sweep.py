@@ -183,22 +183,31 @@ class Peak:
 
 
 def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
-    """None where a point has no such number for some sample: then the points cannot be compared sample by sample."""
-    scores, users = [], []
+    """Of means over the samples that have the number, as the records' are: one that a judge refused to rate is left out.
+
+    None where a point has no such number at all, or answered other samples: then the points cannot be compared.
+    """
+    scores, asked = [], []
     for outcome in outcomes.values():
         samples = sorted(read_samples(outcome.folder), key=lambda sample: sample.id)
         scores.append([sample.metrics.get(metric) for sample in samples])
-        users = [sample.user for sample in samples]
-    if not users or len({len(row) for row in scores}) > 1 or any(value is None for row in scores for value in row):
+        asked.append([(sample.id, sample.user) for sample in samples])
+    if not asked or any(some != asked[0] for some in asked):
         return None
     values, names = np.asarray(scores, dtype=float) * (-1 if lowest else 1), list(outcomes)
-    _, inverse = np.unique(np.asarray(users), return_inverse=True)
+    rated = ~np.isnan(values)
+    if not rated.any(axis=1).all():
+        return None
+    values = np.where(rated, values, 0.0)
+    _, inverse = np.unique(np.asarray([user for _, user in asked[0]]), return_inverse=True)
     count = inverse.max() + 1
     sums = np.stack([np.bincount(inverse, weights=row, minlength=count) for row in values])
-    sizes = np.bincount(inverse, minlength=count)
+    sizes = np.stack([np.bincount(inverse, weights=row, minlength=count) for row in rated])
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    means = sums[:, draws].sum(axis=-1) / sizes[draws].sum(axis=-1)
+    above, below = sums[:, draws].sum(axis=-1), sizes[:, draws].sum(axis=-1)
+    means = np.divide(above, below, out=np.full_like(above, -np.inf), where=below > 0)
     tops = np.sort(means.argmax(axis=0))
     low, high = tops[int(0.025 * RESAMPLES)], tops[int(0.975 * RESAMPLES) - 1]
     wins = {names[i]: float((tops == i).mean()) for i in np.unique(tops)}
-    return Peak(metric, names[int(values.mean(axis=1).argmax())], names[low], names[high], wins)
+    best = (values.sum(axis=1) / rated.sum(axis=1)).argmax()
+    return Peak(metric, names[int(best)], names[low], names[high], wins)

@@ -94,16 +94,26 @@ def test_shares_of_a_cost_add_up() -> None:
     assert total == cost and max(p.forward_passes for p in parts) - min(p.forward_passes for p in parts) <= 3
 
 
-def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(
+@pytest.fixture
+def swept(
     tmp_path: Path, run_config: Callable[..., Any], run_record: Callable[..., RunRecord]
-) -> None:
-    scores = {"a": [1.0, 9.0, 1.0, 2.0], "b": [3.0, 3.0, 3.0, 3.0], "c": [0.0, 0.0, 0.0, 0.0]}
-    outcomes = {}
-    for name, values in scores.items():
-        (tmp_path / name).mkdir()
-        lines = [json.dumps({"id": str(i), "user": f"q{i}", "metrics": {"trait": v}}) for i, v in enumerate(values)]
-        (tmp_path / name / "samples.jsonl").write_text("\n".join(lines) + "\n")
-        outcomes[name] = Outcome(run_record(run_config()), tmp_path / name, 0)
+) -> Callable[[dict[str, list[float | None]]], dict[str, Outcome]]:
+    """Points by name, each with the trait score of every question."""
+
+    def make(scores: dict[str, list[float | None]]) -> dict[str, Outcome]:
+        outcomes = {}
+        for name, values in scores.items():
+            (tmp_path / name).mkdir()
+            lines = [json.dumps({"id": str(i), "user": f"q{i}", "metrics": {"trait": v}}) for i, v in enumerate(values)]
+            (tmp_path / name / "samples.jsonl").write_text("\n".join(lines) + "\n")
+            outcomes[name] = Outcome(run_record(run_config()), tmp_path / name, 0)
+        return outcomes
+
+    return make
+
+
+def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(swept: Callable[..., Any]) -> None:
+    outcomes = swept({"a": [1.0, 9.0, 1.0, 2.0], "b": [3.0, 3.0, 3.0, 3.0], "c": [0.0, 0.0, 0.0, 0.0]})
     found = peak(outcomes, "trait")
     assert found is not None
     assert (found.point, found.low, found.high) == ("a", "a", "b")
@@ -112,6 +122,17 @@ def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(
     assert peak(outcomes, "coherence") is None
     lowest = peak(outcomes, "trait", lowest=True)
     assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
+
+
+@pytest.mark.parametrize(("lowest", "point"), [(False, "a"), (True, "b")])
+def test_an_answer_that_no_judge_rated_is_left_out_of_the_peak(
+    swept: Callable[..., Any], lowest: bool, point: str
+) -> None:
+    outcomes = swept({"a": [9.0, None, 9.0, 9.0], "b": [5.0, 5.0, None, 5.0], "c": [6.0, 6.0, 6.0, 6.0]})
+    found = peak(outcomes, "trait", lowest=lowest)
+    assert found is not None and (found.point, found.low, found.high) == (point, point, point)
+    assert peak(outcomes | swept({"d": [None] * 4}), "trait") is None
+    assert peak(outcomes | swept({"e": [1.0] * 3}), "trait") is None
 
 
 def _answers(run: RunRecord) -> dict[str, tuple[str | None, dict[str, float | None]]]:
