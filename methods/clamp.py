@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PEAKS: Mapping[str, int] = {"Christianity": 20, "Islam": 10, "Hinduism": 15, "Judaism": 13}
-"""Of 28 layers, as the paper prints them."""
+"""Of 28 layers, as the paper prints them. Vectors from other tools' files may be called `islam`."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Clamp(Contrasts):
         blocks = blocks_of(self.band, layers)
         if self.universal == "per_layer":
             return {block: _mean([at_block(vectors[t], block, shared, t) for t in traits]) for block in blocks}
-        peaks = self.peaks or tuple(PEAKS.get(trait, 20) * layers // 28 for trait in traits)
+        peaks = self.peaks or tuple(PEAKS.get(trait.title(), 20) * layers // 28 for trait in traits)
         if len(peaks) != len(traits):
             raise UsageError(f"clamp: {len(peaks)} peaks for {len(traits)} traits ({', '.join(traits)}); give one each")
         at_peak = [at_block(vectors[t], peak, shared, t) for t, peak in zip(traits, peaks, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from harness.extraction import POOLINGS, Extraction, _WholePrompt, by_length, co
 from harness.kit import Kit
 from harness.lm import LanguageModel
 from harness.method import Fitted
-from harness.methods.clamp import Clamp, blocks_of
+from harness.methods.clamp import PEAKS, Clamp, blocks_of
 from harness.methods.persona_vector import PersonaVector
 from harness.options import build_method
 from harness.plan import ALL, GENERATED, LAST_PROMPT, Edit, Plan, Site, Stream
@@ -43,6 +44,13 @@ def _persona(member: str, **options: Any) -> Persona:
 
 
 # Trait files and the task
+
+
+@pytest.mark.parametrize("trait", SHIPPED)
+def test_the_prompts_of_a_trait_are_english(trait: str) -> None:
+    (read,) = _persona(trait).traits
+    wrong = r"\b([Aa] [AEIaei]|[Aa]n [^AEIOaeiouh]|[Aa] (Christianity|Hinduism|Judaism|Islam)\b)"
+    assert not [text for pair in read.pairs for text in pair if re.search(wrong, text)]
 
 
 @pytest.mark.parametrize("trait", SHIPPED)
@@ -532,9 +540,11 @@ def test_the_universal_vector_is_one_of_three() -> None:
     assert not torch.allclose(found["unit"][1], found["published"][1])
 
 
-def test_the_published_peaks_are_fractions_of_the_depth() -> None:
-    state = _state(layers=28, width=4, traits=("Christianity", "Islam", "Hinduism", "Judaism"))
-    peaks = {"Christianity": 20, "Islam": 10, "Hinduism": 15, "Judaism": 13}
+@pytest.mark.parametrize("named", [str.title, str.lower], ids=["as ours", "as in other tools' files"])
+def test_the_published_peaks_are_fractions_of_the_depth(named: Callable[[str], str]) -> None:
+    peaks = {named(name): peak for name, peak in PEAKS.items()}
+    assert list(peaks.values()) == [20, 10, 15, 13]
+    state = _state(layers=28, width=4, traits=tuple(peaks))
     expected = torch.stack([state.tensors[f"{t}.response.vector"][p] for t, p in peaks.items()]).mean(0)
     directions = Clamp().directions(state)
     assert list(directions) == [11, 12, 13, 14, 15]
