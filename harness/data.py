@@ -85,6 +85,11 @@ class User:
     pairs: Sequence[Labelled] = field(default=(), repr=False, compare=False)
     """(input, output) examples the task makes from the history, each seeing earlier records only."""
 
+    @property
+    def owner(self) -> str:
+        """Whose pairs these are: under `--control wrong_user` another user's."""
+        return self.pairs[0].example.user.id if self.pairs else self.id
+
 
 @dataclass(frozen=True)
 class Example:

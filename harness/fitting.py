@@ -77,10 +77,18 @@ def shared_state(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: C
 
 
 def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: ArtifactStore, console: Console) -> Personal:
-    """One state a user, kept one artifact a user, made for many users a call."""
+    """One state a user, kept one artifact a user, made for many users a call.
+
+    Where a user's questions have different histories, of the shortest: nothing in it is later than one of the questions.
+    """
     if not cell.method.adapts():
         return Personal()
-    users = list({item.example.user.id: item.example.user for item in cell.items}.values())
+    chosen: dict[str, User] = {}
+    for item in cell.items:
+        user = item.example.user
+        if user.id not in chosen or len(user.history) < len(chosen[user.id].history):
+            chosen[user.id] = user
+    users = list(chosen.values())
     settings = _common(lm, cell) | {"shared": shared.key, "task": [cell.task_name, cell.task.version]}
     made_from = {user.id: settings | {"history": _digest(user)} for user in users}
     keys = {name: store.key(content) for name, content in made_from.items()}
@@ -106,8 +114,10 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
 
 
 def _digest(user: User) -> dict[str, Any]:
-    """What tells a history apart. Not its texts: what is stored of a user need not hold their words."""
-    content = {"history": [[record.id, dict(record.fields), record.date] for record in user.history]}
+    """What tells a history apart, also from another user's of the same items: its owner decides the order of lessons and
+    which adapter is read. Not its texts: what is stored of a user need not hold their words."""
+    history = [[record.id, dict(record.fields), record.date] for record in user.history]
+    content = {"owner": user.owner, "history": history}
     return {"items": len(user.history), "sha": ArtifactStore.key(content)}
 
 

@@ -322,11 +322,11 @@ class Kit:
         return read_adapter(folder, self.lm)
 
     def read_adapters(self, folder: str, users: Sequence[User]) -> list[Fitted | UserFailed]:
-        """Each user's adapter, from the PEFT folder of their id in `folder`."""
+        """Each user's adapter, from the PEFT folder of their id in `folder`; that of whose history they have."""
         found: list[Fitted | UserFailed] = []
         for user in users:
             try:
-                found.append(read_adapter(Path(folder) / user.id, self.lm))
+                found.append(read_adapter(Path(folder) / user.owner, self.lm))
             except DataMissing as error:
                 found.append(UserFailed(str(error)))
         return found

@@ -255,7 +255,7 @@ class TrainsUsers(Trains):
         newest = slice(-self.items, None) if self.items else slice(None)
         return [
             Learner(
-                user.pairs[0].example.user.id if user.pairs else user.id,
+                user.owner,
                 [
                     Lesson(
                         Stream(self.context.prompt(pair.example, _text(written.get(user.id))), edits, adapters),

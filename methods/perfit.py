@@ -8,7 +8,8 @@ What the paper leaves open, and what is done here:
 - Ranks, layers and positions came from a random search that is not published. Its parameter counts fit ranks of 16 to
   32 and 4 to 32 on one to three layers; here 32 and 4, the two middle blocks, all positions.
 - How phi_2 starts. `identity`: as no change, so that a user begins where stage 1 ended. `fresh`: as pyreft starts, which
-  moves activations before the first step. `from_stage1`: phi_2 is trained in stage 1 too, and each user goes on from it.
+  moves activations before the first step. `from_stage1`: phi_2 is trained in stage 1 too, and each user goes on from it;
+  who has no history keeps it.
 Table 4's ablations are settings: `stage1` has no personal stage; `stage2_cp` and `stage2_p` have no collective one, and
 the sum of both ranks or the personal rank.
 """
@@ -95,8 +96,11 @@ class PerFit(TrainsUsers):
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         edits = self._frozen(shared)
-        if personal is not None and personal.tensors:
-            edits += self._personal(personal.meta["layers"]).edits(personal.tensors)
+        own = personal if personal is not None and personal.tensors else None
+        if own is None and self.stage2_init == "from_stage1":
+            own = shared
+        if own is not None:
+            edits += self._personal(own.meta["layers"]).edits(own.tensors)
         return Plan((Stream(self.prompt(example, personal), edits),))
 
     def neutral(self) -> Self:

@@ -253,6 +253,10 @@ def test_personal_adapters_are_read_by_user_id_and_who_has_none_is_a_failure(lm:
     a, b, missing = method.adapt(Kit(lm), USERS[:3], None)
     assert isinstance(missing, UserFailed) and f"{USERS[2].id} has no adapter_config.json" in str(missing)
     assert not _equal(*_fitted([a, b]))
+    (given,) = method.adapt(
+        Kit(lm), [dataclasses.replace(USERS[2], history=USERS[1].history, pairs=USERS[1].pairs)], None
+    )
+    assert _equal(*_fitted([b, given]))  # as --control wrong_user has it
     assert (
         method.options()["adapters"] == adapter_identity(str(tmp_path)) != adapter_identity(str(tmp_path / USERS[0].id))
     )

@@ -139,6 +139,12 @@ def test_from_stage1_every_user_goes_on_from_what_all_users_trained(lm: Language
     assert shared is not None and {name.partition(".")[0] for name in shared.tensors} == {"collective", "personal"}
     for state in _fitted(method.adapt(Kit(lm), USERS[:2], shared)):
         assert all(torch.equal(tensor, shared.tensors[name]) for name, tensor in state.tensors.items())
+        after = method.plan(TRAIN[0].example, shared, state).streams[0].edits
+    (without,) = method.adapt(Kit(lm), [User("new")], shared)
+    assert isinstance(without, Fitted)
+    for a, b in zip(after, method.plan(TRAIN[0].example, shared, without).streams[0].edits, strict=True):
+        assert isinstance(a, LowRankShift) and isinstance(b, LowRankShift)
+        assert a.site == b.site and torch.equal(a.weight, b.weight) and torch.equal(a.rotation, b.rotation)
 
 
 def test_the_ablations_have_the_ranks_of_table_4(lm: LanguageModel) -> None:

@@ -24,7 +24,7 @@ from harness.cell import Cell, Settings, grid
 from harness.console import Console
 from harness.data import Example, Labelled, User
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
-from harness.fitting import shared_state
+from harness.fitting import Shared, personal_states, shared_state
 from harness.kit import Kit
 from harness.lm import LanguageModel
 from harness.method import Fitted, Method
@@ -410,6 +410,36 @@ def test_a_user_is_adapted_to_once_and_a_user_that_failed_again(
     ADAPTED.clear()
     run_cell(lm, adapter(temperature=1.0), store=store)
     assert ADAPTED == []
+
+
+def test_users_of_one_history_have_states_of_their_own_and_a_user_of_several_learns_from_the_shortest(
+    lm: LanguageModel, tmp_path: Path, store: ArtifactStore
+) -> None:
+    def states(*users: User) -> dict[str, Fitted]:
+        cell = replace(cells(tmp_path), method_name="lengths", method=Lengths())
+        items = [
+            replace(item, example=replace(item.example, user=user)) for item, user in zip(four, users, strict=False)
+        ]
+        vars(cell)["items"] = items
+        return personal_states(lm, cell, Shared(), store, Console()).fitted()
+
+    four = cells(tmp_path).items
+    ann = User("ann", four[0].example.user.history)
+    bob, early = replace(ann, id="bob"), replace(ann, history=ann.history[:1])
+    for _ in range(2):  # made, and found in the store
+        made = states(ann, early, bob)
+        assert {name: state.meta for name, state in made.items()} == {
+            "ann": {"user": "ann", "items": 1},
+            "bob": {"user": "bob", "items": len(ann.history)},
+        }
+
+
+@dataclass(frozen=True)
+class Lengths(Adapter):
+    """Who was adapted to, on how many items."""
+
+    def adapt(self, kit: Any, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
+        return [Fitted({"v": torch.ones(1)}, {"user": user.id, "items": len(user.history)}) for user in users]
 
 
 def test_a_large_models_users_are_kept_a_few_at_a_time(
