@@ -129,8 +129,9 @@ class ModelJudge:
             if isinstance(heard.reply, NoReply):
                 self._unknown = heard.reply
                 return ""
-            splits = any(one[-1:].isdigit() and next_[:1].isdigit() for one, next_ in pairwise(heard.reply.tokens))
-            self._mode = "logprobs" if heard.reply.candidates and not splits else "text"
+            # of a server that chats instead of repeating them nothing is known: it may write 85 as `8` `5`
+            whole = {57, 100} <= {_number(token) for token in heard.reply.tokens}
+            self._mode = "logprobs" if heard.reply.candidates and whole else "text"
         return self._mode
 
     def rate(self, questions: Sequence[Question], payer: str = "", progress: Progress = _silent) -> list[Rating]:

@@ -297,10 +297,12 @@ def test_a_server_without_log_probabilities_is_asked_for_text(
         assert sample.metrics["trait"] == server.number(Chatter().to_judge(sample)["trait"].prompt)
 
 
+@pytest.mark.parametrize("calibrated", ["", "words"], ids=["repeats", "chats"])
 def test_a_server_that_writes_digit_by_digit_is_asked_for_text(
-    lm: LanguageModel, server: Server, tmp_path: Path
+    calibrated: str, lm: LanguageModel, server: Server, tmp_path: Path
 ) -> None:
     server.tokenizer = list  # 85 as `8` `5`: the first token is no score
+    server.faults = lambda prompt, tries: calibrated if prompt == CALIBRATION else ""
     done = judged(lm, judge_at(server), tmp_path)
     assert done.record.judging is not None and done.record.judging.mode == "text"
     assert all((sample.metrics["trait"] or 0) >= 10 for sample in read_samples(done.folder))
