@@ -127,9 +127,20 @@ def _run(
     folder.write(record)
 
 
+def _of_known_users(cell: Cell) -> list[str]:
+    """What to know where evaluated users asked questions that the method was fitted on, as LaMP's time-based split has it."""
+    fit = cell.fit_data
+    if fit.split is None or fit.held_out or cell.fit_task is not None:
+        return []
+    users = {item.example.user.id for item in cell.items if item.example.user.history}
+    known = users & {item.example.user.id for item in fit.items()}
+    keep_apart = "--task_set most_active=100 fits on other users alone"
+    return [f"{len(known)} of {len(users)} users also ask questions that were fitted on; {keep_apart}"] if known else []
+
+
 def _note_fit(cell: Cell, record: RunRecord, shared: Shared, personal: Personal, console: Console) -> None:
     """What was fitted and what it took, here or in the run that kept it."""
-    record.notes = [*warnings_of(cell.method, shared), *personal.notes()]
+    record.notes = [*warnings_of(cell.method, shared), *_of_known_users(cell), *personal.notes()]
     for note in record.notes:
         console.say(f"warning: {note}")
     record.held_out_users = sorted(cell.fit_data.held_out)

@@ -412,6 +412,19 @@ def test_a_user_is_adapted_to_once_and_a_user_that_failed_again(
     assert ADAPTED == []
 
 
+def test_a_fit_on_the_evaluated_users_own_questions_is_noted(
+    lm: LanguageModel, tmp_path: Path, store: ArtifactStore
+) -> None:
+    cell = learner(tmp_path)
+    assert run_cell(lm, cell, store=store).record.notes == []
+    again = learner(tmp_path, limit=3)
+    first, *others = again.items
+    known = again.fit_data.items()[0].example.user
+    vars(again)["items"] = [replace(first, example=replace(first.example, user=known)), *others]
+    (note,) = run_cell(lm, again, store=store).record.notes
+    assert note.startswith("1 of 3 users also ask questions that were fitted on; --task_set most_active=100")
+
+
 def test_users_of_one_history_have_states_of_their_own_and_a_user_of_several_learns_from_the_shortest(
     lm: LanguageModel, tmp_path: Path, store: ArtifactStore
 ) -> None:
