@@ -182,13 +182,14 @@ def _points(ax) -> set[tuple[float, float]]:
     return {(float(x), round(float(y), 4)) for line in lines for x, y in zip(*line.get_data(), strict=True)}
 
 
-def _sweep(trait: str, scores: list[float], coherence: float = 90.0, **options) -> list:
+def _sweep(trait: str, scores: list[float], coherence: float = 90.0, fit_task: str | None = None, **options) -> list:
     return [
         _record(
             "persona_vector",
             f"persona:{trait}",
             {"layer": layer, **options},
             {"trait": score, "coherence": coherence if layer else 40.0},
+            fit_task=fit_task,
         )
         for layer, score in enumerate(scores)
     ]
@@ -199,6 +200,7 @@ def test_trait_scores_by_block_stand_beside_the_peaks_that_the_paper_prints():
         *_sweep("christianity", [10, 50, 80]),
         *_sweep("islam", [20, 60, 70]),
         *_sweep("islam", [99, 98], control="random"),
+        *_sweep("islam", [97, 96], fit_task="persona:judaism"),
         *_sweep("judaism", [1, 2, 3], coefficient=2.0),
     ]
     left, right = draw("persona-1", records).axes
@@ -226,6 +228,9 @@ def test_mmlu_is_shown_without_and_with_mitigation_on_the_same_questions():
     )
     (ax,) = draw("persona-7", records).axes
     assert _points(ax) == {(0.4, 0.0), (0.3, 1.0), (0.35, 2.0)}
+    others = draw("persona-7", [*records, run("clamp", 0.2, fit_task="persona:race")])
+    assert _points(others.axes[0]) == {(0.4, 0.0), (0.3, 1.0), (0.2, 2.0), (0.35, 3.0)}
+    assert others.get_suptitle().endswith("vectors of persona:race")
     assert draw("persona-6", records[1:]) is None
 
 

@@ -95,7 +95,9 @@ def _by_layer(id: str, records: Sequence[RunRecord], traits: Sequence[str]) -> F
         trait = config.task.name.partition(":")[2]
         layer = config.method.options.get("layer")
         neutral = config.task.options.get("condition", "neutral") == "neutral"
-        own = config.method.options.get("control") == "none" and config.data.split == "dev"
+        of = (config.data.fit_task or config.task.name).partition(":")[2]
+        control = config.method.options.get("control") != "none" or of in {*RELIGIONS, *RACES} - {trait}
+        own = not control and config.data.split == "dev"
         scored = "trait" in record.metrics and record.metrics["trait"].value is not None
         if (
             config.method.name == "persona_vector"
@@ -206,10 +208,10 @@ def _mmlu_about(record: RunRecord) -> str:
 
 
 def _options(record: RunRecord) -> str:
-    """The options that say what was steered, as `op subtract, band 0.39-0.57`."""
-    given: Mapping[str, Any] = record.config.method.options
-    said = ("op", "universal", "band", "apply", "scale", "coefficient", "positions")
-    return ", ".join(f"{name} {given[name]}" for name in said if name in given)
+    """What was steered, as `op subtract, band 0.39-0.57, vectors of persona:religion`."""
+    given: Mapping[str, Any] = {**record.config.method.options, "vectors of": record.config.data.fit_task}
+    said = ("op", "universal", "band", "peaks", "apply", "scale", "coefficient", "positions", "vectors of")
+    return ", ".join(f"{name} {given[name]}" for name in said if given.get(name) is not None)
 
 
 def _plain_words(name: str) -> str:
