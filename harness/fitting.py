@@ -153,7 +153,9 @@ def _common(lm: LanguageModel, cell: Cell) -> dict[str, Any]:
 def _shared_from(lm: LanguageModel, cell: Cell) -> dict[str, Any]:
     fit = cell.fit_data
     options = {k: v for k, v in fit.task_options.items() if k not in fit.task.train_ignores}
-    return _common(lm, cell) | {
+    common = _common(lm, cell)
+    common["options"] = {k: v for k, v in common["options"].items() if k not in cell.method.personal_only()}
+    return common | {
         "task": [fit.task_name, fit.task.version, options],
         "fit": [fit.split, fit.fingerprint, sorted(fit.held_out)],
         "max_new_tokens": cell.fit_max_new_tokens,

@@ -110,6 +110,10 @@ class Method(ABC):
         """Whether `fit` does anything."""
         return cls.fit is not Method.fit
 
+    def personal_only(self) -> frozenset[str]:
+        """Options that `fit` does not read, though `adapt` may: methods that differ in them share what `fit` learnt."""
+        return frozenset()
+
     def needs_train(self) -> bool:
         """Whether `fit` reads a train split under these options; where not, it gets no items."""
         return self.fits()

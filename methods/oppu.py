@@ -61,6 +61,9 @@ class OPPU(TrainsUsers):
     def needs_train(self) -> bool:
         return self.adapter is None
 
+    def personal_only(self) -> frozenset[str]:
+        return frozenset({"epochs", "items", "personal_targets", "adapters"})
+
     def fit(self, kit: Kit, train: Sequence[Labelled]) -> Fitted:
         """Stage 1: the collective adapter."""
         if self.adapter is not None:

@@ -71,6 +71,14 @@ class PerFit(TrainsUsers):
     def needs_train(self) -> bool:
         return not self.ablation.startswith("stage2")
 
+    def personal_only(self) -> frozenset[str]:
+        own = {"epochs", "items"}
+        if self.stage2_init != "from_stage1":
+            own |= {"personal_rank", "stage2_init"}
+        if not self.ablation.startswith("stage2"):
+            own.add("ablation")  # stage 1 is the same whether a second one follows
+        return frozenset(own)
+
     def fit(self, kit: Kit, train: Sequence[Labelled]) -> Fitted | None:
         """Stage 1: `collective.*`, and with `from_stage1` the `personal.*` tensors that users start from."""
         if self.ablation.startswith("stage2"):

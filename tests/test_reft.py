@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from harness.cell import Cell, Settings
 from harness.data import Example, Labelled, Record, User
 from harness.decode import Decoder
 from harness.edits import LowRankShift
 from harness.errors import HarnessError, UsageError, UserFailed
+from harness.fitting import shared_key
 from harness.kit import Kit
 from harness.lm import LanguageModel
 from harness.method import Context, Fitted
@@ -19,6 +22,7 @@ from harness.methods.reft import ReFT
 from harness.options import build_method
 from harness.plan import ALL, Site
 from harness.recipe import Learner
+from harness.tasks.lamp import Lamp4
 from harness.testing import ToyTemplate, check_method, random_lm, toy_examples
 
 QUICK = {"lr": 1e-2, "batch_size": 2}
@@ -131,6 +135,25 @@ class ReFTAsPerFit(PerFit):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options, ablation="stage2_p")  # type: ignore[arg-type]
+
+
+def test_what_stage_1_does_not_read_trains_it_once(lm: LanguageModel, tmp_path: Path) -> None:
+    def key(**options: object) -> str:
+        cell = Cell("perfit", PerFit(**options), "lamp4", Lamp4(), Settings(output_path=tmp_path))  # type: ignore[arg-type]
+        return shared_key(lm, cell)
+
+    usual, both = key(), key(stage2_init="from_stage1")
+    assert all(
+        key(**{name: value}) == usual
+        for name, value in [
+            ("personal_rank", 2), ("epochs", 5), ("items", 3), ("stage2_init", "fresh"), ("ablation", "stage1"),
+        ]
+    )  # fmt: skip
+    assert len({usual, both, key(stage2_init="from_stage1", personal_rank=2), key(rank=2), key(layers=(0,))}) == 5
+    one, other = (
+        PerFit(rank=3, **options, **QUICK).fit(Kit(lm), TRAIN) for options in ({}, {"personal_rank": 1, "epochs": 0})
+    )  # type: ignore[arg-type]
+    assert one is not None and other is not None and _equal(one, other)
 
 
 def test_from_stage1_every_user_goes_on_from_what_all_users_trained(lm: LanguageModel) -> None:
