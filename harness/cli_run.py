@@ -322,8 +322,15 @@ def open_judge_for(
     if not any(cell.task.judged for cell in cells):
         tasks = ", ".join(dict.fromkeys(cell.task_name for cell in cells))
         raise UsageError(f"{tasks}: no judge is asked; 'harness judge pairs RUN_A RUN_B' compares two runs of any task")
+    from harness.endpoint import ENDPOINT
     from harness.judge import open_judge
 
+    for asked in {getattr(cell.method, "judge", None) or "" for cell in cells}:
+        if base_url and asked.startswith(ENDPOINT) and base_url != os.environ.get("OPENAI_BASE_URL"):
+            raise UsageError(
+                f"--judge_base_url is of the answers' judge; judge={asked} of the fit is asked at $OPENAI_BASE_URL: set that to "
+                f"{base_url} in place of --judge_base_url"
+            )
     judge = open_judge(name, base_url, settings)
     why_not = judge.check()
     if why_not:

@@ -700,6 +700,11 @@ def test_retry_failed_asks_the_judge_again(server: Server, harness: Callable[[st
         ),
         ("--task chatter --judge lexicon --judge_set retries=1", "judge 'lexicon' has no option 'retries'"),
         ("--task chatter --judge openai/m --judge_set mode=guess", "mode=guess is not valid; allowed: 'auto' or"),
+        (
+            "--task chatter --judge openai/m --judge_base_url http://x --method clamp --fit_task persona:islam "
+            "--set clamp.judge=openai/m",
+            "judge=openai/m of the fit is asked at $OPENAI_BASE_URL: set that to http://x",
+        ),
     ],
 )
 def test_a_mistake_about_the_judge_is_one_line_before_a_model_is_loaded(
