@@ -142,6 +142,10 @@ def _filtered(
         samples = [Sample(pairs[a.pair].ids[a.side], pairs[a.pair].user, response=a.text) for a in asked]
         ratings = kit.rate(how.judge, samples)
         report["unrated"] = sum(any(r.score is None for r in rated.values()) for rated in ratings)
+        replies = {rating.key: rating for rated in ratings for rating in rated.values()}.values()
+        tokens = [sum(r.input_tokens for r in replies), sum(r.output_tokens for r in replies)]
+        if any(tokens):  # paid by the first fit that asked
+            report["judge_tokens"] = tokens
         asked = [a for a, rated in zip(asked, ratings, strict=True) if passes(rated, a.side, how)]
     if how.paired:
         sides = {(a.pair, a.rollout, a.side) for a in asked}

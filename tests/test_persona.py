@@ -278,12 +278,17 @@ def test_the_filter_keeps_coherent_answers_that_show_their_side(
 def test_a_pair_goes_out_whole_and_the_yield_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rate(self: Kit, judge: str, samples: list[Sample]) -> list[dict[str, Rating]]:
         scores = [90.0 if "pos" in sample.id else 60.0 if sample.id == "t/neg1" else 10.0 for sample in samples]
-        return [{"trait": Rating("rated", s), "coherence": Rating("rated", 90.0)} for s in scores]
+        same = Rating("rated", 90.0, key="same", input_tokens=100, output_tokens=1)
+        return [
+            {"trait": Rating("rated", s, key=sample.id, input_tokens=7, output_tokens=2), "coherence": same}
+            for sample, s in zip(samples, scores, strict=True)
+        ]
 
     monkeypatch.setattr(Kit, "rate", rate)
     how = Extraction(rollouts=1, judge="lexicon")
     paired = contrast(_kit(tmp_path), {"t": _pairs()}, how)
     assert paired.meta["yields"]["t"]["kept"] == [2, 2] and paired.meta["yields"]["t"]["answers"] == 6
+    assert paired.meta["yields"]["t"]["judge_tokens"] == [6 * 7 + 100, 6 * 2 + 1]
     alone = contrast(_kit(tmp_path), {"t": _pairs()}, replace(how, paired=False))
     assert alone.meta["yields"]["t"]["kept"] == [3, 2]
     with pytest.raises(HarnessError, match="no positive answer"):
