@@ -59,7 +59,8 @@ def model_row(name: str, path: str | None = None) -> ModelRow:
     if Path(name).is_dir():
         folder = Path(name).resolve()
         generic = folder.name in {"hf", "model", "weights", "checkpoint"}
-        return ModelRow(folder.parent.name if generic else folder.name, str(folder), local=True)
+        # the folder as it was given: a record need not hold where it lies on this machine
+        return ModelRow(folder.parent.name if generic else folder.name, name, local=True)
     if name.startswith((".", "/", "~")):
         raise DataMissing(f"model folder {name} does not exist; give the folder that holds config.json")
     if name.count("/") == 1:

@@ -56,6 +56,14 @@ def test_a_folder_is_loaded_as_it_was_saved(folder):
     assert load(folder, dtype="float64").dtype == "float64"
 
 
+def test_a_record_names_a_folder_as_it_was_given_and_its_row_by_its_name(folder, monkeypatch):
+    (folder / "hf").mkdir()
+    monkeypatch.chdir(folder)
+    assert [(row.name, row.source) for row in map(model_row, (".", "hf", "../toy"))] == [
+        ("toy", "."), ("toy", "hf"), ("toy", "../toy"),
+    ]  # fmt: skip
+
+
 def test_the_revision_of_a_folder_is_a_hash_of_its_weights(folder):
     first = load(folder).revision
     assert first.startswith("sha256:")
