@@ -100,7 +100,8 @@ def lora(state: Fitted) -> LoRA:
     """What a stream holds, from a trained or loaded state; its tensors are named as PEFT names them."""
     names = [found[1] for name in state.tensors if (found := re.fullmatch(PEFT_A, name))]
     pairs = {name: (state.tensors[peft_name(name, "A")], state.tensors[peft_name(name, "B")]) for name in names}
-    return LoRA(state.meta["key"], pairs, state.meta["scale"])
+    scale = state.meta["scale"]
+    return LoRA(state.meta["key"], pairs, scale)
 
 
 PEFT_A = r"base_model\.model\.(.+)\.lora_A\.weight"

@@ -246,6 +246,16 @@ def test_an_adapter_that_peft_made_runs_as_in_peft(
     assert not torch.allclose(ours, _logp(lm, Plan((plan.streams[0].bare(),))), atol=1e-3)
 
 
+def test_one_adapter_at_two_scales_is_two_in_a_batch(lm: LanguageModel) -> None:
+    shared = LoRAC(**QUICK).fit(Kit(lm), TRAIN)
+    states = [dataclasses.replace(shared, meta={**shared.meta, "scale": scale}) for scale in (1.0, 5.0)]
+    plans = [LoRAC().plan(TRAIN[0].example, state, None) for state in states]
+    decoder = Decoder(lm)
+    together = decoder.distributions([decoder.prepare("x", plan, 4) for plan in plans], [(9, 8, 7)] * 2)
+    for plan, logp in zip(plans, together, strict=True):
+        assert torch.allclose(logp, _logp(lm, plan), atol=1e-10)
+
+
 def test_personal_adapters_are_read_by_user_id_and_who_has_none_is_a_failure(lm: LanguageModel, tmp_path: Path) -> None:
     for user in USERS[:2]:
         _peft_folder(lm, tmp_path / user.id, r=2, target_modules=["q_proj"])
