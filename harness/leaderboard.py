@@ -19,6 +19,7 @@ from harness.methods import METHODS
 from harness.record_schema import MetricValue, RunConfig, RunRecord, json_value
 from harness.records import find_runs
 from harness.registry import method_class
+from harness.tasks import STUDIES
 
 HEADER = """# Leaderboard
 
@@ -67,7 +68,8 @@ def rankings(runs: Sequence[RunRecord]) -> list[Ranking]:
 
 
 def is_ranked(run: RunRecord) -> bool:
-    return run.status in ("complete", "partial") and bool(run.metrics)
+    done = run.status in ("complete", "partial") and bool(run.metrics)
+    return done and run.config.task.name not in STUDIES
 
 
 def render(results: Path) -> str:
@@ -76,9 +78,15 @@ def render(results: Path) -> str:
     runs = [run for run in find_runs(results) if run.folder is not None]
     sections = [HEADER.format(results=results.name)]
     sections += [_section(ranking, results) for ranking in rankings(runs)]
-    unranked = [f"{_link(run, results)} ({run.status})" for run in runs if not is_ranked(run)]
+    others = [run for run in runs if not is_ranked(run)]
+    unranked = [f"{_link(run, results)} ({run.status})" for run in others if run.config.task.name not in STUDIES]
+    studies = [_link(run, results) for run in others if run.config.task.name in STUDIES and run.metrics]
     if unranked:
         sections.append("## Not ranked\n\n" + "\n".join(f"- {line}" for line in unranked) + "\n")
+    if studies:
+        sections.append(
+            "## Studies of a model, in which nothing is ranked\n\n" + "\n".join(f"- {line}" for line in studies) + "\n"
+        )
     if not runs:
         sections.append("No records yet.\n")
     return "\n".join(sections)

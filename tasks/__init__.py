@@ -15,3 +15,6 @@ TASKS: dict[str, str] = {
     "patching": "harness.tasks.patching:Patching",
     "lm_eval": "harness.tasks.lm_eval_task:LmEvalTask",
 }
+
+STUDIES = frozenset({"delta_vectors", "patching"})
+"""Tasks that look into a model: their metrics are effects, by which no method is better, so no leaderboard ranks them."""

@@ -89,6 +89,13 @@ def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs,
     assert [row[0] for row in rows(text)] == ["1", "1"]
 
 
+def test_studies_of_a_model_are_listed_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
+    save(results, run_record(run_config("plain", task="patching"), effect=0.4))
+    text = leaderboard.render(results)
+    assert rows(text) == []
+    assert text.index("## Studies of a model") < text.index("[plain-")
+
+
 def test_health_flags_are_shown(results: Path, run_config: Configs, run_record: Records):
     record = run_record(run_config(), status="partial", rouge1=0.2)
     record.health = Health(errors=2, noop=True, unparsed=5, identical_to_base=0.4)
