@@ -101,7 +101,7 @@ def lora(state: Fitted) -> LoRA:
     names = [found[1] for name in state.tensors if (found := re.fullmatch(PEFT_A, name))]
     pairs = {name: (state.tensors[peft_name(name, "A")], state.tensors[peft_name(name, "B")]) for name in names}
     scale = state.meta["scale"]
-    return LoRA(state.meta["key"], pairs, scale)
+    return LoRA(f"{state.meta['key']} x {scale}", pairs, scale)  # rows of one key run as one
 
 
 PEFT_A = r"base_model\.model\.(.+)\.lora_A\.weight"
