@@ -191,8 +191,9 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(harness, tmp_path)
         assert done.code == 2 and said in done.error() and not done.out
 
 
-def test_a_run_without_samples_or_control_says_how_to_get_them(harness):
-    done = harness(f"compare {RESULTS / 'lamp3' / 'rag-8e1b1089'} {PLAIN}")
+def test_a_run_without_samples_or_control_says_how_to_get_them(harness, tmp_path):
+    shutil.copy(HEADLINES / "run.json", tmp_path)
+    done = harness(f"compare {tmp_path} {PLAIN}")
     assert done.code == 4 and "run the same command again to get it back" in done.error()
     done = harness(f"compare {PLAIN} --control wrong_user")
     assert done.code == 4 and "--control wrong_user" in done.error()
