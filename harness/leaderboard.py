@@ -62,14 +62,17 @@ def rankings(runs: Sequence[RunRecord]) -> list[Ranking]:
     """The finished ones of `runs`, by model, task and samples."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for run in runs:
-        if is_ranked(run):
+        if _is_done(run) and not _is_study(run):
             groups.setdefault(_group(run), []).append(run)
     return [_ranking(groups[group]) for group in sorted(groups)]
 
 
-def is_ranked(run: RunRecord) -> bool:
-    done = run.status in ("complete", "partial") and bool(run.metrics)
-    return done and run.config.task.name not in STUDIES
+def _is_done(run: RunRecord) -> bool:
+    return run.status in ("complete", "partial") and bool(run.metrics)
+
+
+def _is_study(run: RunRecord) -> bool:
+    return run.config.task.name in STUDIES
 
 
 def render(results: Path) -> str:
@@ -78,15 +81,14 @@ def render(results: Path) -> str:
     runs = [run for run in find_runs(results) if run.folder is not None]
     sections = [HEADER.format(results=results.name)]
     sections += [_section(ranking, results) for ranking in rankings(runs)]
-    others = [run for run in runs if not is_ranked(run)]
-    unranked = [f"{_link(run, results)} ({run.status})" for run in others if run.config.task.name not in STUDIES]
-    studies = [_link(run, results) for run in others if run.config.task.name in STUDIES and run.metrics]
-    if unranked:
-        sections.append("## Not ranked\n\n" + "\n".join(f"- {line}" for line in unranked) + "\n")
-    if studies:
-        sections.append(
-            "## Studies of a model, in which nothing is ranked\n\n" + "\n".join(f"- {line}" for line in studies) + "\n"
-        )
+    unfinished = [f"{_link(run, results)} ({run.status})" for run in runs if not _is_done(run)]
+    studies = [_link(run, results) for run in runs if _is_done(run) and _is_study(run)]
+    for title, lines in {
+        "Not ranked": unfinished,
+        "Studies of a model, in which nothing is ranked": studies,
+    }.items():
+        if lines:
+            sections.append(f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
     if not runs:
         sections.append("No records yet.\n")
     return "\n".join(sections)

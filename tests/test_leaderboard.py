@@ -91,8 +91,10 @@ def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs,
 
 def test_studies_of_a_model_are_listed_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
     save(results, run_record(run_config("plain", task="patching"), effect=0.4))
+    killed = save(results, run_record(run_config("rag", task="patching"), status="interrupted"))
     text = leaderboard.render(results)
     assert rows(text) == []
+    assert f"[rag-{killed.hash}]" in text[: text.index("## Studies of a model")]
     assert text.index("## Studies of a model") < text.index("[plain-")
 
 
