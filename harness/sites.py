@@ -115,13 +115,13 @@ class Sites:
     def attended(self, layer: int, heads: Tensor) -> Iterator[None]:
         """Within the context the block's attention is not computed: `heads` [B, T, H * head_dim] enters its output projection."""
         projection = self.blocks[layer].get_submodule(self.family.output_projection)
-        with _instead(self.attention(layer), lambda *_, **__: (projection(heads), None)):
+        with computing([(self.attention(layer), lambda *_, **__: (projection(heads), None))]):
             yield
 
     @contextlib.contextmanager
     def skipped_mlp(self, layer: int) -> Iterator[None]:
         """Within the context the block's MLP gives back its input."""
-        with _instead(self.blocks[layer].get_submodule(self.family.mlp), lambda x: x):
+        with computing([(self.blocks[layer].get_submodule(self.family.mlp), lambda x: x)]):
             yield
 
     @contextlib.contextmanager
@@ -181,13 +181,16 @@ class Sites:
 
 
 @contextlib.contextmanager
-def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within the context the module computes `forward`; its hooks run as ever."""
-    kept = module.__dict__.get("forward")  # where a device map has put its own in front
-    module.forward = forward
+def computing(replaced: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the context each module computes its function instead of its own forward; their hooks run as ever."""
+    before = [module.__dict__.get("forward") for module, _ in replaced]  # where a device map has put its own in front
     try:
+        for module, function in replaced:
+            module.forward = function
         yield
     finally:
-        del module.forward
-        if kept is not None:
-            module.forward = kept
+        for (module, _), own in zip(replaced, before, strict=True):
+            if own is not None:
+                module.forward = own
+            else:
+                module.__dict__.pop("forward", None)

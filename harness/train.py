@@ -33,6 +33,7 @@ from harness.method import Fitted
 from harness.plan import Layout, Site
 from harness.recipe import Adapter, Learner, Lesson, Recipe, Shifts
 from harness.row_edits import RowEdits
+from harness.sites import computing
 from harness.stacks import digest, retract, seed_of, size, stack
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -356,7 +357,7 @@ class _Trunk:
             return
         residual = self._residual(rows, ids, positions)
         blocks = list(self.lm.sites.blocks[: self.cut])
-        with _forwards([*[(block, _pass_on) for block in blocks[:-1]], (blocks[-1], lambda *_, **__: residual)]):
+        with computing([*[(block, _pass_on) for block in blocks[:-1]], (blocks[-1], lambda *_, **__: residual)]):
             yield
 
     def _residual(self, rows: list[_Row], ids: np.ndarray, positions: np.ndarray) -> Tensor:
@@ -389,7 +390,7 @@ class _Trunk:
         transforms[last] = [read.append]
         adapters = [stream.adapters for stream in streams]
         with contextlib.ExitStack() as hooks:
-            hooks.enter_context(_forwards([(block, _pass_on) for block in sites.blocks[self.cut :]]))
+            hooks.enter_context(computing([(block, _pass_on) for block in sites.blocks[self.cut :]]))
             hooks.enter_context(sites.hooked(transforms))
             if any(adapters):
                 hooks.enter_context(self.lm.adapted(adapters))
@@ -420,28 +421,12 @@ def _answers_only(lm: LanguageModel, rows: list[_Row], longest: int) -> Iterator
 
     family, last = lm.sites.family, lm.sites.blocks[-1]
     modules = [last.get_submodule(name) for name in (family.mlp, family.output_projection)]
-    with _forwards([(module, at(module)) for module in modules] if kept < longest else []):
+    with computing([(module, at(module)) for module in modules] if kept < longest else []):
         yield
 
 
 def _pass_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden
-
-
-@contextlib.contextmanager
-def _forwards(replaced: Sequence[tuple[nn.Module, Callable[..., Tensor]]]) -> Iterator[None]:
-    """Within the context the modules compute something else; their hooks run as ever."""
-    before = [module.__dict__.get("forward") for module, _ in replaced]  # accelerate keeps its own there
-    try:
-        for module, function in replaced:
-            module.forward = function
-        yield
-    finally:
-        for (module, _), own in zip(replaced, before, strict=True):
-            if own is not None:
-                module.forward = own
-            else:
-                module.__dict__.pop("forward", None)
 
 
 def _hidden(lm: LanguageModel, ids: np.ndarray, positions: np.ndarray) -> Tensor:
