@@ -393,7 +393,7 @@ def test_alpha_is_krippendorffs() -> None:
 def test_our_arithmetic_gives_the_printed_numbers_from_the_released_ratings() -> None:
     folder = Path(os.environ.get("HARNESS_SHARED", "../shared/data")) / "reference_results" / "human_eval"
     if not folder.is_dir():
-        pytest.skip(f"{folder} with the authors' annotations is not there")
+        pytest.skip(f"{folder} with the authors' annotations is not there (set HARNESS_SHARED)")
     rows = [json.loads(line) for line in (folder / "llm_eval_gpt5_2.jsonl").read_text().splitlines()]
     opinions = []
     for row in (row for row in rows if row["task"] == "LaMP-4"):
