@@ -20,8 +20,8 @@ import torch
 from decode import ours, requests
 from subject import SIZES, dtype_of, model, seconds, settings, write
 
-from harness.decode import Request
-from harness.lm import LanguageModel
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
 
 
 class Masked:

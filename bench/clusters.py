@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from subject import seconds, settings, write
 
-from harness.kit import Kit
-from harness.lm import LanguageModel
+from harness.engine.loading import load_model
+from harness.fit.kit import Kit
 from harness.method import Fitted
 from harness.methods.dps import DPS
 from harness.registry import model_row, task_class, task_name
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    lm = LanguageModel.load(model_row(args.model), device=args.device)
+    lm = load_model(model_row(args.model), device=args.device)
     task = task_class(task_name(args.task))(**({"data": args.data} if args.data else {}))
     train = task.items(Selection("train"))
     everyone = DPS(samples=args.samples)

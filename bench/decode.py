@@ -17,12 +17,14 @@ import torch
 from subject import SIZES, dtype_of, model, peak_bytes, seconds, settings, write
 
 from harness.data import Prompt
-from harness.decode import Decoder, Request
 from harness.edits import ScaleHeads
-from harness.lm import Encoded, FittedPrompt, LanguageModel
+from harness.engine.decode import Decoder
+from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
 from harness.mix import Contrast
 from harness.plan import Plan, Stream
-from harness.testing import ToyTemplate
+from harness.run.contract import ToyTemplate
 
 
 def requests(lm: LanguageModel, rows: int, tokens: int, method: str, context_free: int = 64) -> list[Request]:

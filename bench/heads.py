@@ -16,9 +16,9 @@ import sys
 
 import numpy as np
 
-from harness.heads import mask
-from harness.kit import Kit
-from harness.lm import LanguageModel
+from harness.engine.loading import load_model
+from harness.fit.heads import mask
+from harness.fit.kit import Kit
 from harness.methods.dps import DPS
 from harness.plan import DECODE, Plan, Stream
 from harness.registry import model_row, task_class, task_name
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--users", type=int, default=200)
     args = parser.parse_args()
-    lm = LanguageModel.load(model_row(args.model))
+    lm = load_model(model_row(args.model))
     task = task_class(task_name(args.task))(**({"data": args.data} if args.data else {}))
     room = task.generation().max_new_tokens
     kit = Kit(lm, max_new_tokens=room, progress=lambda *state: print(*state, file=sys.stderr))

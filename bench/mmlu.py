@@ -17,10 +17,12 @@ from collections.abc import Callable
 from subject import seconds, settings, write
 
 from harness.data import Labelled
-from harness.lm import LanguageModel
+from harness.engine.loading import load_model
+from harness.engine.model import LanguageModel
 from harness.methods.plain import Plain
 from harness.registry import model_row
-from harness.system import Batching, Generation, System
+from harness.run.batches import Batching
+from harness.run.system import Generation, System
 from harness.task import Selection
 from harness.tasks.mmlu import MMLU
 
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    lm = LanguageModel.load(model_row(args.model), device=args.device)
+    lm = load_model(model_row(args.model), device=args.device)
     task = MMLU(args.data, num_fewshot=args.num_fewshot, per_subject=args.per_subject, users_from="none")
     items = list(task.items(Selection("test")))
     timed, size = clock(args.device), args.batch_size

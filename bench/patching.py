@@ -1,4 +1,4 @@
-"""Activation patching: one patched run at a time against `harness.patching`, same model, same answers.
+"""Activation patching: one patched run at a time against `harness.run.patch_runs`, same model, same answers.
 
     python bench/patching.py [--model tiny] [--tokens 100] [--loop_runs 60] [--device cuda]
 
@@ -19,15 +19,17 @@ import torch
 from subject import SIZES, dtype_of, model, peak_bytes, seconds, settings, write
 from torch import Tensor
 
-from harness.capture import capture
 from harness.data import Prompt
-from harness.decode import Cost, Request
 from harness.edits import Replace
-from harness.lm import Encoded, FittedPrompt, LanguageModel
-from harness.patching import PARTS, Decision, experiment, variants
+from harness.engine.capture import capture
+from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.loading import load_model
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Cost, Request
 from harness.plan import ALL, Edit, Plan, Site, Stream
 from harness.registry import model_row
-from harness.testing import ToyTemplate
+from harness.run.contract import ToyTemplate
+from harness.run.patch_runs import PARTS, Decision, experiment, variants
 
 IDENTITY = 8
 """Position of the token in which the prompts differ."""
@@ -95,10 +97,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    if args.model:
-        lm = LanguageModel.load(model_row(args.model), device=args.device)
-    else:
-        lm = model(args.size, args.device, dtype_of(args.device))
+    lm = (
+        load_model(model_row(args.model), device=args.device)
+        if args.model
+        else model(args.size, args.device, dtype_of(args.device))
+    )
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(50, lm.vocabulary - 1, (args.tokens,), generator=generator).tolist()
     other = [*ids[:IDENTITY], ids[IDENTITY] + 1, *ids[IDENTITY + 1 :]]

@@ -1,4 +1,4 @@
-"""Head discovery: one head at a time against `harness.variants` and `harness.screening`, same model, same answers.
+"""Head discovery: one head at a time against `harness.engine.prompt_variants` and `harness.fit.screening`, same model, same answers.
 
     python bench/pcs.py [--samples 50 --loop_heads 16] [--device cuda --size llama3-8b]
 
@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from subject import SIZES, dtype_of, model, peak_bytes, seconds, settings, write
 
-from harness.cache import fork
 from harness.edits import ScaleHeads
-from harness.lm import Encoded, LanguageModel
+from harness.engine.cache import fork
+from harness.engine.encoder import Encoded
+from harness.engine.model import LanguageModel
+from harness.engine.prompt_variants import score_variants
+from harness.fit.screening import first_order
 from harness.plan import DECODE
-from harness.screening import first_order
-from harness.variants import score_variants
 
 
 class Ablation:

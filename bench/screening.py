@@ -2,7 +2,7 @@
 
     python bench/screening.py [--model tiny] [--task lamp4 --task lamp7] [--data ../shared/data/lamp] [--k 4]
 
-On train examples, PCS of every head is measured and estimated (`harness.screening`), with both operators. `recall` is the
+On train examples, PCS of every head is measured and estimated (`harness.fit.screening`), with both operators. `recall` is the
 share of the K heads of highest PCS on a shortlist of so many heads, beside what a random shortlist holds; `spearman`
 compares the exact ranking with the estimates and with their size, which makes the shortlist.
 """
@@ -16,13 +16,14 @@ import torch
 from scipy.stats import spearmanr
 from subject import seconds, settings, write
 
-from harness.heads import Operator, mask
-from harness.kit import Kit
-from harness.lm import LanguageModel
+from harness.engine.loading import load_model
+from harness.engine.model import LanguageModel
+from harness.fit.heads import Operator, mask
+from harness.fit.kit import Kit
+from harness.fit.screening import recall
 from harness.method import Context
 from harness.plan import DECODE, Plan, Stream
 from harness.registry import model_row, task_class, task_name
-from harness.screening import recall
 from harness.task import Selection
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=0, help="0 = 4 % of the heads, at least 4")
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    lm = LanguageModel.load(model_row(args.model), device=args.device)
+    lm = load_model(model_row(args.model), device=args.device)
     args.task = [task_name(name) for name in args.task or ("lamp1", "lamp2m", "lamp3", "lamp4", "lamp5", "lamp7")]
     heads = lm.sites.layers * lm.sites.heads
     args.k = args.k or max(4, int(0.04 * heads))

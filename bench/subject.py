@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from harness import provenance
-from harness.lm import LanguageModel
-from harness.testing import random_lm
+from harness.engine.model import LanguageModel
+from harness.records import provenance
+from harness.run.contract import random_lm
 
 SIZES: dict[str, dict[str, Any]] = {
     "toy": {  # to try a benchmark, not to measure anything

@@ -25,13 +25,13 @@ from subject import SIZES, dtype_of, model, seconds, settings, write
 from torch import Tensor
 
 from harness.data import Prompt
-from harness.lm import LanguageModel
+from harness.engine.model import LanguageModel
+from harness.engine.parameter_stacks import retract
+from harness.engine.train import train
 from harness.method import Fitted
 from harness.plan import Stream
-from harness.recipe import Adapter, Learner, Lesson, Recipe, Shifts, middle
-from harness.stacks import retract
-from harness.testing import ToyTemplate
-from harness.train import train
+from harness.run.contract import ToyTemplate
+from harness.training import Adapter, Learner, Lesson, Recipe, Shifts, middle
 
 
 def learners(users: int, lessons: int, low: int, high: int) -> list[Learner]:

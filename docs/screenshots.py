@@ -14,7 +14,7 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from harness import report
+from harness.publish import report
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = {

@@ -2,7 +2,7 @@
 
 A `Method` is a frozen dataclass of hyper-parameters and four functions, of which only `plan` is required. It owns no
 loop, hook, cache or tokenizer: it says which forward passes it wants (see `harness.plan`) and the engine runs them, for
-generation and for scoring alike. `harness check ./mine.py` tests what a method must keep (`harness.testing`).
+generation and for scoring alike. `harness check ./mine.py` tests what a method must keep (`harness.run.contract`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.errors import UsageError, UserFailed
 from harness.plan import Plan
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 RetrieverName = Literal["bm25", "profile", "recency", "random", "dense"]
 
@@ -48,7 +48,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Fitted:
-    """State a method fitted: named tensors and JSON values. Saved as safetensors + JSON by `harness.artifacts`."""
+    """State a method fitted: named tensors and JSON values. Saved as safetensors + JSON by `harness.fit.artifacts`."""
 
     tensors: Mapping[str, Any] = field(default_factory=dict)
     """Name -> torch.Tensor (kept as Any here, so that listing methods never imports torch)."""

@@ -18,7 +18,7 @@ from harness.data import Labelled
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.system import System
+    from harness.run.system import System
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a method that trains says: what is learnt from, what is trained, and how. `harness.train` does it.
+"""What a method that trains says: what is learnt from, what is trained, and how. `harness.engine.train` does it.
 
     Lesson    a prompt under what stays frozen, and the answer whose tokens are the loss
     Learner   a user with their lessons, or all users taken as one
@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from harness.data import Example, Labelled, Prompt, User
 from harness.edits import LowRankShift
 from harness.errors import UsageError, UserFailed
+from harness.fit.summaries import Summaries
+from harness.fit.writer import Written
 from harness.method import Context, Fitted, Method
 from harness.plan import ALL, LAST_PROMPT, Edit, FirstLast, LoRA, Site, Stream, Where
-from harness.summaries import Summaries
-from harness.writer import Written
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 Start = Literal["identity", "random"]
 """`identity` changes nothing before the first step; `random` is pyreft's start, a change of relative size sqrt(4 r / 3 D)."""
@@ -181,7 +181,7 @@ class TrainsUsers(Trains):
     """Newest history items a user learns from; None = all."""
     profile: str | None = None
     """Who writes a summary of each user's history, which stands before their prompts in training too: `self`, a model, or
-    `openai/<model>` (see `harness.summaries`); None = nobody. As published it is of the whole history, lessons included."""
+    `openai/<model>` (see `harness.fit.summaries`); None = nobody. As published it is of the whole history, lessons included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from harness.contrast import WHERE, Contrasts, at_block
 from harness.data import Example
 from harness.edits import AddVector, ClampTo, ProjectOut
 from harness.errors import UsageError
+from harness.fit.difference_vectors import WHERE, Contrasts, at_block
 from harness.method import Fitted
 from harness.plan import Edit, Plan, Site, Stream
 

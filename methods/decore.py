@@ -2,8 +2,8 @@
 
 Paper: Gema et al., DeCoRe: Decoding by Contrasting Retrieval Heads to Mitigate Hallucinations (arXiv 2410.18860):
 (1 + alpha) log p_base - alpha log p_masked, alpha the entropy of p_base in nats (`entropy`, the paper's) or a constant
-(preset `static`, 0.5). Retrieval heads: Wu et al., ICLR 2025, by needle tests (see `harness.needle`), or from a
-published file (`heads_file`, see `harness.heads`).
+(preset `static`, 0.5). Retrieval heads: Wu et al., ICLR 2025, by needle tests (see `harness.fit.needle`), or from a
+published file (`heads_file`, see `harness.fit.heads`).
 Code read: aryopg/DeCoRe@d1fa5a9, and its copy in weixuzhang/DPS@5bbe129. `entropy_gain` (entropy of p_masked minus that
 of p_base, which may be negative) is in the code only. Differs from that code:
 - Masked means what the paper says: the head's output is zero (`zero`). Upstream zeroes the query, so that the head
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UsageError
-from harness.heads import Head, Operator, file_identity, mask, read_heads
+from harness.fit.heads import Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import DECODE, Plan, Stream
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 _COPYING = (
     "decore: the model answered {answered} of {tests} needle tests, so its retrieval heads are unknown; taken are the heads "
@@ -137,7 +137,7 @@ class DeCoRe(Method):
 
     def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
         """`heads`: all that are ranked as [layer, head, score], best first; the `k` best are the retrieval heads."""
-        from harness.head_maps import rounded
+        from harness.fit.head_maps import rounded
 
         chosen = self._chosen(shared)
         assert shared is not None

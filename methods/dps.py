@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
-from harness.heads import Detection, Head, Operator, file_identity, mask, read_heads
+from harness.fit.heads import Detection, Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import ALL, DECODE, Plan, Stream, Where
@@ -38,7 +38,7 @@ from harness.plan import ALL, DECODE, Plan, Stream, Where
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 Control = Literal["none", "random_heads", "random_mask"]
 
@@ -80,9 +80,9 @@ class DPS(Method):
     samples: int = 50
     """Train examples whose references measure PCS, a seeded draw."""
     screen: int | None = None
-    """Heads whose PCS is measured, those of largest first-order estimate (see `harness.screening`); by default all."""
+    """Heads whose PCS is measured, those of largest first-order estimate (see `harness.fit.screening`); by default all."""
     heads_file: str | None = None
-    """A published head file for this model (see `harness.heads`), read instead of measuring PCS."""
+    """A published head file for this model (see `harness.fit.heads`), read instead of measuring PCS."""
     scope: Literal["decode", "all"] = "decode"
     """Positions masked: from the last prompt token on, as the shared prefill implies, or everywhere."""
     discover_operator: Detection = "zero"
@@ -91,7 +91,7 @@ class DPS(Method):
     clusters: int = 0
     """Groups of users with heads of their own; 0 is one head set for everyone, masked whole."""
     embedding: Literal["tfidf", "minilm"] = "tfidf"
-    """What profiles are compared by (see `harness.profiles`)."""
+    """What profiles are compared by (see `harness.fit.profiles`)."""
     routing: Literal["soft", "hard"] = "soft"
     """A user's clusters: all, by softmax(-distance / temperature), or the nearest one."""
     temperature: float = 0.1
@@ -253,11 +253,11 @@ class DPS(Method):
 
         heads      all that were measured, best first; `k` of them are masked
         controls   which heads are masked and how strongly, discovered or random (Figure 5); with clusters for one user
-        pcs, ...   maps, intervals and overlaps (Figures 3, 4 and 7), see `harness.head_maps.describe`
+        pcs, ...   maps, intervals and overlaps (Figures 3, 4 and 7), see `harness.fit.head_maps.describe`
         clusters   what embedded the profiles, sizes, heads and agreement, and how many clusters a user effectively has
         screening  places of the K best heads in the order of screening: a list cut before a place misses its head
         """
-        from harness.head_maps import describe, rounded
+        from harness.fit.head_maps import describe, rounded
 
         chosen = self._chosen(shared)
         assert shared is not None
@@ -291,7 +291,7 @@ class DPS(Method):
         """Train users and PCS samples of each cluster, its heads, their Jaccard indices; how evaluated users are routed."""
         import numpy as np
 
-        from harness.head_maps import jaccard, rounded
+        from harness.fit.head_maps import jaccard, rounded
 
         weights = [weights.numpy() for weights in self._cluster_weights(shared)]
         sets = np.stack([each.ravel() > 0 for each in weights])

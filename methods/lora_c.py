@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.adapters import adapter_identity
 from harness.data import Example, Labelled
+from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UserFailed
 from harness.method import Fitted
 from harness.plan import Plan, Stream
-from harness.recipe import Adapter, Trains, lora
+from harness.training import Adapter, Trains, lora
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

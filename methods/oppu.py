@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.adapters import adapter_identity
 from harness.data import Example, Labelled, User
+from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted
 from harness.plan import LoRA, Plan, Stream
-from harness.recipe import Adapter, TrainsUsers, lora
+from harness.training import Adapter, TrainsUsers, lora
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
+from harness.fit.summaries import INSTRUCTION, Summaries
+from harness.fit.writer import Written
 from harness.method import Context, Fitted, Method
 from harness.plan import Plan, Stream
-from harness.summaries import INSTRUCTION, Summaries
-from harness.writer import Written
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

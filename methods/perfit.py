@@ -24,10 +24,10 @@ from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted
 from harness.plan import Edit, Plan, Stream, Where
-from harness.recipe import Shifts, Start, TrainsUsers, middle, positions
+from harness.training import Shifts, Start, TrainsUsers, middle, positions
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Persona vectors: add the direction in which answers under a persona differ from neutral ones.
 
 Papers: Chen et al., Persona Vectors, 2507.21509; Phadke et al., Mechanistic Origins of Personalization Bias in LLMs,
-section 3 and Figures 1 and 5. Extraction, filter and what differs from the authors' code: `harness.contrast`.
+section 3 and Figures 1 and 5. Extraction, filter and what differs from the authors' code: `harness.fit.difference_vectors`.
 The second paper applies a layer's vector "to every layer" (section 3.3) and steers "with the layer-20 vector" (4.2), and
 adds it as it is; so `apply` and `scale` are options, all three readings:
     same_layer               v[layer] after block `layer`
@@ -15,10 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
-from harness.contrast import WHERE, Contrasts, at_block
 from harness.data import Example
 from harness.edits import AddVector
 from harness.errors import UsageError
+from harness.fit.difference_vectors import WHERE, Contrasts, at_block
 from harness.method import Fitted
 from harness.plan import Plan, Site, Stream
 

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
+from harness.fit.writer import ENDPOINT
 from harness.method import Context, Fitted, Method
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
 from harness.registry import model_row
-from harness.writer import ENDPOINT
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 Direction = Literal["mean", "logistic", "pca"]
 _WHERE: Mapping[str, tuple[Where, ...]] = {

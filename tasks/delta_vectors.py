@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harness import metrics
 from harness.data import Example, Labelled
 from harness.errors import ContextTooLong, UsageError, UserFailed
 from harness.plan import LAST_PROMPT, Site, Stream
 from harness.registry import task_class, task_name
+from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
-    from harness.system import System
+    from harness.run.system import System
 
 SHARES = (0.8, 0.9, 0.95)
 """Of the energy, as in Table 1."""
@@ -69,7 +69,7 @@ class DeltaVectors(Task):
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
         """One sample a query: its vector, and no answer. A query without room for any of its history is an error."""
-        from harness.system import TOO_LARGE
+        from harness.run.system import TOO_LARGE
 
         by_id = {item.example.id: item for item in items}
         if items and not any(_differs(system, item.example) for item in items[:GROUP]):

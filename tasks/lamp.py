@@ -6,7 +6,7 @@ LaMP-Benchmark/LaMP@38c9d4d. Files: https://lamp-benchmark.github.io/download, o
     {"task": "LaMP_4", "golds": [{"id": "310", "output": "Social Media Gone Awry: Tips for Teens to Stay Safe"}]}
 The time split adds `user_id` to a question and `date` to a profile item. `lamp2m` (movie tags) and `lamp2n` (news
 categories) are both called LaMP_2; the wording of the input tells which it is. OPPU's files are read too, see `oppu_data`.
-Differs from the official evaluation: a lenient parse stands beside the official one; see also `harness.metrics`.
+Differs from the official evaluation: a lenient parse stands beside the official one; see also `harness.statistics.metrics`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
-from harness import metrics
 from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 from harness.tasks import lamp_prompts, oppu_data
 
 if TYPE_CHECKING:
-    from harness.system import System
+    from harness.run.system import System
 
 SPLITS = ("train", "dev", "test")
 MINI = "lamp-mini"
@@ -210,7 +210,7 @@ class Rating(Lamp):
 
 
 class Generation(Lamp):
-    """ROUGE-1, ROUGE-L and METEOR (with and without a split into sentences, see `harness.metrics`)."""
+    """ROUGE-1, ROUGE-L and METEOR (with and without a split into sentences, see `harness.statistics.metrics`)."""
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         answer = response.strip()

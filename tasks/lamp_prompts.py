@@ -3,7 +3,7 @@
 Paper: Salemi et al., LaMP: When Large Language Models Meet Personalization, ACL 2024. The strings are those of the
 official prompt code (LaMP-Benchmark/LaMP@38c9d4d), stray spaces included: they are part of the benchmark.
 Differs from that code: the query for LaMP-1 is read from the frame of the sentence, so titles that contain quotes
-do not break it; history items are dropped whole instead of being cut inside (the engine does that, see harness.lm).
+do not break it; history items are dropped whole instead of being cut inside (the engine does that, see harness.engine.model).
 """
 
 from __future__ import annotations

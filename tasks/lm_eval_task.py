@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from harness.contexts import MINI, ContextTemplate, UserPool, query, written
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.stats import mean_interval
+from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, query, written
+from harness.statistics.intervals import mean_interval
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task as Source
 
-    from harness.system import Generation, System
+    from harness.run.system import Generation, System
 
 
 class LmEvalTask(Task):
@@ -186,7 +186,7 @@ class LmEvalTask(Task):
 
     def _settings(self) -> Generation | None:
         """How the tasks that ask for text want it generated; None where none of them does."""
-        from harness.lm_eval_bridge import generation_of
+        from harness.run.lm_eval_bridge import generation_of
 
         wanted = [s.config.generation_kwargs for s in self._sources.values() if s.OUTPUT_TYPE == "generate_until"]
         found = [generation_of(settings or {}) for settings in wanted]

@@ -6,7 +6,7 @@ header, `{dev,val,test}/{subject}_{split}.csv` (https://people.eecs.berkeley.edu
 Prompts, letters and categories are those of lm-eval 0.4 (EleutherAI/lm-evaluation-harness@4e7e0d4, tasks/mmlu/default):
 no chat template unless asked for, examples from `dev` in file order. The paper counts anatomy among `other`, lm-eval
 among `stem`. Splits here: `train` = its dev, `dev` = its val, `test`.
-A method that needs a user gets one from a pool (`harness.contexts`), and the user's history stands before everything.
+A method that needs a user gets one from a pool (`harness.run.lm_eval_contexts`), and the user's history stands before everything.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from harness.contexts import MINI, ContextTemplate, UserPool, written
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.stats import mean_interval
+from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, written
+from harness.statistics.intervals import mean_interval
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
-    from harness.system import System
+    from harness.run.system import System
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "stem": (

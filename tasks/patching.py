@@ -5,7 +5,7 @@ Paper: Poonia and Jain, Dissecting Persona-Driven Reasoning in Language Models v
 persona ("Your persona: good student."), the question as MMLU's, and the logits of the choices where the answer begins.
 
 Of a pair, the first is the clean run, the second the corrupted one. De-noising puts clean activations into the corrupted
-run, noising corrupted ones into the clean run (`harness.patching`). With d the difference of two logits (`contrast`),
+run, noising corrupted ones into the clean run (`harness.run.patch_runs`). With d the difference of two logits (`contrast`),
     effect = sum s (d_patched - d_base) / sum |d_source - d_base|,   s = sign(d_source - d_base)
 over samples: 0 = nothing changed, 1 = as in the run the activations come from. It is a ratio of means, not a mean of
 ratios, since a ratio with a small denominator is noise; and each sample is turned by its sign, since a persona helps on
@@ -32,16 +32,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness import metrics
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, did_you_mean
-from harness.stats import ratio_intervals
+from harness.statistics import metrics
+from harness.statistics.intervals import ratio_intervals
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 from harness.tasks.mmlu import MMLU
 
 if TYPE_CHECKING:
-    from harness.patching import Decision, Patched
-    from harness.system import System
+    from harness.run.patch_runs import Decision, Patched
+    from harness.run.system import System
 
 MINI = "lamp-mini"
 LEAD = "I love "
@@ -151,7 +151,7 @@ class Patching(Task):
         return f"patching: {pairs}; {where}"
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
-        from harness.system import TOO_LARGE
+        from harness.run.system import TOO_LARGE
 
         by_id = {item.example.id: item for item in items}
         self._check_aligned(system, items)
@@ -265,7 +265,7 @@ class Patching(Task):
 
     def _decisions(self, system: System, example: Example) -> tuple[Decision, Decision]:
         """The clean and the corrupted prompt."""
-        from harness.patching import decide
+        from harness.run.patch_runs import decide
 
         pair = self.pairs[_pair(example.id)]
         corrupted = replace(example, template=PersonaQuestion(pair.system(pair.corrupted)))
@@ -273,7 +273,7 @@ class Patching(Task):
 
     def _check_aligned(self, system: System, items: Sequence[Labelled]) -> None:
         """Raises UsageError where no pair is token-aligned. One question shows it for all."""
-        from harness.patching import identity
+        from harness.run.patch_runs import identity
 
         lengths: dict[str, str] = {}
         first: dict[str, Labelled] = {}
@@ -295,7 +295,7 @@ class Patching(Task):
 
     def _sample(self, system: System, item: Labelled) -> Sample:
         """One pair on one question."""
-        from harness import patching
+        from harness.run import patch_runs as patching
 
         example = item.example
         sample, cost = Sample(example.id, example.user.id), system.decoder.cost

@@ -24,13 +24,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness import metrics
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
 
 if TYPE_CHECKING:
-    from harness.system import System
+    from harness.run.system import System
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "religion": ("christianity", "islam", "hinduism", "judaism"),

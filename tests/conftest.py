@@ -15,7 +15,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFL
 
 import pytest
 
-from harness.records import (
+from harness.records.store import (
     Cost,
     DataConfig,
     MethodConfig,
@@ -90,7 +90,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.delenv("HARNESS_DATA", raising=False)
 
     def call(line: str) -> Done:
-        from harness.cli import main
+        from harness.cli.app import main
 
         monkeypatch.setattr(sys, "argv", ["harness", *shlex.split(line)])
         code: Any = 0
@@ -108,7 +108,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small random chat model with one token a byte and a context of 512: loads and answers in no time."""
     import torch
 
-    from harness.testing import random_lm
+    from harness.run.contract import random_lm
 
     folder = tmp_path_factory.mktemp("models") / "toy"
     lm = random_lm(dtype=torch.float32)

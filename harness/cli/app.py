@@ -9,12 +9,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from harness.cli_compare import compare, figure
-from harness.cli_judge import judge_app, score
-from harness.cli_run import Set, fit, run
-from harness.cli_sweep import sweep
-from harness.cli_table import table
-from harness.cli_vectors import vectors_app
+from harness.cli.compare import compare, figure
+from harness.cli.judge import judge_app, score
+from harness.cli.run import Set, fit, run
+from harness.cli.sweep import sweep
+from harness.cli.table import table
+from harness.cli.vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
 
 app = typer.Typer(
@@ -124,12 +124,12 @@ def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None
         rows = [[name, text] for name, text in RETRIEVERS.items()]
         headers = ["retriever", "order of the history"]
     elif what == "tables":
-        from harness.tables import TABLES
+        from harness.publish.tables import TABLES
 
         rows = [[name, title] for name, title in TABLES.items()]
         headers = ["table", "title"]
     else:
-        from harness.figures import FIGURES
+        from harness.publish.figures import FIGURES
 
         rows = [[name, spec.title] for name, spec in FIGURES.items()]
         headers = ["figure", "title"]
@@ -143,7 +143,7 @@ def show(
     beside: Annotated[list[Path], typer.Option(help="Other records of the task, side by side. Repeatable.")] = [],  # noqa: B006
 ) -> None:
     """A record: configuration, metrics, health, cost and a few samples, side by side with other runs."""
-    from harness.show import find_run, show_runs
+    from harness.publish.show import find_run, show_runs
 
     print(show_runs([find_run(folder) for folder in (run_folder, *beside)], samples))
 
@@ -157,7 +157,7 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Regenerate leaderboard.md from the records."""
-    from harness import leaderboard as board
+    from harness.publish import leaderboard as board
 
     if not check:
         path.write_text(board.render(results), encoding="utf-8")
@@ -176,7 +176,7 @@ def report(
     ] = [],  # noqa: B006
 ) -> None:
     """Write a page over the records: rankings, tables, every method's answers side by side, heads, costs."""
-    from harness.report import write
+    from harness.publish.report import write
 
     print(write(results, output, data))
 
@@ -187,14 +187,14 @@ def check_(
     settings: Set = [],  # noqa: B006
 ) -> None:
     """Test that a method keeps the engine's promises, on a small random model in float64."""
-    from harness.console import Terminal
     from harness.options import build_method
     from harness.registry import method_row
+    from harness.run.console import Terminal
 
     row = method_row(method)
     built = build_method(row.cls, row.name, None, settings)
     Terminal().say(f"checking {row.name} on a random model")
-    from harness.testing import check_method
+    from harness.run.contract import check_method
 
     check_method(built, say=lambda line: print(f"ok  {line}"))
 
@@ -207,7 +207,7 @@ def data_get(
     dest: Annotated[Path, typer.Option(help="Folder to put the files in.")] = Path("data/lamp"),
 ) -> None:
     """Download a task's official files, with progress, resume and a recorded checksum."""
-    from harness import download
+    from harness.cli import download
     from harness.registry import task_name
 
     print(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))

@@ -24,9 +24,9 @@ def compare(
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
 ) -> None:
     """Runs on the same samples, paired by user and item: differences, tests, who gains, and what n could show."""
-    from harness.compare import compare, control_of
-    from harness.comparison_formats import FORMATS, terminal
-    from harness.show import find_run
+    from harness.publish.show import find_run
+    from harness.statistics.compare import compare, control_of
+    from harness.statistics.formats import FORMATS, terminal
 
     if fmt not in FORMATS:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)} choose from {', '.join(FORMATS)}")
@@ -53,8 +53,8 @@ def figure(
     task: Annotated[str | None, typer.Option(help="Which task's records, where a figure shows one.")] = None,
 ) -> None:
     """The papers' figures, drawn from the records, with intervals, n, and published values where the paper prints them."""
-    from harness.console import Terminal
-    from harness.figures import FORMATS, write
+    from harness.publish.figures import FORMATS, write
+    from harness.run.console import Terminal
 
     drawn = write(ids, results, output, fmt or FORMATS, model=model, task=task)
     for path in drawn.paths:

@@ -10,7 +10,7 @@ import typer
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.pair_record import PairRecord
+    from harness.judge.pairwise_record import PairRecord
 
 JudgeName = Annotated[
     str | None, typer.Option("--judge", help="openai/<model>, hf/<model>, or lexicon (word lists; not comparable).")
@@ -60,10 +60,10 @@ def score(
 
     Asks its own judge for the ratings that failed. Another --judge makes a record of its own beside it.
     """
-    from harness.cli_run import report
-    from harness.console import Terminal
-    from harness.score import score
-    from harness.show import find_run
+    from harness.cli.run import report
+    from harness.publish.show import find_run
+    from harness.run.console import Terminal
+    from harness.run.score import score
 
     console = Terminal()
     done = score(find_run(run_folder), judge, judge_base_url, judge_settings, data=data, console=console)
@@ -85,10 +85,10 @@ def pairs(
     data: Data = None,
 ) -> None:
     """A language model rates both answers of each pair, in both orders, without knowing whose they are."""
-    from harness.console import Terminal
-    from harness.judge import open_judge
-    from harness.pairs import judge_pairs
-    from harness.show import find_run
+    from harness.judge.judges import open_judge
+    from harness.judge.pairwise import judge_pairs
+    from harness.publish.show import find_run
+    from harness.run.console import Terminal
 
     if judge is None:
         raise UsageError("give --judge openai/<model> or hf/<model>; 'harness judge export' is for people")
@@ -118,9 +118,9 @@ def export(
     data: Data = None,
 ) -> None:
     """Write blind pairs as a CSV file, a copy of which each annotator fills in: A, B or tie."""
-    from harness.annotations import export
-    from harness.console import Terminal
-    from harness.show import find_run
+    from harness.judge.annotations import export
+    from harness.publish.show import find_run
+    from harness.run.console import Terminal
 
     a, b = find_run(run_a), find_run(run_b)
     folder, file = export(a, b, path, count=limit, seed=seed, profile_items=profile_items, data=data)
@@ -134,8 +134,8 @@ def import_(
     votes: Annotated[list[Path], typer.Argument(metavar="VOTES.csv...", help="One filled-in file an annotator.")],
 ) -> None:
     """Count annotators' votes: majority a pair, win rates with intervals, and how far they agree."""
-    from harness.annotations import import_votes
-    from harness.console import Terminal
+    from harness.judge.annotations import import_votes
+    from harness.run.console import Terminal
 
     record = import_votes(folder, votes)
     _report(folder, record)
@@ -145,7 +145,7 @@ def import_(
 
 
 def _report(folder: Path, record: PairRecord) -> None:
-    from harness.show import pairs_table
+    from harness.publish.show import pairs_table
 
     print(pairs_table(record))
     print(folder)

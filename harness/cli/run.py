@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from harness.cli_judge import JudgeName, JudgeSet, JudgeUrl
+from harness.cli.judge import JudgeName, JudgeSet, JudgeUrl
 from harness.errors import HarnessError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from harness.cell import Cell
-    from harness.console import Console
-    from harness.judge import Judge
-    from harness.lm import LanguageModel
-    from harness.records import Outcome
+    from harness.engine.model import LanguageModel
+    from harness.judge.judges import Judge
+    from harness.records.store import Outcome
+    from harness.run.cell import Cell
+    from harness.run.console import Console
 
 Methods = Annotated[list[str], typer.Option("--method", help="Registered name, or ./file.py:Class. Repeatable.")]
 Tasks = Annotated[list[str], typer.Option("--task", help="Task name, as in lamp4 (also LaMP-4). Repeatable.")]
@@ -129,9 +129,9 @@ def run(
 
     The same command again resumes a run that was killed, and shows one that is complete.
     """
-    from harness.cell import Settings, grid
-    from harness.console import Terminal
-    from harness.control import Control
+    from harness.run.cell import Settings, grid
+    from harness.run.console import Terminal
+    from harness.run.control import Control
 
     controls = get_args(Control)
     if control not in controls:
@@ -169,7 +169,7 @@ def run(
         return 0
 
     def answer(cell: Cell) -> int:
-        from harness.run import run_cell
+        from harness.run.steps import run_cell
 
         if several:
             console.say(f"{cell.method_name} on {cell.task_name}")
@@ -183,7 +183,7 @@ def run(
         return done.exit_code
 
     def describe(cell: Cell) -> int:
-        from harness.dry_run import dry_run
+        from harness.run.dry_run import dry_run
 
         print(dry_run(lm, cell))
         return 0
@@ -221,9 +221,9 @@ def fit(
     device_map: DeviceMap = None,
 ) -> None:
     """Fit a method and keep what it learnt; a later run with the same settings reuses it."""
-    from harness.artifacts import ArtifactStore
-    from harness.cell import Settings, check_fit, grid
-    from harness.console import Terminal
+    from harness.fit.artifacts import ArtifactStore
+    from harness.run.cell import Settings, check_fit, grid
+    from harness.run.console import Terminal
 
     chosen = Settings(split=split, fit_split=fit_split, max_new_tokens=max_new_tokens, seed=seed)
     task_settings = _with_shots(task_settings, num_fewshot)
@@ -231,7 +231,7 @@ def fit(
     console, store = Terminal(), ArtifactStore()
 
     def learn(cell: Cell) -> int:
-        from harness.fitting import shared_state, warnings_of
+        from harness.fit.states import shared_state, warnings_of
 
         shared = shared_state(lm, cell, store, console)
         console.close()
@@ -270,7 +270,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
 
 def report(done: Outcome, console: Console, *, as_json: bool) -> None:
     """Results to stdout, and what must be known before quoting them to stderr."""
-    from harness.show import metrics_table, warnings
+    from harness.publish.show import metrics_table, warnings
 
     config = done.record.config
     if as_json:
@@ -285,9 +285,9 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
 
 def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:
     """Reads the adapters where the run kept them; trains those that are gone from there."""
-    from harness.adapters import write_adapter
-    from harness.artifacts import ArtifactStore
-    from harness.fitting import personal_states, shared_state
+    from harness.engine.adapters import write_adapter
+    from harness.fit.artifacts import ArtifactStore
+    from harness.fit.states import personal_states, shared_state
 
     store = ArtifactStore()
     shared = shared_state(lm, cell, store, console)
@@ -300,7 +300,7 @@ def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console)
 
 
 def _export_lamp(done: Outcome, console: Console) -> None:
-    from harness.records import read_samples
+    from harness.records.store import read_samples
     from harness.tasks.lamp import export_lamp
 
     if done.record.health.errors:
@@ -322,8 +322,8 @@ def open_judge_for(
     if not any(cell.task.judged for cell in cells):
         tasks = ", ".join(dict.fromkeys(cell.task_name for cell in cells))
         raise UsageError(f"{tasks}: no judge is asked; 'harness judge pairs RUN_A RUN_B' compares two runs of any task")
-    from harness.endpoint import ENDPOINT
-    from harness.judge import open_judge
+    from harness.judge.endpoint import ENDPOINT
+    from harness.judge.judges import open_judge
 
     for asked in {getattr(cell.method, "judge", None) or "" for cell in cells}:
         if base_url and asked.startswith(ENDPOINT) and base_url != os.environ.get("OPENAI_BASE_URL"):
@@ -353,13 +353,12 @@ def batch_size_of(text: str) -> int | None:
 def load(
     model: str, path: str | None, dtype: str, device: str, device_map: str | None, console: Console
 ) -> LanguageModel:
+    from harness.engine.loading import load_model
     from harness.registry import model_row
 
     row = model_row(model, path)
     console.say(f"loading {row.name}")
-    from harness.lm import LanguageModel
-
-    lm = LanguageModel.load(row, dtype=dtype, device=device, device_map=device_map)  # type: ignore[arg-type]
+    lm = load_model(row, dtype=dtype, device=device, device_map=device_map)  # type: ignore[arg-type]
     if lm.device.type == "cpu" and lm.parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         import torch
 

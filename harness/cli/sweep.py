@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli_judge import JudgeName, JudgeSet, JudgeUrl
-from harness.cli_run import (
+from harness.cli.judge import JudgeName, JudgeSet, JudgeUrl
+from harness.cli.run import (
     BatchSize,
     Data,
     Device,
@@ -40,7 +40,7 @@ from harness.cli_run import (
 )
 
 if TYPE_CHECKING:
-    from harness.records import MetricValue
+    from harness.records.store import MetricValue
 
 
 def sweep(
@@ -81,9 +81,9 @@ def sweep(
     Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
     least 75 where that is measured. The same command again resumes.
     """
-    from harness.cell import Settings, grid
-    from harness.console import Terminal
-    from harness.sweep import peak, points, run_sweep
+    from harness.run.cell import Settings, grid
+    from harness.run.console import Terminal
+    from harness.run.sweep import peak, points, run_sweep
 
     chosen = Settings(
         split=split,

@@ -33,10 +33,10 @@ def table(
 
     Statistics of data (dps-5, perfit-5) are those of --data, else of the embedded users.
     """
-    from harness.tables import grids, write
+    from harness.publish.tables import grids, write
 
     if missing:
-        from harness.tables import commands
+        from harness.publish.tables import commands
 
         lines = commands(ids or (), results, model=model, data=data)
         print(*lines, sep="\n", end="\n" if lines else "")
@@ -47,7 +47,7 @@ def table(
     width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()
     print(write(made, fmt, color=shown, width=width))
     if check:
-        from harness.tables.differences import verdict
+        from harness.publish.tables.differences import verdict
 
         found = verdict(made)
         for line in found.outside:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli_run import Device, Dtype, Model, ModelPath, load
+from harness.cli.run import Device, Dtype, Model, ModelPath, load
 from harness.errors import DataMissing, UsageError
 
 if TYPE_CHECKING:
-    from harness.vectors import Vectors
+    from harness.fit.vector_files import Vectors
 
 Trait = Annotated[str | None, typer.Option(help="Whose vectors, or what an imported file's are called.")]
 Blocks = Annotated[
@@ -46,7 +46,7 @@ def export(
     ] = "layers",
 ) -> None:
     """Write the vectors of a fitted state, or of another file, in the format that FILE's name says."""
-    from harness.vectors import named, read_vectors, write_vectors
+    from harness.fit.vector_files import named, read_vectors, write_vectors
 
     wanted = _blocks(blocks)
     if Path(source).suffix:
@@ -75,8 +75,8 @@ def import_(
     Refused are vectors of another size, of another revision where a file says its model, and, asked for by --blocks, the last
     row of a persona-vector file.
     """
-    from harness.console import Terminal
-    from harness.vectors import named, read_vectors, save
+    from harness.fit.vector_files import named, read_vectors, save
+    from harness.run.console import Terminal
 
     if path.suffix != ".safetensors":
         raise UsageError(f"imported vectors are kept as .safetensors; {path} is none")
@@ -90,8 +90,8 @@ def import_(
 
 
 def _fitted(key: str, trait: str | None, pooling: str) -> Vectors:
-    from harness.artifacts import ArtifactStore
-    from harness.vectors import of_fitted
+    from harness.fit.artifacts import ArtifactStore
+    from harness.fit.vector_files import of_fitted
 
     store = ArtifactStore()
     state = store.get(key)

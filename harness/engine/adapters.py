@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataMissing, UsageError
 from harness.method import Fitted
-from harness.recipe import PEFT_A, peft_name
+from harness.training import PEFT_A, peft_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from torch import Tensor
 
-    from harness.lm import LanguageModel
+    from harness.engine.model import LanguageModel
 
 _PLAIN = {
     "bias": "none", "use_dora": False, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
@@ -38,7 +38,7 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     """
     import peft
 
-    from harness.stacks import digest, lora_shapes
+    from harness.engine.parameter_stacks import digest, lora_shapes
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise DataMissing(f"{folder} has no adapter_config.json; give the folder of a PEFT adapter")

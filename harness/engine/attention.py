@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from harness.sites import Sites
+from harness.engine.sites import Sites
 
 _NAME = "harness_reading"
 _KEYS_ONLY = "harness_keys_only"

@@ -1,7 +1,7 @@
 """Read activations at a Site, with the same positions and the same code path that edits use, so no off-by-one.
 
 Reading while generating is reading the teacher-forced response: generation and scoring see the same activations
-(promise 1 of `harness.testing`), and one pass over the whole sequence is faster than a hook in the loop.
+(promise 1 of `harness.run.contract`), and one pass over the whole sequence is faster than a hook in the loop.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.attention import Attention, reading
-from harness.decode import Request
-from harness.lm import LanguageModel, pad_left
+from harness.engine.attention import Attention, reading
+from harness.engine.model import LanguageModel, pad_left
+from harness.engine.row_edits import RowEdits
+from harness.engine.rows import Request
+from harness.engine.sites import Transform
 from harness.plan import Site, Where
-from harness.row_edits import RowEdits
-from harness.sites import Transform
 
 QUERIES = 256
 """Positions of a row whose attention weights exist at once."""

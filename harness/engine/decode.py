@@ -1,9 +1,8 @@
 """Runs plans: batched generation and teacher-forced scoring, one decoder for every method.
 
-A batch holds samples; a sample has one row a stream, all fed the same response tokens. Rows are padded on the left for
-the prompt and share a prefill when their tokens, adapters and the edits acting below prompt_len - 1 are equal: then the
+A batch holds samples; a sample has one row a stream, all fed the same response tokens. Where rows share a prefill, the
 prompt but its last token runs once a group, the cache is fanned out to rows, and the last prompt token is the first
-position the streams see apart. Prompts that only begin alike (the examples of a few-shot task) share that beginning.
+position the streams see apart (`harness.engine.rows`).
 """
 
 from __future__ import annotations
@@ -13,25 +12,21 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.cache import Prefilled, fan_out, gather
+from harness.engine.cache import Prefilled, fan_out, gather
+from harness.engine.encoder import FittedPrompt
+from harness.engine.model import LanguageModel, pad_left
+from harness.engine.rows import Cost, Pass, Request, Rows
 from harness.errors import ContextTooLong, UsageError
-from harness.flops import adapter_flops
-from harness.lm import FittedPrompt, LanguageModel, pad_left
 from harness.plan import Exit, Mix, Plan, Site, Stream, StreamOutput
-from harness.row_edits import RowEdits, acts_before
 
 _LOGITS_BYTES = 256 * 2**20
 """Logits held at once while scoring; positions are chunked to stay below."""
-
-_LEAST_SHARED = 32
-"""Tokens at which prompts must begin alike, and half of the longest of them, to share that beginning."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +51,6 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
-class Request:
-    """A plan with its prompts encoded and cut to the context."""
-
-    key: str
-    """Names the sample: the key of its sampling noise."""
-    plan: Plan
-    prompts: tuple[FittedPrompt, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Prompt tokens of the longest stream."""
-        return max(len(prompt.encoded.ids) for prompt in self.prompts)
-
-
-@dataclass(frozen=True)
 class Generated:
     ids: tuple[int, ...]
     """With the end token, where one was generated."""
@@ -86,155 +66,6 @@ class Scored:
     """Of each continuation token, in nats."""
     greedy: tuple[bool, ...]
     """Whether the token is the most likely one at its position."""
-
-
-@dataclass
-class Cost:
-    """What the forward passes so far have cost."""
-
-    forward_passes: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    flops: int = 0
-    """Operations of the matrix products, padding included (`harness.flops`)."""
-    edits_prefill: int = 0
-    """(row, position) pairs edited below the last prompt token."""
-    edits_decode: int = 0
-
-
-@dataclass
-class _Rows:
-    """Streams of a batch, flattened: row r is stream `stream_of[r]` of sample `sample_of[r]`."""
-
-    streams: list[Stream]
-    prompts: list[FittedPrompt]
-    sample_of: list[int]
-    stream_of: list[int]
-
-    @classmethod
-    def of(cls, requests: Sequence[Request]) -> _Rows:
-        rows = cls([], [], [], [])
-        for sample, request in enumerate(requests):
-            for number, (stream, prompt) in enumerate(zip(request.plan.streams, request.prompts, strict=True)):
-                rows.streams.append(stream)
-                rows.prompts.append(prompt)
-                rows.sample_of.append(sample)
-                rows.stream_of.append(number)
-        return rows
-
-    def pick(self, rows: Sequence[int]) -> _Rows:
-        return _Rows(*([values[r] for r in rows] for values in vars(self).values()))
-
-    def prompt_lengths(self) -> list[int]:
-        return [len(prompt.encoded.ids) for prompt in self.prompts]
-
-    def prefill_groups(self) -> list[list[int]]:
-        """Rows whose prompts can run once: equal tokens, adapters and edits below the last prompt token."""
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for row, (stream, prompt) in enumerate(zip(self.streams, self.prompts, strict=True)):
-            layout = prompt.encoded.layout()
-            below = tuple(id(edit) for edit in stream.edits if acts_before(edit, layout.prompt_len - 1, layout))
-            adapters = tuple(lora.key for lora in stream.adapters)
-            groups[(prompt.encoded.ids, adapters, below)].append(row)
-        return list(groups.values())
-
-    def families(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-        """Numbers of the rows whose prompts begin alike, each family with the number of first tokens that run once.
-
-        Adapters and edits below that token are equal too. The rows that share nothing are one family with 0.
-        """
-        families: list[tuple[int, list[int]]] = []
-        for number in sorted(range(len(prompts)), key=lambda n: tuple(prompts[n])):  # neighbours are most alike
-            if families:
-                members = [*families[-1][1], number]
-                ends = [prompts[members[0]], prompts[number]]  # what the first and the last share, all share
-                shared = min(_common(*ends), *(len(prompts[member]) - 1 for member in members))
-                if shared >= max(_LEAST_SHARED, max(len(prompts[member]) for member in members) / 2):
-                    families[-1] = shared, members
-                    continue
-            families.append((0, [number]))
-        alone, found = [], []
-        for shared, members in families:
-            alike: dict[Any, list[int]] = defaultdict(list)
-            for number in members:
-                alike[self._acting_before(number, shared)].append(number)
-            for same in alike.values():
-                if shared and len(same) > 1:
-                    found.append((shared, sorted(same)))
-                else:
-                    alone += same
-        return [*found, (0, sorted(alone))] if alone else found
-
-    def _acting_before(self, row: int, end: int) -> tuple[Any, ...]:
-        """The adapters of a row, and the edits that touch a position below `end` with the positions they touch."""
-        stream, layout = self.streams[row], self.prompts[row].encoded.layout()
-        touched = [(id(edit), edit.where(np.arange(end), layout)) for edit in stream.edits]
-        edits = tuple((edit, where.tobytes()) for edit, where in touched if where.any())
-        return (tuple(lora.key for lora in stream.adapters), edits)
-
-
-class _Pass:
-    """Hooks of some rows, installed; runs forward passes over them."""
-
-    def __init__(self, lm: LanguageModel, rows: _Rows, cost: Cost) -> None:
-        self.lm = lm
-        self.rows = rows
-        self.cost = cost
-        layouts = [prompt.encoded.layout() for prompt in rows.prompts]
-        self.edits = RowEdits([stream.edits for stream in rows.streams], layouts, lm.sites)
-        self.exits: dict[Site, Tensor] = {}
-        self._keep: slice | Tensor = slice(None)
-        self._adapter_flops = adapter_flops([stream.adapters for stream in rows.streams])
-        self._wanted = {exit.site for stream in rows.streams for exit in stream.exits}
-
-    def __enter__(self) -> _Pass:
-        transforms = self.edits.transforms()
-        for site in self._wanted:  # after the edits of the same site, so that exits see them
-            transforms.setdefault(site, []).append(partial(self._read, site))
-        self._stack = contextlib.ExitStack()
-        try:
-            self._stack.enter_context(self.lm.sites.hooked(transforms))
-            if any(stream.adapters for stream in self.rows.streams):
-                self._stack.enter_context(self.lm.adapted([stream.adapters for stream in self.rows.streams]))
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        self.cost.edits_prefill += self.edits.fired_prompt
-        self.cost.edits_decode += self.edits.fired_decode
-
-    def _read(self, site: Site, x: Tensor) -> None:
-        self.exits[site] = self._kept(x)
-
-    def _kept(self, x: Tensor) -> Tensor:
-        """x [R, T, D] at the columns to keep: the same of all rows, or each row's own [R, k]."""
-        if isinstance(self._keep, slice):
-            return x[:, self._keep]
-        return x[torch.arange(len(x), device=x.device)[:, None], self._keep.to(x.device)]
-
-    def run(
-        self, ids: np.ndarray, positions: np.ndarray, mask: Tensor, cache: Any, *, keep: slice | Tensor = slice(None)
-    ) -> Tensor:
-        """Final hidden states [R, kept, D] of a pass over ids [R, T] at absolute positions [R, T] (-1 = padding)."""
-        self._keep = keep
-        self.edits.at(positions)
-        lengths = np.asarray(self.rows.prompt_lengths())[:, None]
-        real = positions >= 0
-        prompt = int((real & (positions < lengths)).sum())
-        self.cost.forward_passes += 1
-        self.cost.prefill_tokens += prompt
-        self.cost.decode_tokens += int(real.sum()) - prompt
-        count, tokens = ids.shape
-        row = self.lm.sizes.blocks(tokens, past=mask.shape[1] - tokens) + tokens * self._adapter_flops
-        self.cost.flops += count * row
-        device = self.lm.device
-        hidden = self.lm.hidden(
-            torch.from_numpy(ids).to(device), mask=mask, positions=torch.from_numpy(positions).to(device), cache=cache
-        )
-        return self._kept(hidden)
 
 
 class Decoder:
@@ -282,10 +113,10 @@ class Decoder:
         chooser = _Chooser(sampling, [request.key for request in requests], max_new_tokens)
         answers = [_Answer(self.lm, stop) for _ in requests]
         live = list(range(len(requests)))
-        rows = _Rows.of(requests)
+        rows = Rows.of(requests)
         with contextlib.ExitStack() as stack:
             state = self._prefill(rows, max_new_tokens)
-            current = stack.enter_context(_Pass(self.lm, rows, self.cost))
+            current = stack.enter_context(Pass(self.lm, rows, self.cost))
             hidden = state.hidden
             if hidden is None:
                 hidden = state.step(current, [prompt.encoded.ids[-1] for prompt in rows.prompts])
@@ -308,7 +139,7 @@ class Decoder:
                     live, tokens = [live[n] for n in going], [tokens[n] for n in going]
                     state.select(kept)
                     stack.close()
-                    current = stack.enter_context(_Pass(self.lm, rows, self.cost))
+                    current = stack.enter_context(Pass(self.lm, rows, self.cost))
                 hidden = state.step(current, [tokens[n] for n in current.rows.sample_of])
         return [answer.result() for answer in answers]
 
@@ -353,14 +184,14 @@ class Decoder:
             if not continuation:
                 raise ValueError(f"request {request.key!r} has an empty continuation")
             self._check_room(request, len(continuation) - 1)  # the last token is predicted, never fed
-        rows = _Rows.of(requests)
+        rows = Rows.of(requests)
         longest = max(len(c) for c in continuations)
         state = self._prefill(rows, longest, hold_last=longest > 1, feeds=longest > 1)
         tails = [
             [prompt.encoded.ids[-1], *continuations[sample][:-1]]
             for prompt, sample in zip(rows.prompts, rows.sample_of, strict=True)
         ]
-        with _Pass(self.lm, rows, self.cost) as current:
+        with Pass(self.lm, rows, self.cost) as current:
             hidden = state.tail(current, tails) if state.hidden is None else state.hidden
             current.exits = current.exits or state.exits
             yield from self._mixed(current, [request.plan.mix for request in requests], hidden)
@@ -372,7 +203,7 @@ class Decoder:
                 f"the context of {self.lm.max_length}"
             )
 
-    def _prefill(self, rows: _Rows, new_tokens: int, *, hold_last: bool = False, feeds: bool = True) -> _State:
+    def _prefill(self, rows: Rows, new_tokens: int, *, hold_last: bool = False, feeds: bool = True) -> _State:
         """The prompt's keys and values. Where rows share a prefill, or `hold_last`, the last prompt token is left out.
 
         Without `feeds` nothing follows the prompt, and no keys and values are kept where its last token has run.
@@ -407,7 +238,7 @@ class Decoder:
                     ids, positions = _pad_right(rest, [start] * len(rest))
                     seen = torch.ones(len(rest), start + ids.shape[1], dtype=torch.long, device=mask.device)
                     keep = torch.tensor([[len(tokens) - 1] for tokens in rest], device=mask.device)
-                with _Pass(self.lm, leaders.pick(numbers), self.cost) as current:
+                with Pass(self.lm, leaders.pick(numbers), self.cost) as current:
                     hidden = current.run(ids, positions, seen, cache, keep=keep)
                 if not shared:
                     state.keep(numbers, hidden, current.exits)
@@ -419,15 +250,15 @@ class Decoder:
         state.cache = gather(parts, take, new_tokens + 1) if parts else self.lm.new_cache()
         return state
 
-    def _beginning(self, row: _Rows, ids: Sequence[int]) -> Any:
+    def _beginning(self, row: Rows, ids: Sequence[int]) -> Any:
         """Keys and values of the tokens a family's prompts begin with, [1, ...]."""
         cache, tokens = self.lm.new_cache(), np.asarray([ids])
-        with _Pass(self.lm, row, self.cost) as current:
+        with Pass(self.lm, row, self.cost) as current:
             everything = torch.ones(tokens.shape, dtype=torch.long, device=self.lm.device)
             current.run(tokens, np.arange(len(ids))[None], everything, cache, keep=slice(0))
         return cache
 
-    def _mixed(self, current: _Pass, mixes: Sequence[Mix], hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _mixed(self, current: Pass, mixes: Sequence[Mix], hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Mixed log-probabilities [B, t, V] of hidden states [R, T, D], by chunks of positions."""
         rows = current.rows
         row_of = {(s, n): r for r, (s, n) in enumerate(zip(rows.sample_of, rows.stream_of, strict=True))}
@@ -497,11 +328,11 @@ class _State:
         self.cache.batch_select_indices(index)
         self.next = [self.next[r] for r in rows]
 
-    def step(self, current: _Pass, tokens: Sequence[int]) -> Tensor:
+    def step(self, current: Pass, tokens: Sequence[int]) -> Tensor:
         """One token a row: hidden states [R, 1, D]."""
         return self.tail(current, [[token] for token in tokens])
 
-    def tail(self, current: _Pass, tails: Sequence[Sequence[int]]) -> Tensor:
+    def tail(self, current: Pass, tails: Sequence[Sequence[int]]) -> Tensor:
         """Tokens after what the cache holds, padded on the right: hidden states [R, T, D]."""
         ids, positions = _pad_right(tails, self.next)
         longest = ids.shape[1]
@@ -573,11 +404,6 @@ def _pad_right(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np
         ids[r, : len(row)] = row
         positions[r, : len(row)] = np.arange(starts[r], starts[r] + len(row))
     return ids, positions
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens at which both begin alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _of_like_length(prompts: Mapping[int, Sequence[int]]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """The parameters of many users, stacked: what of a user trains, how it starts, and how a batch of rows runs under it.
 
-`ShiftStack` holds `harness.recipe.Shifts` and `LoraStack` an `Adapter` for U users. Each tensor is [U, ...], so that rows of
+`ShiftStack` holds `harness.training.Shifts` and `LoraStack` an `Adapter` for U users. Each tensor is [U, ...], so that rows of
 a batch pick their users' values in one operation and one optimizer step serves all. Values are fp32 or wider whatever the
 model's dtype; a user's first values depend on the seed and the user alone.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.edits import Bound, low_rank_shift
+from harness.engine.model import LanguageModel
 from harness.errors import UsageError
-from harness.lm import LanguageModel
 from harness.plan import Edit, Site, Where
-from harness.recipe import Adapter, Learner, Shifts, peft_name
+from harness.training import Adapter, Learner, Shifts, peft_name
 
 
 class Stack(Protocol):

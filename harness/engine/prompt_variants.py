@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.attention import keys_only
-from harness.cache import fork
-from harness.decode import Cost
+from harness.engine.attention import keys_only
+from harness.engine.cache import fork
+from harness.engine.encoder import Encoded
+from harness.engine.model import LanguageModel
+from harness.engine.row_edits import RowEdits
+from harness.engine.rows import Cost
 from harness.errors import ContextTooLong
-from harness.lm import Encoded, LanguageModel
 from harness.plan import Edit, Layout, Site
-from harness.row_edits import RowEdits
 
 PACK_TOKENS = {"cpu": 256, "cuda": 1024}
 """Tail tokens of one packed pass; longer packs spend more on masked attention than they save. Also the most positions

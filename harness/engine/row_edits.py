@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from harness.edits import Bound, Replace
+from harness.engine.sites import Sites, Transform
 from harness.plan import Edit, Layout, Site
-from harness.sites import Sites, Transform
 
 
 @dataclass

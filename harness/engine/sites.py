@@ -177,7 +177,7 @@ class Sites:
             case "queries":
                 return block.get_submodule(family.queries).register_forward_hook(after_queries)
             case _:
-                raise UsageError("attention patterns are read only; use harness.capture")
+                raise UsageError("attention patterns are read only; use harness.engine.capture")
 
 
 @contextlib.contextmanager

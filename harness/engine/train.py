@@ -7,7 +7,7 @@ order drawn for them alone: the result is that of training each user alone, in a
 The model is frozen, so nothing below the lowest trained block changes: the residual that enters it is computed once for
 each lesson and kept over the epochs (the trunk), and the backward pass stops there.
 
-R is a plain parameter in fp32 (see `harness.stacks`), brought back to orthonormal rows after each step by a QR
+R is a plain parameter in fp32 (see `harness.engine.parameter_stacks`), brought back to orthonormal rows after each step by a QR
 decomposition. The usual parametrisation (torch's `orthogonal`, as in pyreft) turns R into zeros at the first step with
 weight decay.
 """
@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.engine.model import LanguageModel
+from harness.engine.parameter_stacks import digest, retract, seed_of, size, stack
+from harness.engine.row_edits import RowEdits
+from harness.engine.sites import computing
 from harness.errors import ContextTooLong, UserFailed
-from harness.lm import LanguageModel
 from harness.method import Fitted
 from harness.plan import Layout, Site
-from harness.recipe import Adapter, Learner, Lesson, Recipe, Shifts
-from harness.row_edits import RowEdits
-from harness.sites import computing
-from harness.stacks import digest, retract, seed_of, size, stack
+from harness.training import Adapter, Learner, Lesson, Recipe, Shifts
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one forward and backward pass, padding included; a larger step is several passes."""

@@ -3,8 +3,8 @@
     vector[block] = mean over kept positive answers - mean over kept negative answers, of the block's output
 
 Positive and negative are the sides of a task's train items (target `pos` or `neg`, then the trait); for a task without
-sides, the prompt with history and the same prompt without. `harness.extraction` answers, filters and pools. Vectors may
-also come from files (`harness.vectors`).
+sides, the prompt with history and the same prompt without. `harness.fit.extraction` answers, filters and pools. Vectors may
+also come from files (`harness.fit.vector_files`).
 Papers: Chen et al., Persona Vectors, 2507.21509; Phadke et al., Mechanistic Origins of Personalization Bias in LLMs,
 section 3. Code read: safety-research/persona_vectors@5faebb1. Differs from that code:
 - Blocks are 0-based and every vector is that of a block's output; theirs has the embeddings as row 0, block k - 1 as row
@@ -27,7 +27,7 @@ from harness.plan import ALL, ALL_BUT_BOS, DECODE, GENERATED, PROMPT, Where
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 Pooling: TypeAlias = Literal["response", "prompt", "last_prompt"]
 Scale: TypeAlias = Literal["raw", "unit", "residual"]
@@ -82,7 +82,7 @@ class Contrasts(Extraction, Method):
     pairs: int = 200
     """Pairs of prompts a trait at most, a seeded draw."""
     vectors: str | None = None
-    """Files of vectors for this model instead of extracting, comma-separated (`harness.vectors`)."""
+    """Files of vectors for this model instead of extracting, comma-separated (`harness.fit.vector_files`)."""
     pooling: Pooling = "response"
     """The mean of an answer's activations, of its prompt's, or the last prompt token's."""
     scale: Scale = "raw"
@@ -104,7 +104,7 @@ class Contrasts(Extraction, Method):
 
     def options(self) -> dict[str, Any]:
         """As ever, but files by name and content, which decide the numbers and are the same everywhere."""
-        from harness.heads import file_identity
+        from harness.fit.heads import file_identity
 
         files = [file_identity(file) for file in self._files()] if self.vectors else None
         return {**super().options(), "vectors": files}
@@ -118,7 +118,7 @@ class Contrasts(Extraction, Method):
         `neutral` is the mean of the negative side, `trait.residual_norm` [layers] the mean norm of its answers' activations.
         """
         if self.vectors is not None:
-            from harness.vectors import as_fitted
+            from harness.fit.vector_files import as_fitted
 
             return as_fitted(self._files(), kit.lm)
         return kit.contrast(self._pairs(kit, train), self)

@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.capture import pooled
-from harness.contrast import Extraction, Pair, Pooling
-from harness.decode import Request, Sampling
+from harness.engine.capture import pooled
+from harness.engine.decode import Sampling
+from harness.engine.prompt_variants import ROW_TOKENS
+from harness.engine.rows import Request
 from harness.errors import HarnessError
+from harness.fit.difference_vectors import Extraction, Pair, Pooling
 from harness.method import Fitted
 from harness.plan import GENERATED, LAST_PROMPT, Layout, Plan, Site, Stream, Where
 from harness.task import Rating, Sample
-from harness.variants import ROW_TOKENS
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 AT_ONCE = 256
 """Answers of one stored part."""

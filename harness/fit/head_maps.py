@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.heads import Head
-from harness.stats import mean_interval
+from harness.fit.heads import Head
+from harness.statistics.intervals import mean_interval
 
 BINS = 20
 """Equal parts of 0 to 1 in a histogram of Jaccard indices."""

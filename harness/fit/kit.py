@@ -15,27 +15,29 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from harness.adapters import read_adapter
-from harness.artifacts import ArtifactStore, Checkpoint
-from harness.capture import capture
-from harness.contrast import Extraction, Pair
 from harness.data import Labelled, Prompt, User
-from harness.decode import Decoder, Request
+from harness.engine.adapters import read_adapter
+from harness.engine.capture import capture
+from harness.engine.decode import Decoder
+from harness.engine.loading import load_model
+from harness.engine.model import LanguageModel
+from harness.engine.prompt_variants import ROW_TOKENS, score_variants
+from harness.engine.rows import Request
+from harness.engine.train import train
 from harness.errors import ContextTooLong, DataMissing, HarnessError, UsageError, UserFailed
-from harness.extraction import by_length
-from harness.heads import Head, Operator
-from harness.lm import LanguageModel
+from harness.fit.artifacts import ArtifactStore, Checkpoint
+from harness.fit.difference_vectors import Extraction, Pair
+from harness.fit.extraction import by_length
+from harness.fit.heads import Head, Operator
+from harness.fit.needle import NeedleScores, copying_scores, needle_scores
+from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
+from harness.fit.screening import first_order, shortlist
+from harness.fit.writer import ENDPOINT, EndpointWriter, Kept, Writer, Written
 from harness.method import Fitted
-from harness.needle import NeedleScores, copying_scores, needle_scores
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
-from harness.profiles import Embedding, UserClusters, cluster_users, distances
-from harness.recipe import Adapter, Learner, Recipe, Shifts
 from harness.registry import model_row
-from harness.screening import first_order, shortlist
 from harness.task import Question, Rating, Sample
-from harness.train import train
-from harness.variants import ROW_TOKENS, score_variants
-from harness.writer import ENDPOINT, EndpointWriter, Kept, Writer, Written
+from harness.training import Adapter, Learner, Recipe, Shifts
 
 
 class Progress(Protocol):
@@ -107,7 +109,7 @@ class Kit:
 
         Raises UsageError where the task asks a judge nothing, HarnessError where the judge does not answer.
         """
-        from harness.judge import open_judge
+        from harness.judge.judges import open_judge
 
         asked = [
             (n, name, question) for n, sample in enumerate(samples) for name, question in self.to_judge(sample).items()
@@ -124,8 +126,8 @@ class Kit:
         return found
 
     def contrast(self, pairs: Mapping[str, Sequence[Pair]], how: Extraction) -> Fitted:
-        """Difference vectors of each trait's pairs of prompts (see `harness.extraction`)."""
-        from harness.extraction import contrast
+        """Difference vectors of each trait's pairs of prompts (see `harness.fit.extraction`)."""
+        from harness.fit.extraction import contrast
 
         return contrast(self, pairs, how)
 
@@ -142,7 +144,7 @@ class Kit:
         if name.startswith(ENDPOINT):
             return Kept(EndpointWriter(name.removeprefix(ENDPOINT)), [name], self.store)
         if name != "self":
-            other = LanguageModel.load(model_row(name), device=str(self.lm.device))
+            other = load_model(model_row(name), device=str(self.lm.device))
             return Kit(other, self.seed, progress=self.progress, store=self.store).writer("self")
         weights = self.lm.revision
         return Kept(self._write, [self.lm.name, weights, self.lm.dtype], self.store) if weights else self._write
@@ -227,7 +229,7 @@ class Kit:
     ) -> Tensor:
         """First-order estimates of what masking each head alone adds to `losses`: [n, layers, H] float64.
 
-        For the unedited model with each plan's first prompt (see `harness.screening`). Raises as `losses` does.
+        For the unedited model with each plan's first prompt (see `harness.fit.screening`). Raises as `losses` does.
         """
         pairs = list(zip(plans, targets, strict=True))
 
@@ -239,7 +241,7 @@ class Kit:
         return self._by_sample(label, f"first order, {operator}, {where}", len(pairs), estimate)
 
     def shortlist(self, estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = ()) -> list[Head]:
-        """The heads to measure after `screen`, an equal share for each group of samples (see `harness.screening`)."""
+        """The heads to measure after `screen`, an equal share for each group of samples (see `harness.fit.screening`)."""
         return shortlist(estimates, count, groups)
 
     def _by_sample(self, label: str, what: str, count: int, score: Callable[[int], Tensor]) -> Tensor:
@@ -275,14 +277,14 @@ class Kit:
             raise ContextTooLong(f"{label}: {error}") from error
 
     def needle_scores(self, texts: Sequence[str], *, tokens: int | None = None, depths: int = 10) -> NeedleScores:
-        """Retrieval scores of all heads by needles hidden in `texts` (see `harness.needle`).
+        """Retrieval scores of all heads by needles hidden in `texts` (see `harness.fit.needle`).
 
         The longest text has `tokens` tokens; by default 3,579, as published, or a quarter of a smaller context.
         """
         return needle_scores(self, texts, tokens=tokens or min(3579, self.lm.max_length // 4), depths=depths)
 
     def copying_scores(self, plans: Sequence[Plan], targets: Sequence[str]) -> Tensor:
-        """What all heads copy from the prompts while the references are read (see `harness.needle`)."""
+        """What all heads copy from the prompts while the references are read (see `harness.fit.needle`)."""
         return copying_scores(self, plans, targets)
 
     def last_tokens(self, plans: Sequence[Plan], texts: Sequence[str], site: Site) -> list[Tensor | None]:
@@ -312,13 +314,13 @@ class Kit:
     def train(
         self, learners: Sequence[Learner], parts: Sequence[Shifts | Adapter], recipe: Recipe
     ) -> list[Fitted | UserFailed]:
-        """Trains `parts` for each learner, all of them together (see `harness.train`)."""
+        """Trains `parts` for each learner, all of them together (see `harness.engine.train`)."""
         return train(
             self.lm, learners, parts, recipe, seed=self.seed, new_tokens=self.max_new_tokens, progress=self.progress
         )
 
     def read_adapter(self, folder: str) -> Fitted:
-        """The adapter of a PEFT folder (see `harness.adapters`)."""
+        """The adapter of a PEFT folder (see `harness.engine.adapters`)."""
         return read_adapter(folder, self.lm)
 
     def read_adapters(self, folder: str, users: Sequence[User]) -> list[Fitted | UserFailed]:

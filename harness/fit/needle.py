@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.capture import most_attended
 from harness.data import Message, Prompt, Record
-from harness.decode import Request
+from harness.engine.capture import most_attended
+from harness.engine.encoder import Encoder
+from harness.engine.prompt_variants import ROW_TOKENS
+from harness.engine.rows import Request
 from harness.errors import ContextTooLong, HarnessError
-from harness.lm import Encoder
 from harness.plan import Plan, Stream, Text
-from harness.variants import ROW_TOKENS
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 ANSWER_TOKENS = 50
 RECALL = 0.5

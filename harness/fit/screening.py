@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.engine.encoder import Encoded
+from harness.engine.model import LanguageModel
+from harness.engine.prompt_variants import first_position
+from harness.engine.sites import Transform
 from harness.errors import ContextTooLong
-from harness.heads import Head, Operator, mask
-from harness.lm import Encoded, LanguageModel
+from harness.fit.heads import Head, Operator, mask
 from harness.plan import Site, Where
-from harness.sites import Transform
-from harness.variants import first_position
 
 
 def first_order(

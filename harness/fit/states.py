@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.artifacts import ArtifactStore
-from harness.cell import Cell
-from harness.console import Console
 from harness.data import User
+from harness.engine.model import LanguageModel
 from harness.errors import UserFailed
-from harness.kit import Kit
-from harness.lm import LanguageModel
+from harness.fit.artifacts import ArtifactStore
+from harness.fit.kit import Kit
 from harness.method import Fitted, Method
+from harness.run.cell import Cell
+from harness.run.console import Console
 
 USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9
 """Users of one `adapt` call, which is what a killed run loses: few where a user takes a minute, as from `LARGE` weights on."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from harness.data import Message, Prompt, Record, User
 from harness.errors import UserFailed
+from harness.fit.writer import ENDPOINT, Written
 from harness.registry import model_row
-from harness.writer import ENDPOINT, Written
 
 if TYPE_CHECKING:
-    from harness.kit import Kit
+    from harness.fit.kit import Kit
 
 INSTRUCTION = (
     "Below are records of one person. In at most five sentences, describe this person for someone who will have to answer "

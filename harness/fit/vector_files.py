@@ -28,13 +28,13 @@ from harness.errors import DataMissing, HarnessError, UsageError
 from harness.method import Fitted
 
 if TYPE_CHECKING:
-    from harness.lm import LanguageModel
+    from harness.engine.model import LanguageModel
 
 LAST_ROW = (
     "its row {row} was taken after the model's final norm, so it is no vector of the residual stream and cannot be added to "
     "block {block}; extract that block's vector here"
 )
-_KEY = "harness.vectors"
+_KEY = "harness.vectors"  # in files that people keep: not the name of a module
 
 
 @dataclass(frozen=True)

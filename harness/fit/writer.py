@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
-from harness.artifacts import ArtifactStore
 from harness.data import Joint, Prompt, Rendered
-from harness.endpoint import ENDPOINT as ENDPOINT
-from harness.endpoint import Ask, Endpoint, NoReply, Reply
 from harness.errors import HarnessError, UserFailed
+from harness.fit.artifacts import ArtifactStore
+from harness.judge.endpoint import ENDPOINT as ENDPOINT
+from harness.judge.endpoint import Ask, Endpoint, NoReply, Reply
 from harness.method import Fitted
 
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from harness import provenance
 from harness.errors import UsageError
-from harness.pair_record import Choice, Opinion, Pair, PairRecord, read, read_pairs, write
-from harness.pairs import config_of, draw, mean, profile, shares
-from harness.record_schema import MetricValue
-from harness.records import replace_file
+from harness.judge.pairwise import config_of, draw, mean, profile, shares
+from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, read, read_pairs, write
+from harness.records import provenance
+from harness.records.schema import MetricValue
+from harness.records.store import replace_file
 
 VOTES = {"better": "winner", "better_for_user": "alignment_winner"}
 """Columns to fill in -> what they are called in a record."""

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
-from harness.console import Console
-from harness.judge import Judge, question_key
-from harness.record_schema import Judging, MetricValue, RunRecord, json_value
-from harness.records import RunFolder
+from harness.judge.judges import Judge, question_key
+from harness.records.schema import Judging, MetricValue, RunRecord, json_value
+from harness.records.store import RunFolder
+from harness.run.console import Console
 from harness.task import Question, Rating, Sample, Task
 
 

@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
-from harness.endpoint import ENDPOINT, OPENAI, Ask, Endpoint, Limits, NoReply, Reply
 from harness.errors import HarnessError, UsageError, did_you_mean
-from harness.record_schema import JudgeConfig
-from harness.reply_cache import ReplyCache
+from harness.judge.endpoint import ENDPOINT, OPENAI, Ask, Endpoint, Limits, NoReply, Reply
+from harness.judge.reply_cache import ReplyCache
+from harness.records.schema import JudgeConfig
 from harness.task import Question, Rating
 
 LOCAL = "hf/"
@@ -233,7 +233,7 @@ def open_judge(
         identity = {"judge": name, "server": endpoint.base_url}
         return ModelJudge(config, endpoint, identity, cache, mode=mode, price=price)
     if name.startswith(LOCAL) and model:
-        from harness.judge_local import LocalModel
+        from harness.judge.local import LocalModel
 
         parse(settings, {}, f"judge {name!r}")
         local = LocalModel.load(model)

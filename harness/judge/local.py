@@ -14,11 +14,13 @@ from typing import Self
 import torch
 
 from harness.data import Message, Prompt, Record
-from harness.decode import Decoder, Request
-from harness.endpoint import Ask, NoReply, Reply
+from harness.engine.decode import Decoder
+from harness.engine.loading import load_model
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
 from harness.errors import ContextTooLong
-from harness.judge import REFUSAL
-from harness.lm import LanguageModel
+from harness.judge.endpoint import Ask, NoReply, Reply
+from harness.judge.judges import REFUSAL
 from harness.plan import Plan, Stream
 from harness.registry import model_row
 
@@ -54,7 +56,7 @@ class LocalModel:
     @classmethod
     def load(cls, name: str) -> Self:
         """An alias, hub id or folder. Raises as loading a model does."""
-        return cls(LanguageModel.load(model_row(name)))
+        return cls(load_model(model_row(name)))
 
     def ask(
         self, asks: Sequence[Ask], done: Callable[[int, Reply | NoReply], None] = lambda number, reply: None

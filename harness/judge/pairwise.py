@@ -19,15 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import provenance
-from harness.console import Console
 from harness.data import Example, Record
-from harness.endpoint import Ask, NoReply, Reply
 from harness.errors import UsageError
-from harness.judge import Heard, Judge, ModelJudge, refuses
-from harness.judging import ledger
-from harness.options import rebuild_task
-from harness.pair_record import (
+from harness.judge.endpoint import Ask, NoReply, Reply
+from harness.judge.grading import ledger
+from harness.judge.judges import Heard, Judge, ModelJudge, refuses
+from harness.judge.pairwise_record import (
     DIMENSIONS,
     Choice,
     Look,
@@ -40,10 +37,13 @@ from harness.pair_record import (
     read_pairs,
     write,
 )
-from harness.record_schema import JudgeConfig, MetricValue, RunRecord
-from harness.records import read_record, read_samples
+from harness.options import rebuild_task
+from harness.records import provenance
+from harness.records.schema import JudgeConfig, MetricValue, RunRecord
+from harness.records.store import read_record, read_samples
 from harness.registry import task_class
-from harness.stats import mean_interval
+from harness.run.console import Console
+from harness.statistics.intervals import mean_interval
 from harness.task import Sample, Selection
 
 REPLY_TOKENS = 400

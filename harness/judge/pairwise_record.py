@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DataMissing, HarnessError
-from harness.record_schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
-from harness.records import replace_file, safe_name
+from harness.records.schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
+from harness.records.store import replace_file, safe_name
 from harness.task import Rating
 
 Side = Literal["a", "b"]

@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.artifacts import ArtifactStore
-from harness.endpoint import Reply
 from harness.errors import HarnessError
+from harness.fit.artifacts import ArtifactStore
+from harness.judge.endpoint import Reply
 
 _WAIT = 60.0
 """Seconds for another process to finish its write."""

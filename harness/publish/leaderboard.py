@@ -16,8 +16,8 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.methods import METHODS
-from harness.record_schema import MetricValue, RunConfig, RunRecord, json_value
-from harness.records import find_runs
+from harness.records.schema import MetricValue, RunConfig, RunRecord, json_value
+from harness.records.store import find_runs
 from harness.registry import method_class
 from harness.tasks import STUDIES
 

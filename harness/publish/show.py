@@ -8,8 +8,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.errors import DataMissing, UsageError
-from harness.pair_record import PairRecord
-from harness.records import MetricValue, RunRecord, read_record, read_samples
+from harness.judge.pairwise_record import PairRecord
+from harness.records.store import MetricValue, RunRecord, read_record, read_samples
 
 
 def metrics_table(record: RunRecord) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 
 if TYPE_CHECKING:
-    from harness.lm import LanguageModel
+    from harness.engine.model import LanguageModel
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "rouge-score", "nltk", "scikit-learn", "numpy")
 
@@ -45,7 +45,7 @@ def peak_memory_bytes(lm: LanguageModel) -> int:
 @cache
 def commit() -> tuple[str | None, bool | None]:
     """Commit of the harness and whether its Python files differ from it, where it runs from its own checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     head = _git(root, "rev-parse", "--show-toplevel", "HEAD")
     if head is None or Path(head.splitlines()[0]) != root:  # installed into a folder of someone else's repository
         return None, None

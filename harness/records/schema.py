@@ -1,4 +1,4 @@
-"""What run.json holds: the configuration that names a run, and what came of it. Read and written by `harness.records`.
+"""What run.json holds: the configuration that names a run, and what came of it. Read and written by `harness.records.store`.
 
 `RunConfig` covers everything that can change a number on purpose and nothing else; its hash names the run's folder, so
 the same command finds the same record and a changed setting makes a new one.
@@ -286,7 +286,7 @@ class RunRecord(_Part):
     batches: list[list[str]] = []
     """Sample ids of every batch, planned before the first one runs."""
     batch_costs: dict[str, dict[str, int | float]] = {}
-    """First sample of a finished batch -> what it took: the fields of `harness.decode.Cost`, and seconds. A batch
+    """First sample of a finished batch -> what it took: the fields of `harness.engine.decode.Cost`, and seconds. A batch
     repeated after a kill replaces its own numbers, so nothing is counted twice."""
     folder: Path | None = Field(default=None, exclude=True)
     """Where the record was read from."""

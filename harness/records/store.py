@@ -25,7 +25,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from harness.errors import HarnessError, UsageError
-from harness.record_schema import (
+from harness.records.schema import (
     Batching,
     Cost,
     DataConfig,

@@ -12,16 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.control import Control, controlled
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.options import build_method, build_task
 from harness.registry import method_row, task_class, task_name
+from harness.run.control import Control, controlled
 from harness.task import Selection, Task
 
 if TYPE_CHECKING:
-    from harness.decode import Sampling
+    from harness.engine.decode import Sampling
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Settings:
     limit: int | None = None
     users: int | None = None
     control: Control = "none"
-    """Whose history the items get; see `harness.control`."""
+    """Whose history the items get; see `harness.run.control`."""
     fit_split: str | None = None
     """`train` where it exists; or `dev:0.2`, a seeded share of another split's users, kept out of the evaluation."""
     batch_size: int | None = None
@@ -51,7 +51,7 @@ class Settings:
 
     def sampling(self) -> Sampling:
         """Raises UsageError where the numbers make no distribution."""
-        from harness.decode import Sampling
+        from harness.engine.decode import Sampling
 
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 

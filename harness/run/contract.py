@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from harness.data import Example, Labelled, Message, Record, User
-from harness.decode import Decoder, Generated, Request
+from harness.engine.decode import Decoder, Generated
+from harness.engine.encoder import Encoder
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
+from harness.engine.sites import FAMILIES
 from harness.errors import HarnessError, UserFailed
-from harness.kit import Kit
-from harness.lm import Encoder, LanguageModel
+from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.plan import Plan, StreamOutput
-from harness.sites import FAMILIES
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}\n{% endfor %}"

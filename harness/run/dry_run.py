@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from harness.artifacts import ArtifactStore
-from harness.cell import Cell
 from harness.data import Example
-from harness.decode import Decoder, Request
-from harness.fitting import shared_key
-from harness.lm import LanguageModel
+from harness.engine.decode import Decoder
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
+from harness.fit.artifacts import ArtifactStore
+from harness.fit.states import shared_key
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
+from harness.run.cell import Cell
 
 
 def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -> str:

@@ -21,11 +21,11 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness.contexts import ContextTemplate, UserPool, query, written
 from harness.data import Example
-from harness.decode import Sampling
+from harness.engine.decode import Sampling
 from harness.errors import UsageError
-from harness.system import Generation, System
+from harness.run.lm_eval_contexts import ContextTemplate, UserPool, query, written
+from harness.run.system import Generation, System
 
 MAX_GEN_TOKS = 256
 """What a task that does not say may generate, as HFLM has it."""

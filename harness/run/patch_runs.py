@@ -1,7 +1,7 @@
 """Activation patching: put activations of one prompt into the run of another, site by site, as rows of shared passes.
 
 Two prompts differ in a few tokens (the identity of a persona) and nowhere else, so position t of one is position t of
-the other. Every patched run is a variant of one prompt (`harness.variants`): a block's 2 + H sites at three sets of
+the other. Every patched run is a variant of one prompt (`harness.engine.prompt_variants`): a block's 2 + H sites at three sets of
 positions are rows of the same passes, and blocks below the patched one are not run again.
 
 Paper: Poonia and Jain, Dissecting Persona-Driven Reasoning in Language Models via Activation Patching, Findings of EMNLP
@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.capture import attention_to, capture
-from harness.decode import Cost, Request
 from harness.edits import Replace
+from harness.engine.capture import attention_to, capture
+from harness.engine.encoder import Encoded
+from harness.engine.model import LanguageModel
+from harness.engine.prompt_variants import choice_logprobs
+from harness.engine.rows import Cost, Request
 from harness.errors import UsageError
-from harness.lm import Encoded, LanguageModel
 from harness.plan import ALL, LAST_PROMPT, At, Edit, Layout, Part, Plan, Site, Where
-from harness.variants import choice_logprobs
 
 if TYPE_CHECKING:
     from harness.data import Example
-    from harness.system import System
+    from harness.run.system import System
 
 PARTS: tuple[Part, ...] = ("mlp_out", "attn_out", "heads_out")
 POSITIONS = ("all", "identity", "last")
@@ -95,7 +96,7 @@ class Experiment:
     noised: Patched
     """The clean run with corrupted activations."""
     attention: Mapping[str, Tensor]
-    """Run -> [layers, H, 2], attention to the identity (`harness.capture.attention_to`): clean, corrupted, and each of
+    """Run -> [layers, H, 2], attention to the identity (`harness.engine.capture.attention_to`): clean, corrupted, and each of
     them with the first MLP's output at the identity from the other: denoised, noised."""
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import provenance
-from harness.console import Console
 from harness.errors import UsageError
-from harness.judge import Judge, open_judge
-from harness.judging import judge_samples, settle
+from harness.judge.grading import judge_samples, settle
+from harness.judge.judges import Judge, open_judge
 from harness.options import rebuild_task
-from harness.record_schema import RunRecord
-from harness.records import Outcome, RunFolder, folder_of, read_record, read_samples
+from harness.records import provenance
+from harness.records.schema import RunRecord
+from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
 from harness.registry import task_class
+from harness.run.console import Console
 from harness.task import Task
 
 

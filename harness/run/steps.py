@@ -13,16 +13,14 @@ from collections.abc import Callable, Generator
 from dataclasses import fields, replace
 from pathlib import Path
 
-from harness import provenance
-from harness.artifacts import ArtifactStore
-from harness.cell import Cell, Settings
-from harness.console import Console
-from harness.decode import Cost
-from harness.fitting import Personal, Shared, personal_states, shared_state, warnings_of
-from harness.judge import Judge
-from harness.judging import judge_samples, settle
-from harness.lm import LanguageModel
-from harness.records import (
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Cost
+from harness.fit.artifacts import ArtifactStore
+from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
+from harness.judge.grading import judge_samples, settle
+from harness.judge.judges import Judge
+from harness.records import provenance
+from harness.records.store import (
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -35,7 +33,10 @@ from harness.records import (
     TaskConfig,
     json_value,
 )
-from harness.system import Batching, Generation, System
+from harness.run.batches import Batching
+from harness.run.cell import Cell, Settings
+from harness.run.console import Console
+from harness.run.system import Generation, System
 from harness.task import Sample
 
 EFFECT_SAMPLES = 32
@@ -277,6 +278,6 @@ def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
 
 def _model_id(source: str) -> str:
     """The embedded model's folder as it is called in every installation; any other as it was given."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     inside = Path(source).is_absolute() and Path(source).is_relative_to(package)
     return Path(source).relative_to(package.parent).as_posix() if inside else source

@@ -14,18 +14,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.artifacts import ArtifactStore
-from harness.cell import Cell
-from harness.console import Console
 from harness.data import Example
-from harness.decode import Cost
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Cost
 from harness.errors import UsageError
-from harness.judge import Judge
-from harness.lm import LanguageModel
-from harness.records import Outcome, read_samples
-from harness.run import cell_steps
-from harness.stats import RESAMPLES
-from harness.system import AUTO_MOST, Answer, System, _Asked
+from harness.fit.artifacts import ArtifactStore
+from harness.judge.judges import Judge
+from harness.records.store import Outcome, read_samples
+from harness.run.batches import AUTO_MOST
+from harness.run.cell import Cell
+from harness.run.console import Console
+from harness.run.steps import cell_steps
+from harness.run.system import Answer, System, _Asked
+from harness.statistics.intervals import RESAMPLES
 from harness.task import Sample
 
 POINT_ROWS = 8

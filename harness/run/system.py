@@ -9,25 +9,27 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from harness.capture import capture
 from harness.data import Example, Joint
-from harness.decode import GREEDY, Decoder, Generated, Request, Sampling, Scored
+from harness.engine.capture import capture
+from harness.engine.decode import GREEDY, Decoder, Generated, Sampling, Scored
+from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.model import LanguageModel
+from harness.engine.rows import Request
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
-from harness.kit import Progress
-from harness.lm import Encoded, FittedPrompt, LanguageModel
+from harness.fit.kit import Progress
 from harness.method import Fitted, Method
 from harness.mix import First
 from harness.plan import Plan, Site, Stream, Where
+from harness.run.batches import AUTO_MOST, Batching
 from harness.task import Sample
 
-AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256}
 EFFECT_BATCH = 8
 TOO_LARGE = "out of memory with a batch of one"
 """The error of a sample that is too large for the memory even alone."""
@@ -46,48 +48,6 @@ class Generation:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling = GREEDY
-
-
-@dataclass
-class Batching:
-    """Which samples run together. Planned whole before the first batch runs, and kept in the record: a resumed run
-    repeats the batches it finds there, since a sample's last bits depend on its neighbours."""
-
-    size: int | None = None
-    """Samples a batch; None = auto, which doubles from batch to batch."""
-    planned: list[list[str]] = field(default_factory=list)
-    done: frozenset[str] = frozenset()
-    """Samples of planned batches that need not run again."""
-    changed: Callable[[], None] = lambda: None
-    """Called when `planned` changed, before any of it runs."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise UsageError(f"batch size {self.size} is not valid; allowed: auto, or a number >= 1")
-
-    def plan(self, ids: Sequence[str], device: str) -> None:
-        """Cut `ids` into batches, in their order. Does nothing where batches are planned already."""
-        if self.planned:
-            return
-        size, start = self.size or AUTO_START, 0
-        while start < len(ids):
-            self.planned.append(list(ids[start : start + size]))
-            start += size
-            size = self.size or min(2 * size, AUTO_MOST[device])
-        self.changed()
-
-    def halve(self, at: int) -> None:
-        """Memory ran out in batch `at`: half as many samples a batch for it and all that come after it."""
-        half = (len(self.planned[at]) + 1) // 2
-        after = self.planned[at:]
-        done = [ids for ids in after if self.done.issuperset(ids)]
-        waiting = [i for ids in after if ids not in done for i in ids]
-        self.planned[at:] = done + [waiting[n : n + half] for n in range(0, len(waiting), half)]
-        self.changed()
-
-    def sizes(self) -> list[int]:
-        """In the order they were first used."""
-        return list(dict.fromkeys(len(batch) for batch in self.planned))
 
 
 @dataclass(frozen=True)
@@ -369,7 +329,7 @@ class System:
         *,
         plain: bool = False,
     ) -> list[dict[Site, Tensor]]:
-        """Activations of each example's first stream, or of the unedited model's `plain` prompt (see `harness.capture`)."""
+        """Activations of each example's first stream, or of the unedited model's `plain` prompt (see `harness.engine.capture`)."""
         ids = None
         if responses is not None:
             ids = [self._answer_ids(e, text) for e, text in zip(examples, responses, strict=True)]

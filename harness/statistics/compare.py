@@ -15,10 +15,10 @@ from typing import Any
 
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.options import rebuild_task
-from harness.paired import ByLength, Effect, by_length, effect, holm
-from harness.record_schema import RunConfig, RunRecord
-from harness.records import folder_of, read_record, read_samples
+from harness.records.schema import RunConfig, RunRecord
+from harness.records.store import folder_of, read_record, read_samples
 from harness.registry import task_class
+from harness.statistics.paired_tests import ByLength, Effect, by_length, effect, holm
 from harness.task import Sample, Selection, Task
 
 

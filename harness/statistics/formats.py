@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
-from harness.compare import Compared, Comparison, Side, differences
-from harness.paired import ByLength, Effect, Group
-from harness.record_schema import json_value
+from harness.records.schema import json_value
+from harness.statistics.compare import Compared, Comparison, Side, differences
+from harness.statistics.paired_tests import ByLength, Effect, Group
 
 
 def terminal(comparison: Comparison, width: int = 120) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from harness.stats import user_bootstrap
+from harness.statistics.intervals import user_bootstrap
 from harness.task import Metric, Sample
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.stats import mean_interval, paired_difference
+from harness.statistics.intervals import mean_interval, paired_difference
 
 PERMUTATIONS = 9999
 POWER, LEVEL = 0.8, 0.05

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.record_schema import RunRecord
-from harness.records import find_runs, replace_file
+from harness.records.schema import RunRecord
+from harness.records.store import find_runs, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -196,7 +196,7 @@ def write(
         if figure is None:
             missing[name] = commands(name, model)
             continue
-        from harness.figures.style import rendered
+        from harness.publish.figures.style import rendered
 
         output.mkdir(parents=True, exist_ok=True)
         for fmt in formats:
@@ -212,11 +212,11 @@ def write(
 def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, task: str | None = None) -> Figure | None:
     """The figure of one model's records; None where they are not there."""
     module, _, function = FIGURES[id].draw.partition(":")
-    made: Draw = getattr(import_module(f"harness.figures.{module}"), function)
+    made: Draw = getattr(import_module(f"harness.publish.figures.{module}"), function)
     finished = [record for record in records if record.status in ("complete", "partial")]
     runs = Counter(record.config.model.name for record in finished)
     models = sorted(runs, key=lambda name: (-runs[name], name))
-    from harness.figures.style import looks
+    from harness.publish.figures.style import looks
 
     with looks():
         drawn = (

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.style import GREY, bars, curve, data_of, errors, heat, legend, look, sheet
-from harness.record_schema import RunRecord
+from harness.publish.figures.style import GREY, bars, curve, data_of, errors, heat, legend, look, sheet
+from harness.records.schema import RunRecord
 
 _TASKS = ("lamp2m", "lamp4")
 """Looked at first where no task is named."""

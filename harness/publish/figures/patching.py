@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.figures import printed
-from harness.figures.style import heat, sheet
-from harness.record_schema import RunRecord
+from harness.publish.figures import printed
+from harness.publish.figures.style import heat, sheet
+from harness.records.schema import RunRecord
 
 _DOT = "a dot: the 95 % interval leaves 0 out"
 _RUNS = {"denoised": "clean activations into the corrupted run", "noised": "corrupted activations into the clean run"}

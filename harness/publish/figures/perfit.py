@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.figures.style import GREY, MAP, curve, data_of, errors, legend, look, sheet
-from harness.record_schema import RunRecord
+from harness.publish.figures.style import GREY, MAP, curve, data_of, errors, legend, look, sheet
+from harness.records.schema import RunRecord
 
 METHODS = ("lora_c", "lora_p", "oppu", "perfit", "reft")
 
@@ -243,9 +243,9 @@ def _off_centre(blocks: Sequence[int], single: Mapping[int, RunRecord]) -> float
 
 def _published_points(ax: Axes, task: str, metric: str) -> None:
     """Tables 2 and 3: scores as printed, parameters of stage 1 (LoRA-P: of its only one) from ranks and layers."""
-    from harness.flops import SIZES
-    from harness.tables.parameters import LORA_MATRICES, LORA_RANK
-    from harness.tables.published import published
+    from harness.engine.flops import SIZES
+    from harness.publish.tables.parameters import LORA_MATRICES, LORA_RANK
+    from harness.publish.tables.published import published
 
     llama = SIZES["llama2-7b"]
     lora = {stage: 2 * llama.width * LORA_RANK * matrices * llama.layers for stage, matrices in LORA_MATRICES.items()}

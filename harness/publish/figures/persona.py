@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures import printed
-from harness.figures.style import GREY, bars, curve, errors, legend, look, sheet
-from harness.record_schema import MetricValue, RunRecord
+from harness.publish.figures import printed
+from harness.publish.figures.style import GREY, bars, curve, errors, legend, look, sheet
+from harness.records.schema import MetricValue, RunRecord
 
 RELIGIONS = ("christianity", "islam", "hinduism", "judaism")
 RACES = ("african_american", "asian_american", "native_american", "hispanic", "caucasian")

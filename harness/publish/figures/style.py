@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.figures import FIGURES
-from harness.record_schema import MetricValue, RunRecord
+from harness.publish.figures import FIGURES
+from harness.records.schema import MetricValue, RunRecord
 
 MAP = "cividis"
 GREY = "0.45"

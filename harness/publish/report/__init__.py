@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataMissing, HarnessError, UsageError
-from harness.record_schema import json_value
-from harness.records import find_runs, read_samples
-from harness.report import content
-from harness.report.items import Group, groups, read_items
+from harness.publish.report import content
+from harness.publish.report.items import Group, groups, read_items
+from harness.records.schema import json_value
+from harness.records.store import find_runs, read_samples
 
 PAGE = (
     "index.html",

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import leaderboard
 from harness.errors import UsageError
-from harness.leaderboard import Ranking, Row
-from harness.record_schema import MetricValue, RunRecord
+from harness.publish import leaderboard
+from harness.publish.leaderboard import Ranking, Row
+from harness.publish.tables import grids
+from harness.publish.tables.formats import notes_of
+from harness.records.schema import MetricValue, RunRecord
 from harness.registry import task_class
-from harness.tables import grids
-from harness.tables.formats import notes_of
 from harness.task import Sample
 
 if TYPE_CHECKING:
-    from harness.report.items import Group
-    from harness.tables.grid import Grid
+    from harness.publish.report.items import Group
+    from harness.publish.tables.grid import Grid
 
 UTILITY = "mmlu"
 """The task that tells what a method costs the model's general ability."""
@@ -185,7 +185,7 @@ def tables(results: Path) -> list[dict[str, Any]]:
 
 def figures(results: Path, folder: Path) -> list[dict[str, Any]]:
     """The papers' figures, those that can be drawn from the records as SVG files in `folder`."""
-    from harness.figures import FIGURES, commands, write
+    from harness.publish.figures import FIGURES, commands, write
 
     drawn = {path.stem for path in write(["all"], results, folder, ("svg",)).paths}
     return [

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.contexts import MINI
-from harness.control import Control, controlled
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, HarnessError
 from harness.options import rebuild_task
-from harness.record_schema import RunRecord, hash_of
+from harness.publish.report.content import key
+from harness.records.schema import RunRecord, hash_of
 from harness.registry import task_class
-from harness.report.content import key
 from harness.retrieve import retrieve
+from harness.run.control import Control, controlled
+from harness.run.lm_eval_contexts import MINI
 from harness.task import Sample, Selection, Task
 
 EXCERPT = 3

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, did_you_mean
-from harness.tables.published import Table, published
+from harness.publish.tables.published import Table, published
 
 if TYPE_CHECKING:
-    from harness.tables.grid import Grid
-    from harness.tables.sources import Sources
+    from harness.publish.tables.grid import Grid
+    from harness.publish.tables.sources import Sources
 
 TABLES: Mapping[str, str] = {id: table.title for id, table in published().items()}
 """Id -> title, for `harness list tables`."""
@@ -53,7 +53,7 @@ def grids(
     if published_only and measured_only:
         raise UsageError("--published-only and --measured-only leave nothing to print; give one of them")
     tables = [table(id) for id in ids or TABLES]
-    from harness.tables.sources import Sources, View
+    from harness.publish.tables.sources import Sources, View
 
     sources = Sources(Path(results), data)
     view = View(model, published=not measured_only, measured=not published_only)
@@ -87,8 +87,8 @@ def _say_where_it_is_not(model: str, made: Sequence[Grid], sources: Sources) -> 
 def commands(ids: Sequence[str], results: Path, *, model: str | None = None, data: str | None = None) -> list[str]:
     """What would fill the tables `ids` (all of them if empty), one command a line; see `missing.commands`."""
     tables = [table(id) for id in ids or TABLES]
-    from harness.tables import missing
-    from harness.tables.sources import Sources
+    from harness.publish.tables import missing
+    from harness.publish.tables.sources import Sources
 
     return missing.commands(tables, Sources(Path(results), data), model)
 
@@ -116,6 +116,6 @@ def render(
 def write(made: Sequence[Grid], fmt: str, *, color: bool = False, width: int = 120) -> str:
     if fmt not in FORMATS:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS) or ';'} choose from {', '.join(FORMATS)}")
-    from harness.tables import formats
+    from harness.publish.tables import formats
 
     return formats.terminal(made, color, width) if fmt == "terminal" else formats.FORMATS[fmt](made)

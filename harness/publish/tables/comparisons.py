@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.pair_record import DIMENSIONS, PairRecord
-from harness.record_schema import RunRecord, SelectionConfig
-from harness.tables.differences import difference
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.measured import changed_options
-from harness.tables.missing import Gap
-from harness.tables.published import Table
-from harness.tables.sources import Sources, View
+from harness.judge.pairwise_record import DIMENSIONS, PairRecord
+from harness.publish.tables.differences import difference
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.measured import changed_options
+from harness.publish.tables.missing import Gap
+from harness.publish.tables.published import Table
+from harness.publish.tables.sources import Sources, View
+from harness.records.schema import RunRecord, SelectionConfig
 
 
 def build(table: Table, sources: Sources, view: View) -> Grid:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from harness.flops import SIZES, Sizes, decoding, dps_estimate
-from harness.record_schema import RunRecord
-from harness.tables.grid import MISSING, Entry, Grid, Line, Source
-from harness.tables.measured import Run, is_another_method
-from harness.tables.missing import Gap
-from harness.tables.published import Table
-from harness.tables.sources import Sources, View
+from harness.engine.flops import SIZES, Sizes, decoding, dps_estimate
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line, Source
+from harness.publish.tables.measured import Run, is_another_method
+from harness.publish.tables.missing import Gap
+from harness.publish.tables.published import Table
+from harness.publish.tables.sources import Sources, View
+from harness.records.schema import RunRecord
 
 _TERA = 1e12
 _STREAMS = {"rag": 1, "dps": 2}

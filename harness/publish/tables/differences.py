@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.published import decimals
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.published import decimals
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.published import Column
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.published import Column
 
 LABEL = 32
 """Letters of a label before it goes on below."""

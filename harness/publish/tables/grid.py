@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from harness.tables.measured import Run
-from harness.tables.published import Row, Table
+from harness.publish.tables.measured import Run
+from harness.publish.tables.published import Row, Table
 
 Source = Literal["published", "measured", "difference", "formula", "counted", "computed"]
 """Whose value it is. `computed`: by arithmetic from other numbers of the paper."""

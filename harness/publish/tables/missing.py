@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from harness.publish.tables.published import Table
+from harness.publish.tables.sources import Sources
 from harness.registry import task_class
-from harness.tables.published import Table
-from harness.tables.sources import Sources
 
 Options = tuple[tuple[str, str], ...]
 
@@ -43,7 +43,9 @@ def commands(tables: Sequence[Table], sources: Sources, model: str | None = None
     `model` asks for that model's rows. People's votes (dps-4) no command can give.
     """
     found = [
-        gap for table in tables for gap in import_module(f"harness.tables.{table.measured}").gaps(table, sources, model)
+        gap
+        for table in tables
+        for gap in import_module(f"harness.publish.tables.{table.measured}").gaps(table, sources, model)
     ]
     gaps = list(dict.fromkeys(gap for gap in found if isinstance(gap, Gap)))
     downloads = [line for gap in gaps for line in _downloads(gap, sources)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 
-from harness.flops import SIZES, Sizes
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.measured import Run
-from harness.tables.published import Row, Table
+from harness.engine.flops import SIZES, Sizes
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.measured import Run
+from harness.publish.tables.published import Row, Table
 
 LLAMAS = ("llama2-7b", "llama3-8b", "mistral-7b", "vicuna-13b")
 """Models whose weights `weights` counts."""

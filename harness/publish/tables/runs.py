@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from harness.record_schema import RunRecord
-from harness.tables import parameters
-from harness.tables.differences import difference
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.measured import Run, on_lamp_mini, shown_runs
-from harness.tables.missing import Gap, chosen_users
-from harness.tables.published import Column, Row, Table
-from harness.tables.sources import Sources, View
+from harness.publish.tables import parameters
+from harness.publish.tables.differences import difference
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.measured import Run, on_lamp_mini, shown_runs
+from harness.publish.tables.missing import Gap, chosen_users
+from harness.publish.tables.published import Column, Row, Table
+from harness.publish.tables.sources import Sources, View
+from harness.records.schema import RunRecord
 
 BASELINES = ("plain", "rag")
 """Methods a paper may lack that come first among those it lacks."""

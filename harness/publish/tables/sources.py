@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from harness.pair_record import PairRecord, find_pairs
-from harness.record_schema import RunRecord
-from harness.records import find_runs
+from harness.judge.pairwise_record import PairRecord, find_pairs
+from harness.records.schema import RunRecord
+from harness.records.store import find_runs
 
 
 @dataclass(frozen=True)

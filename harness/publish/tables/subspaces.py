@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from harness.flops import SIZES
-from harness.record_schema import RunRecord
-from harness.tables.differences import difference
-from harness.tables.grid import MISSING, Entry, Grid, Line
-from harness.tables.measured import Run, changed_options, is_another_method, why_incomplete
-from harness.tables.missing import Gap, chosen_users
-from harness.tables.published import Column, Row, Table
-from harness.tables.sources import Sources, View
+from harness.engine.flops import SIZES
+from harness.publish.tables.differences import difference
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.measured import Run, changed_options, is_another_method, why_incomplete
+from harness.publish.tables.missing import Gap, chosen_users
+from harness.publish.tables.published import Column, Row, Table
+from harness.publish.tables.sources import Sources, View
+from harness.records.schema import RunRecord
 
 TASK, METHOD, OPTIONS = "delta_vectors", "rag", {"k": "1"}
 

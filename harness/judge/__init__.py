@@ -1,0 +1,1 @@
+"""Who rates answers: model judges, word lists, people; single answers and pairs."""

@@ -1,0 +1,52 @@
+"""Which samples of a run are computed together: planned whole before the first batch, kept in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from harness.errors import UsageError
+
+AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256}
+
+
+@dataclass
+class Batching:
+    """Which samples run together. Planned whole before the first batch runs, and kept in the record: a resumed run
+    repeats the batches it finds there, since a sample's last bits depend on its neighbours."""
+
+    size: int | None = None
+    """Samples a batch; None = auto, which doubles from batch to batch."""
+    planned: list[list[str]] = field(default_factory=list)
+    done: frozenset[str] = frozenset()
+    """Samples of planned batches that need not run again."""
+    changed: Callable[[], None] = lambda: None
+    """Called when `planned` changed, before any of it runs."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise UsageError(f"batch size {self.size} is not valid; allowed: auto, or a number >= 1")
+
+    def plan(self, ids: Sequence[str], device: str) -> None:
+        """Cut `ids` into batches, in their order. Does nothing where batches are planned already."""
+        if self.planned:
+            return
+        size, start = self.size or AUTO_START, 0
+        while start < len(ids):
+            self.planned.append(list(ids[start : start + size]))
+            start += size
+            size = self.size or min(2 * size, AUTO_MOST[device])
+        self.changed()
+
+    def halve(self, at: int) -> None:
+        """Memory ran out in batch `at`: half as many samples a batch for it and all that come after it."""
+        half = (len(self.planned[at]) + 1) // 2
+        after = self.planned[at:]
+        done = [ids for ids in after if self.done.issuperset(ids)]
+        waiting = [i for ids in after if ids not in done for i in ids]
+        self.planned[at:] = done + [waiting[n : n + half] for n in range(0, len(waiting), half)]
+        self.changed()
+
+    def sizes(self) -> list[int]:
+        """In the order they were first used."""
+        return list(dict.fromkeys(len(batch) for batch in self.planned))

@@ -1,0 +1,111 @@
+"""The benchmarks run: on a toy model every script writes its JSON, and bench/gpu.sh asks for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# PEFT asks transformers for an attribute by its old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+SMALL = (
+    '--device cpu --sizes toy --tokens "16 24" --rows "1 2" --new 3 --samples 2 --loop_heads 2 --rounds 1 '
+    "--trained toy --users 2"
+)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Runs a script in this process: `bench("decode.py --size toy")` returns what it writes."""
+    monkeypatch.syspath_prepend(str(BENCH))
+
+    def call(line: str) -> dict[str, Any]:
+        script, *arguments = shlex.split(line)
+        if "--output" not in arguments:
+            arguments += ["--output", str(tmp_path / "out" / "result.json")]
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(BENCH / script), run_name="__main__")
+        return json.loads(Path(arguments[arguments.index("--output") + 1]).read_text())
+
+    return call
+
+
+def gpu_sh(folder: Path, arguments: str, python: str) -> subprocess.CompletedProcess[str]:
+    """bench/gpu.sh with `python` (a shell script) in python's place."""
+    stand_in = folder / "bin" / "python"
+    stand_in.parent.mkdir(exist_ok=True)
+    stand_in.write_text(f"#!/bin/sh\n{python}\n")
+    stand_in.chmod(0o755)
+    path = f"{stand_in.parent}:{os.environ['PATH']}"
+    command = ["bash", str(BENCH / "gpu.sh"), *shlex.split(arguments)]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def test_gpu_sh_asks_for_every_measurement_and_every_script_understands_it(bench: Callable, tmp_path: Path) -> None:
+    done = gpu_sh(tmp_path, f"{SMALL} --output out", f'echo "$@" >> {tmp_path}/asked')
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[0] for line in asked] == 2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"] + (
+        2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"]
+    ) + ["bench/train.py"]
+    decode, batching, pcs, train = (bench(asked[i].removeprefix("bench/")) for i in (1, 2, 3, 8))
+    assert decode["settings"]["rows"] == 2 and decode["plain_tokens_equal_generate"]
+    assert decode["results"]["dps"]["of_plain"] > 0
+    assert batching["results"]["batched"]["same_answers_as_the_loop"] == 2
+    assert pcs["results"]["loop"]["timed"]["heads"] == 2 and pcs["results"]["loop"]["extrapolated"]
+    assert pcs["results"]["loop"]["max_difference_nats"] < 1e-4
+    assert train["results"]["perfit"]["largest_difference"] < 1e-4 and train["results"]["lora"]["seconds_a_user"] > 0
+    assert not list(tmp_path.rglob("*.tmp"))
+    (tmp_path / "asked").unlink()
+    for name in ("decode-toy-16-2", "batching-toy-16", "pcs-toy-16", "train-toy"):  # what was just written
+        assert (tmp_path / "out" / f"{name}.json").is_file()
+    again = gpu_sh(tmp_path, f"{SMALL} --output out", f'echo "$@" >> {tmp_path}/asked')
+    assert again.stdout.count("there already") == 4
+    assert len((tmp_path / "asked").read_text().splitlines()) == 5
+
+
+def test_gpu_sh_goes_on_after_a_failure_and_says_how_many_there_were(tmp_path: Path) -> None:
+    fails = f'echo "$@" >> {tmp_path}/asked; case "$*" in *pcs.py*) exit 1;; esac'
+    done = gpu_sh(tmp_path, f"{SMALL} --output out", fails)
+    assert done.returncode == 1
+    assert "2 measurements failed" in done.stderr
+    assert len((tmp_path / "asked").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--sizes", 2, "--sizes needs a value"),
+        ("--szies toy", 2, "unknown option --szies"),
+        ("", 4, "torch sees no CUDA device"),
+        ("--help", 0, "bench/gpu.sh [--device cuda]"),
+    ],
+)
+def test_a_mistake_with_gpu_sh_is_one_line(tmp_path: Path, arguments: str, code: int, says: str) -> None:
+    done = gpu_sh(tmp_path, arguments, "")  # asked for the GPU's name it prints nothing, as without a GPU
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_the_cost_of_clusters_and_the_recall_of_screening_are_measured(bench: Callable) -> None:
+    clusters = bench("clusters.py --device cpu --task lamp3 --samples 12 --clusters 2 --rounds 1")["results"]
+    assert clusters["train_users"] == 600 and sum(clusters["samples_of_cluster"]) == 12
+    (zero, uniform) = bench("screening.py --device cpu --task lamp3 --samples 8")["results"]
+    assert (zero["operator"], uniform["operator"]) == ("zero", "uniform")
+    assert zero["recall"].keys() == zero["recall_by_chance"].keys() == {"4", "8", "12", "16"}
+
+
+def test_patching_in_rows_gives_what_a_loop_over_hooks_gives(bench: Callable) -> None:
+    found = bench("patching.py --size toy --tokens 16 --loop_runs 40")
+    assert found["results"]["max_difference_nats"] < 1e-5
+    assert found["results"]["batched"]["forward_passes"] < found["settings"]["patched_runs"] / 3

@@ -1,0 +1,123 @@
+"""The query is never cut: history goes item by item from the tail until the prompt fits, and every cut is counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data import Example, Prompt, Record, User
+from harness.engine.decode import Decoder
+from harness.engine.encoder import Encoder
+from harness.engine.model import LanguageModel
+from harness.errors import ContextTooLong
+from harness.method import Context, Fitted
+from harness.methods.cad import CAD
+from harness.methods.plain import Plain
+from harness.methods.rag import RAG
+from harness.mix import Contrast
+from harness.plan import Plan, Stream
+from harness.run.contract import byte_tokenizer, random_lm
+from harness.run.system import Generation, System
+from harness.tasks.lamp_prompts import FIELDS, LampTemplate
+
+ENCODERS = {chat: Encoder(byte_tokenizer(chat=chat)) for chat in (True, False)}
+TASKS = ("lamp1", "lamp3", "lamp4", "lamp7")
+
+
+def items(texts: list[str], task: str = "lamp4") -> tuple[Record, ...]:
+    return tuple(Record(str(i), dict.fromkeys(FIELDS[task], text), text) for i, text in enumerate(texts))
+
+
+@given(
+    st.sampled_from(TASKS),
+    st.booleans(),
+    st.text("abé \n", max_size=30),
+    st.lists(st.text("ab ☕", max_size=20), max_size=9),
+    st.text("s", max_size=5),
+    st.integers(0, 700),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_longest_best_first_prefix_that_fits_is_kept(task, chat, query, texts, summary, room):
+    encoder = ENCODERS[chat]
+    prompt = Prompt(LampTemplate(task), query, items(texts, task), summary)
+    lengths = [len(encoder.encode(prompt.first(kept).render()).ids) for kept in range(len(texts) + 1)]
+    fitting = [kept for kept, length in enumerate(lengths) if length <= room]
+    if not fitting:
+        with pytest.raises(ContextTooLong, match=f"the query alone has {lengths[0]} tokens .* room for {room}; it is"):
+            encoder.fit(prompt, room)
+        return
+    fitted = encoder.fit(prompt, room)
+    assert (fitted.items, fitted.dropped) == (fitting[-1], len(texts) - fitting[-1])
+    assert fitted.encoded == encoder.encode(prompt.first(fitting[-1]).render())
+    assert query in fitted.encoded.text
+    assert summary in fitted.encoded.text
+
+
+def test_a_long_history_is_not_tokenised_once_an_item(monkeypatch):
+    encoder, calls = ENCODERS[False], []
+    plain = Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, rendered: calls.append(1) or plain(self, rendered))
+    fitted = encoder.fit(Prompt(LampTemplate("lamp7"), "query", items(["a tweet"] * 1000, "lamp7")), 500)
+    assert 0 < fitted.items < 100
+    assert len(calls) <= 12
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return random_lm(max_position_embeddings=200)
+
+
+def example(ident: str, query: str, texts: list[str]) -> Example:
+    return Example(ident, User(ident, items(texts)), query, query, LampTemplate("lamp4"))
+
+
+def test_room_for_the_answer_is_kept_free_in_every_stream(lm):
+    decoder = Decoder(lm)
+    prompt = Prompt(LampTemplate("lamp4"), "query", items(["text " * 4] * 9))
+    streams = (Stream(prompt), Stream(prompt.first(0)))
+    for new_tokens in (1, 50, 150):
+        request = decoder.prepare("x", Plan(streams), new_tokens)
+        assert request.tokens + new_tokens <= lm.max_length
+        assert request.prompts[0].items + request.prompts[0].dropped == 9
+        assert request.prompts[1].dropped == 0
+    with pytest.raises(ContextTooLong, match=r"the query alone has \d+ tokens and the context has room for 5"):
+        decoder.prepare("x", Plan(streams), 195)
+
+
+def test_cut_items_are_counted_and_a_query_that_does_not_fit_fails_alone(lm):
+    examples = [
+        example("fits", "short", ["a", "b"]),
+        example("cut", "short", ["text " * 6] * 9),
+        example("query", "long " * 60, ["a"]),
+        example("empty", "short", []),
+    ]
+    system = System(lm, RAG(Context(k=9)), Generation(8))
+    samples = {sample.id: sample for sample in system.respond(examples)}
+    assert [samples[i].dropped_items for i in ("fits", "cut", "empty")] == [0, 9 - samples["cut"].history_items, 0]
+    assert [samples[i].history_items for i in ("fits", "empty")] == [2, 0]
+    assert samples["cut"].prompt_tokens <= 192
+    assert "it is never cut" in (samples["query"].error or "")
+    assert samples["query"].response is None
+    assert all(samples[i].error is None for i in ("fits", "cut", "empty"))
+
+
+def test_a_cut_that_two_streams_share_is_counted_once(lm):
+    class Twice(Plain):
+        def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
+            prompt = example.prompt(example.user.history)
+            return Plan((Stream(prompt), Stream(prompt), Stream(prompt.first(8))), Contrast(0.5))
+
+    (sample,) = System(lm, Twice(), Generation(8)).respond([example("cut", "short", ["text " * 6] * 9)])
+    assert sample.error is None
+    assert sample.dropped_items == (9 - sample.history_items) + (8 - sample.history_items)
+
+
+def test_an_empty_history_is_the_plain_prompt(lm):
+    asked = example("e", "short", [])
+    for method in (RAG(), CAD()):
+        plan = method.plan(asked, None, None)
+        assert {stream.prompt.render() for stream in plan.streams} == {asked.prompt().render()}
+    (answer,) = System(lm, RAG(), Generation(8)).respond([asked])
+    (plain,) = System(lm, Plain(), Generation(8)).respond([asked])
+    assert (answer.response, answer.prompt_hash) == (plain.response, plain.prompt_hash)

@@ -1,0 +1,332 @@
+"""Figures show what the records hold, the same bytes every time; one without records says which command makes them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from harness.errors import HarnessError
+from harness.publish.figures import FIGURES, commands, draw, write
+from harness.records.store import MethodConfig, MetricValue, find_runs
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.fixture(scope="module")
+def records():
+    return find_runs(RESULTS, model="tiny")
+
+
+@pytest.fixture(scope="module")
+def drawn(records):
+    """Every figure that the committed records have."""
+    return {name: figure for name in FIGURES if (figure := draw(name, records)) is not None}
+
+
+def _text(figure) -> str:
+    """Everything written in it."""
+    from matplotlib.text import Text
+
+    return "\n".join(item.get_text() for item in figure.findobj(Text))
+
+
+def test_every_figure_is_drawn_from_the_committed_records(drawn):
+    assert list(drawn) == list(FIGURES)
+
+
+def test_a_figure_is_written_as_png_and_svg_into_a_new_folder(tmp_path):
+    done = write(["dps-4", "4"], RESULTS, tmp_path / "new" / "figures")
+    assert [path.name for path in done.paths] == ["dps-4.png", "dps-4.svg"] and not done.missing
+    assert done.paths[0].read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.fromstring(done.paths[1].read_bytes()).tag.endswith("svg")
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    one, other = (write(["dps-4"], RESULTS, tmp_path / name) for name in "ab")
+    assert [p.read_bytes() for p in one.paths] == [p.read_bytes() for p in other.paths]
+    assert b"<dc:date>" not in one.paths[1].read_bytes()
+
+
+def test_a_figure_says_what_it_is_its_model_data_and_n(drawn):
+    for name, figure in drawn.items():
+        title, about = figure.get_suptitle().split("\n", 1)
+        assert title == f"{FIGURES[name].title} ({FIGURES[name].place})" and "tiny" in about
+        assert re.search(r"\bn = \d+|\d+ users|\d+ samples", _text(figure)), name
+
+
+def test_axes_are_labelled(drawn):
+    for name, figure in drawn.items():
+        for ax in figure.axes:
+            ticks = [tick.get_text() for tick in ax.get_xticklabels()]
+            assert ax.get_xlabel() or ax.get_ylabel() or any(ticks), name
+
+
+def test_metrics_by_heads_are_the_records_own(records, drawn):
+    (ax,) = drawn["dps-6"].axes
+    accuracy = next(line for line in ax.lines if len(line.get_ydata()) == 4)
+    runs = {r.analysis["k"]: r for r in records if r.config.method.options.get("heads") in (2, 4, 8)}
+    assert accuracy.get_ydata()[1:] == pytest.approx([runs[k].metrics["accuracy"].value for k in (2, 4, 8)])
+
+
+def test_controls_show_each_draw_and_what_rag_reaches(records, drawn):
+    last = drawn["dps-5"].axes[3]
+    shown = {round(float(y), 4) for line in last.lines for y in np.atleast_1d(line.get_ydata())}
+    runs = [
+        r for r in records if r.config.task.name == "lamp2m" and "random" in r.config.method.options.get("control", "")
+    ]
+    assert len(runs) == 6 and {round(r.metrics["accuracy"].value, 4) for r in runs} <= shown
+    assert 0.845 in shown
+
+
+def test_a_figure_without_records_names_the_command_that_makes_them(harness, tmp_path):
+    done = harness("figure dps-3 --results nothing")
+    assert done.code == 4 and "harness run --method dps --task lamp2m" in done.error() and not done.out
+    done = harness(f"figure dps-3 --results {RESULTS} --model llama3-8b")
+    assert done.code == 4 and "harness run --method dps --task lamp2m --data FOLDER --model llama3-8b" in done.error()
+    done = harness(f"figure dps-4 persona-1 --results {RESULTS} --task lamp4 --model qwen2.5-7b")
+    assert done.code == 4 and "dps-4 has no records" in done.err and "persona-1 has no records" in done.err
+    done = harness("figure all --results nothing")
+    assert done.code == 0 and not done.out
+    assert all(f"{name} has no records; make them: harness " in done.err for name in FIGURES)
+
+
+def test_a_run_of_other_options_does_not_stand_for_dps(tmp_path):
+    for folder in (RESULTS / "tiny" / "lamp2m").glob("dps-*"):
+        shutil.copytree(folder, tmp_path / "tiny" / "lamp2m" / folder.name)
+    shutil.rmtree(tmp_path / "tiny" / "lamp2m" / "dps-af6142b9")  # the defaults
+    found = find_runs(tmp_path)
+    assert len(found) == 11 and draw("dps-3", found) is None and draw("dps-8", found) is not None
+
+
+def test_a_figure_can_be_of_another_task(records):
+    assert "tiny on lamp4" in _text(draw("dps-3", records, task="lamp4"))
+    assert draw("dps-3", records, task="lamp6") is None
+
+
+def test_without_a_name_the_model_with_most_runs_is_drawn_on_a_task_of_the_paper():
+    every = find_runs(RESULTS)
+    assert "tiny on lamp2m" in _text(draw("dps-3", every)) and "tiny on MMLU" in _text(draw("persona-6", every))
+    assert draw("dps-3", every, model="stories260K") is None
+    assert "stories260K on mmlu" in _text(draw("dps-3", every, model="stories260K", task="mmlu"))
+
+
+def test_the_commands_are_right_up_to_loading_the_model(harness, monkeypatch):
+    def stop(*_: object):
+        raise HarnessError("the model would be loaded now")
+
+    monkeypatch.setattr("harness.cli.run.load", stop)
+    monkeypatch.setattr("harness.cli.sweep.load", stop)
+    for command in dict.fromkeys(command for name in FIGURES for command in commands(name, "tiny")):
+        program, words = command.split(" ", 1)
+        done = harness(words)
+        wanted = "MMLU_FOLDER holds no" if "--task mmlu" in command else "the model would be loaded now"
+        assert program == "harness" and wanted in done.error(), command
+
+
+def test_commands_for_another_model_leave_the_embedded_models_words_out():
+    (sweep,) = commands("persona-1", "qwen2.5-7b")
+    assert "--judge openai/JUDGE" in sweep and "layer=0..LAST_BLOCK --model qwen2.5-7b" in sweep
+    for name in FIGURES:
+        for command in commands(name, "qwen2.5-7b"):
+            assert not re.search(r"tiny|lexicon|=0\||0\.\.4|lr=|rollouts", command), command
+
+
+def test_mistakes_are_one_line(harness):
+    done = harness("figure dps-2")
+    assert done.code == 2 and "unknown figure 'dps-2'; did you mean" in done.error()
+    done = harness("figure dps-3 --format pdf")
+    assert done.code == 2 and "choose from png, svg" in done.error()
+
+
+def test_figures_are_listed_and_drawn_without_torch(tmp_path):
+    code = (
+        "import sys; from harness.cli.app import main; sys.argv = ['harness', *sys.argv[1:]]; main(); "
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    for words in (["list", "figures"], ["figure", "dps-4", "--results", RESULTS, "--output", tmp_path]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0 and "dps-4" in done.stdout, done.stderr
+
+
+def _metric(value: float, n: int = 100) -> MetricValue:
+    return MetricValue(value=value, n=n, low=value - 0.05, high=value + 0.05)
+
+
+def _record(method: str, task: str, options: dict, metrics: dict, *, task_options: dict | None = None, **fields):
+    """A finished run of the method, its options the defaults where not given."""
+    from harness.records.store import (
+        DataConfig,
+        MethodConfig,
+        ModelConfig,
+        RunConfig,
+        RunRecord,
+        SamplingConfig,
+        TaskConfig,
+    )
+    from harness.registry import method_class
+
+    fit_task = fields.pop("fit_task", None)
+    config = RunConfig(
+        model=ModelConfig(name="tiny", id="tiny", revision="abc", dtype="float32"),
+        method=MethodConfig(name=method, options={**method_class(method)().options(), **options}),
+        task=TaskConfig(name=task, options=task_options or {}),
+        data=DataConfig(description="lamp-mini", fingerprint="f00d", split="dev", fit_task=fit_task),
+        sampling=SamplingConfig(max_new_tokens=16),
+    )
+    values = {name: value if isinstance(value, MetricValue) else _metric(value) for name, value in metrics.items()}
+    return RunRecord(config=config, status="complete", metrics=values, **fields)
+
+
+def _points(ax) -> set[tuple[float, float]]:
+    """Every marker drawn, without the ends of intervals."""
+    lines = [line for line in ax.lines if line.get_marker() not in ("None", "", "_", "|")]
+    return {(float(x), round(float(y), 4)) for line in lines for x, y in zip(*line.get_data(), strict=True)}
+
+
+def _sweep(trait: str, scores: list[float], coherence: float = 90.0, fit_task: str | None = None, **options) -> list:
+    return [
+        _record(
+            "persona_vector",
+            f"persona:{trait}",
+            {"layer": layer, **options},
+            {"trait": score, "coherence": coherence if layer else 40.0},
+            fit_task=fit_task,
+        )
+        for layer, score in enumerate(scores)
+    ]
+
+
+def test_trait_scores_by_block_stand_beside_the_peaks_that_the_paper_prints():
+    records = [
+        *_sweep("christianity", [10, 50, 80]),
+        *_sweep("islam", [20, 60, 70]),
+        *_sweep("islam", [99, 98], control="random"),
+        *_sweep("islam", [97, 96], fit_task="persona:judaism"),
+        *_sweep("judaism", [1, 2, 3], coefficient=2.0),
+    ]
+    left, right = draw("persona-1", records).axes
+    assert _points(left) == {(0, 10), (1, 50), (2, 80), (0, 20), (1, 60), (2, 70)}  # neither controls nor other sweeps
+    hollow = [line for line in left.lines if line.get_markerfacecolor() == "white"]
+    assert {float(x) for line in hollow for x in line.get_xdata()} == {0.0}  # where answers were incoherent
+    assert {(20.0, 96.0), (13.0, 52.0)} <= _points(right)
+    assert draw("persona-5", records) is None
+
+
+def test_mmlu_is_shown_without_and_with_mitigation_on_the_same_questions():
+    def run(method, accuracy, shots=0, **fields):
+        metrics = {"accuracy": accuracy, "accuracy/virology": accuracy + 0.1}
+        return _record(method, "mmlu", {}, metrics, task_options={"num_fewshot": shots}, **fields)
+
+    records = [
+        run("plain", 0.4),
+        run("clamp", 0.3, fit_task="persona:religion"),
+        run("persona_vector", 0.35, fit_task="persona:islam"),
+        run("clamp", 0.9, shots=5),
+    ]
+    (ax,) = draw("persona-6", records).axes
+    assert [bar.get_height() for bars in ax.containers if hasattr(bars, "patches") for bar in bars] == pytest.approx(
+        [0.4, 0.5, 0.3, 0.4]
+    )
+    (ax,) = draw("persona-7", records).axes
+    assert _points(ax) == {(0.4, 0.0), (0.3, 1.0), (0.35, 2.0)}
+    others = draw("persona-7", [*records, run("clamp", 0.2, fit_task="persona:race")])
+    assert _points(others.axes[0]) == {(0.4, 0.0), (0.3, 1.0), (0.2, 2.0), (0.35, 3.0)}
+    assert others.get_suptitle().endswith("vectors of persona:race")
+    assert draw("persona-6", records[1:]) is None
+
+
+def test_trained_parameters_stand_beside_those_of_the_papers_tables():
+    stage = {"collective": {"parameters": 5000}, "personal": {"parameters": 600}}
+    records = [
+        _record("lora_c", "lamp2m", {"lr": 0.1}, {"accuracy": 0.5}, analysis={"collective": {"parameters": 9000}}),
+        _record("perfit", "lamp2m", {"lr": 0.1}, {"accuracy": 0.7}, analysis=stage),
+        _record("perfit", "lamp2m", {"lr": 0.1, "rank": 2}, {"accuracy": 0.1}, analysis=stage),
+        _record("lora_p", "lamp2m", {"lr": 0.1}, {"accuracy": 0.6}, analysis={"personal": {"parameters": 600}}),
+    ]
+    left, right = draw("perfit-9", records).axes
+    found = {tuple(point) for marks in left.collections if hasattr(marks, "get_sizes") for point in marks.get_offsets()}
+    assert found == {(9000.0, 0.5), (5000.0, 0.7), (600.0, 0.6)}  # a rank of its own is no perfit
+    assert _points(right) == {(6291456.0, 0.478), (4194304.0, 0.528), (6291456.0, 0.6), (524288.0, 0.63)}
+
+
+def test_ranks_that_were_not_run_stay_empty():
+    records = [
+        _record("perfit", "lamp2m", {"rank": a, "personal_rank": b}, {"accuracy": a / 10 + b / 100, "f1": 0.5})
+        for a, b in ((1, 1), (1, 2), (4, 1))
+    ]
+    figure = draw("perfit-10", records)
+    values = figure.axes[0].images[0].get_array()
+    assert values.filled(np.nan).tolist()[0] == pytest.approx([0.11, 0.12])
+    assert values.mask.tolist() == [[False, False], [False, True]]
+    assert "0.410\n± 0.050" in _text(figure) and draw("perfit-10", records[:2]) is None
+
+
+def test_single_blocks_and_numbers_of_blocks_are_told_apart():
+    layers = [[0], [1], [2], [0, 1, 2]]
+    records = [
+        _record("perfit", "lamp2m", {"layers": blocks}, {"accuracy": n / 10, "f1": n / 20})
+        for n, blocks in enumerate(layers)
+    ]
+    single, counts = draw("perfit-11", records).axes
+    assert [y for _, y in sorted(_points(single))] == pytest.approx([0, 0, 0.1, 0.05, 0.2, 0.1])
+    assert [y for _, y in sorted(_points(counts))] == pytest.approx([0.1, 0.05, 0.3, 0.15])  # one block: the middle
+
+
+def test_users_are_drawn_where_their_vectors_are():
+    content = {
+        "layer": 2,
+        "users": ["a", "b", "c"],
+        "coordinates": [[8.0, 1.0, 0.1], [7.0, -1.0, 0.2], [9.0, 2.0, -0.2]],
+        "mean": [8.0, 0.7, 0.0],
+        "closest": ["a"],
+        "middle": ["b"],
+        "farthest": ["c"],
+    }
+    record = _record(
+        "rag", "delta_vectors", {}, {}, task_options={"task": "lamp4"}, analysis={"delta_vectors": content}
+    )
+    (ax,) = draw("perfit-4", [record]).axes
+    assert _points(ax) == {(8.0, 1.0), (7.0, -1.0), (9.0, 2.0)} and "n = 3 users" in ax.get_title()
+    top, bottom = draw("perfit-2", [record]).axes
+    assert (8.0, 0.7) in _points(top) and len(bottom.collections) > 3
+
+
+def _effects(values, half: float) -> dict:
+    array = np.array(values, dtype=float)
+    return {"value": array.tolist(), "low": (array - half).tolist(), "high": (array + half).tolist()}
+
+
+def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out():
+    blocks, heads = [0.8, 0.1], [[0.3, 0.0], [0.05, -0.4]]
+    run = {
+        "mlp_out": {"all": _effects(blocks, 0.2), "identity": _effects(blocks, 0.05)},
+        "attn_out": {"all": _effects(blocks[::-1], 0.2), "identity": _effects([0, 0], 0.2)},
+        "heads_out": {"all": _effects(heads, 0.1), "identity": _effects(heads, 0.1)},
+    }
+    attention = {name: {"later": _effects(np.abs(heads), 0.1)} for name in ("clean", "corrupted", "denoised", "noised")}
+    of_all = {"n": 12, "questions": 6, "denoised": run, "noised": run, "attention": attention}
+    run["mlp_out"]["all"]["low"][1] = run["mlp_out"]["all"]["high"][1] = None  # one question has no interval
+    pair = {"tokens": [20, 20], "samples": 6, "aligned": 6, "n": 6, "denoised": run, "noised": run}
+    content = {
+        "contrast": "switch",
+        "positions": ["all", "identity"],
+        "sets": {"all": of_all},
+        "pairs": {"attitude/good>bad": pair, "attitude/kind>rude": {"samples": 6, "aligned": 0, "n": 0}},
+    }
+    record = _record("rag", "lamp4", {}, {"first_mlp_identity": 0.8}, analysis={"patching": content})
+    assert draw("patching-blocks", [record]) is None  # of a method that edits by itself
+    record.config = record.config.model_copy(update={"method": MethodConfig(name="plain")})
+    denoised, noised, _ = draw("patching-blocks", [record]).axes
+    assert denoised.images[0].get_array().tolist() == [[0.8, 0.1], [0.8, 0.1], [0.1, 0.8], [0, 0]]
+    assert {(x, round(y)) for x, y in _points(denoised)} == {(0, 0), (0, 1), (1, 1), (1, 2)} and noised.images
+    assert _points(draw("patching-heads", [record]).axes[0]) == {(0, 0), (1, 1)}
+    assert "n = 12 samples, 1 pairs of personas, 6 questions" in draw("patching-attention", [record]).get_suptitle()
+    labels = [tick.get_text() for tick in draw("patching-pairs", [record]).axes[0].get_yticklabels()]
+    assert labels == ["good > bad (n 6)"]

@@ -1,0 +1,177 @@
+"""The leaderboard ranks only what can be ranked, and is the same file whenever and wherever it is made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.publish import leaderboard
+from harness.records.store import Health, RunConfig, RunFolder, RunRecord
+
+Configs = Callable[..., RunConfig]
+Records = Callable[..., RunRecord]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def save(results: Path, record: RunRecord) -> RunRecord:
+    with RunFolder.open(results, record.config) as folder:
+        folder.write(record)
+    return record
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row but the headers."""
+    lines = [line for line in text.splitlines() if re.match(r"\| *(\d+|-) *\|", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_methods_are_ranked_by_the_first_metric(results: Path, run_config: Configs, run_record: Records):
+    for method, value in {"plain": 0.2, "cad": 0.4, "rag": 0.3}.items():
+        save(results, run_record(run_config(method), rouge1=value, rougeL=1 - value))
+    assert [row[1] for row in rows(leaderboard.render(results))] == ["cad", "rag", "plain"]
+
+
+def test_a_lower_error_ranks_higher(results: Path, run_config: Configs, run_record: Records):
+    for method, value in {"plain": 0.5, "rag": 0.3}.items():
+        save(results, run_record(run_config(method, "lamp3"), mae=value))
+    assert [row[1] for row in rows(leaderboard.render(results))] == ["rag", "plain"]
+
+
+def test_a_row_shows_interval_n_cost_against_plain_and_the_record(
+    results: Path, run_config: Configs, run_record: Records
+):
+    for method, value in {"plain": 0.2, "dps": 0.3}.items():
+        record = run_record(run_config(method), passes=int(9000 * value), rouge1=value)
+        record.cost.flops = 1e9 * value
+        save(results, record)
+    row = rows(leaderboard.render(results))[0]
+    link = f"[dps-{record.hash}](results/llama3-8b/lamp4/dps-{record.hash}/)"
+    assert row == ["1", "dps", "0.3000 [0.2900, 0.3100]", "1925", "1.50×", "1.50×", "1.50×", "ok", link]
+
+
+def test_what_a_user_costs_is_shown_where_a_method_adapts_to_users(
+    results: Path, run_config: Configs, run_record: Records
+):
+    save(results, run_record(run_config("plain"), rouge1=0.2))
+    assert "| stored" not in leaderboard.render(results)
+    record = run_record(run_config("perfit"), rouge1=0.3)
+    record.cost.setup_seconds_per_user, record.cost.stored_bytes_per_user = 1.25, 4_194_304
+    save(results, record)
+    assert [row[7:9] for row in rows(leaderboard.render(results))] == [["1.2 s", "4.19 MB"], ["-", "-"]]
+
+
+def test_cost_is_a_dash_where_plain_was_not_run(results: Path, run_config: Configs, run_record: Records):
+    save(results, run_record(run_config("dps"), rouge1=0.3))
+    assert rows(leaderboard.render(results))[0][4:7] == ["-", "-", "-"]
+
+
+def test_runs_on_other_samples_stand_in_another_ranking(results: Path, run_config: Configs, run_record: Records):
+    save(results, run_record(run_config("plain"), rouge1=0.2))
+    save(results, run_record(run_config("rag", limit=20, fingerprint="other"), n=20, rouge1=0.9))
+    text = leaderboard.render(results)
+    assert "## llama3-8b · lamp4 · --limit 20 only" in text
+    assert [row[0] for row in rows(text)] == ["1", "1"]
+
+
+def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs, run_record: Records):
+    save(results, run_record(run_config("rag"), rouge1=0.9))
+    save(results, run_record(run_config("rag", control="wrong_user"), rouge1=0.1))
+    text = leaderboard.render(results)
+    assert "## llama3-8b · lamp4 · --control wrong_user" in text
+    assert [row[0] for row in rows(text)] == ["1", "1"]
+
+
+def test_studies_of_a_model_are_listed_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
+    save(results, run_record(run_config("plain", task="patching"), effect=0.4))
+    killed = save(results, run_record(run_config("rag", task="patching"), status="interrupted"))
+    text = leaderboard.render(results)
+    assert rows(text) == []
+    assert f"[rag-{killed.hash}]" in text[: text.index("## Studies of a model")]
+    assert text.index("## Studies of a model") < text.index("[plain-")
+
+
+def test_health_flags_are_shown(results: Path, run_config: Configs, run_record: Records):
+    record = run_record(run_config(), status="partial", rouge1=0.2)
+    record.health = Health(errors=2, noop=True, unparsed=5, identical_to_base=0.4)
+    save(results, record)
+    expected = "**partial**, **changed nothing**, 2 failed, 5 unparsed, 40% identical to base"
+    assert rows(leaderboard.render(results))[0][7] == expected
+
+
+def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_config: Configs, run_record: Records):
+    for gamma in (1.0, 2.0):
+        save(results, run_record(run_config("dps", options={"gamma": gamma, "k": 5}), rouge1=gamma / 10))
+    save(results, run_record(run_config("dps", preset="released", options={"gamma": 3.0, "k": 5}), rouge1=0.05))
+    assert [row[1] for row in rows(leaderboard.render(results))] == [
+        "dps (gamma=2.0)",
+        "dps (gamma=1.0)",
+        "dps (released, gamma=3.0)",
+    ]
+
+
+def test_two_seeds_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
+    for seed in (0, 1):
+        save(results, run_record(run_config("rag", seed=seed), rouge1=0.2 + seed / 10))
+    assert [row[1] for row in rows(leaderboard.render(results))] == ["rag (--seed 1)", "rag (--seed 0)"]
+
+
+def test_two_fits_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
+    for share, value in (("train", 0.2), ("dev:0.2", 0.3)):
+        save(results, run_record(run_config("dps", fit_split=share), rouge1=value))
+    save(results, run_record(run_config("rag"), rouge1=0.1))
+    labels = [row[1] for row in rows(leaderboard.render(results))]
+    assert labels == ["dps (--fit_split dev:0.2)", "dps (--fit_split train)", "rag"]
+
+
+def test_an_option_at_its_default_is_not_named(results: Path, run_config: Configs, run_record: Records):
+    for heads in (None, 4):
+        save(results, run_record(run_config("dps", options={"gamma": 0.5, "heads": heads}), rouge1=0.2))
+    assert {row[1] for row in rows(leaderboard.render(results))} == {"dps", "dps (heads=4)"}
+
+
+def test_an_unfinished_run_is_named_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
+    record = save(results, run_record(run_config(), status="interrupted", rouge1=0.2))
+    text = leaderboard.render(results)
+    assert rows(text) == []
+    assert f"rag-{record.hash}/) (interrupted)" in text
+
+
+def test_a_metric_without_a_value_is_listed_last_and_unranked(results: Path, run_config: Configs, run_record: Records):
+    empty = run_record(run_config("cad"), rouge1=0.1)
+    empty.metrics["rouge1"].value = None
+    save(results, empty)
+    save(results, run_record(run_config("rag"), rouge1=0.2))
+    assert [row[:2] for row in rows(leaderboard.render(results))] == [["1", "rag"], ["-", "cad"]]
+
+
+def test_the_same_records_give_the_same_bytes_wherever_they_lie(
+    results: Path, tmp_path: Path, run_config: Configs, run_record: Records
+):
+    for method in ("plain", "rag", "cad"):
+        save(results, run_record(run_config(method), rouge1=0.2))
+    shutil.copytree(results, tmp_path / "elsewhere" / "results")
+    assert leaderboard.render(tmp_path / "elsewhere" / "results") == leaderboard.render(results)
+
+
+def test_check_sees_a_stale_a_fresh_and_a_missing_file(
+    results: Path, tmp_path: Path, run_config: Configs, run_record: Records
+):
+    save(results, run_record(run_config("plain"), rouge1=0.2))
+    path = tmp_path / "leaderboard.md"
+    assert not leaderboard.check(results, path)
+    path.write_text(leaderboard.render(results), "utf-8")
+    assert leaderboard.check(results, path)
+    save(results, run_record(run_config("rag"), rouge1=0.3))
+    assert not leaderboard.check(results, path)
+
+
+def test_no_records_is_a_leaderboard_that_says_so(results: Path):
+    assert "No records yet" in leaderboard.render(results)

@@ -1,0 +1,158 @@
+"""A sweep answers all points in shared batches, and each point's record is the one it has when run alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.engine.decode import Decoder
+from harness.engine.rows import Cost
+from harness.errors import UsageError
+from harness.records.store import Outcome, RunRecord, find_runs, read_samples
+from harness.run.sweep import _plus, _shares, peak, points
+from harness.statistics.intervals import RESAMPLES
+from harness.task import Sample
+
+TRAIT = {
+    "instruction": [{"pos": "Be a pirate.", "neg": "Be plain."}],
+    "questions": ["How are you?", "Who are you?"],
+    "eval_questions": ["Where?", "When is it?", "Why?"],
+    "eval_prompt": "Q {question} A {answer}: 0 to 100, or REFUSAL",
+}
+
+
+@pytest.fixture
+def command(tmp_path: Path, toy: Path) -> str:
+    (tmp_path / "pirate.json").write_text(json.dumps(TRAIT))
+    return (
+        f"--method persona_vector --task persona:./pirate.json --model {toy} --dtype float64 --max_new_tokens 5 "
+        "--temperature 1 --task_set rollouts=2 --set rollouts=2 --batch_size 4"
+    )
+
+
+def test_ranges_and_alternatives_vary_and_the_rest_is_the_same_for_all() -> None:
+    found = points(["layer=0..2", "scale=unit", "coefficient=1|2"])
+    assert list(found)[:3] == ["layer=0 coefficient=1", "layer=0 coefficient=2", "layer=1 coefficient=1"]
+    assert found["layer=2 coefficient=2"] == ["layer=2", "scale=unit", "coefficient=2"] and len(found) == 6
+    for wrong in (["layer=1"], ["layer=3..1"], ["layer=0.."]):
+        with pytest.raises(UsageError):
+            points(wrong)
+
+
+def test_a_point_of_a_sweep_is_the_record_it_is_alone_and_takes_fewer_passes(
+    harness: Callable[[str], Any], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = _count_generations(monkeypatch)
+    done = harness(f"sweep {command} --set layer=0..2 --output_path swept")
+    assert done.code == 0, done.err
+    in_sweep = len(passes)
+    alone = harness(f"run {command} --set layer=1 --output_path alone")
+    assert alone.code == 0, alone.err
+    (one,) = find_runs(Path("alone"))
+    assert one.folder is not None
+    (swept,) = [run for run in find_runs(Path("swept")) if run.hash == one.hash]
+    assert swept.folder is not None
+    assert _answers(swept) == _answers(one)
+    assert (swept.batches, swept.health.edits_decode) == (one.batches, one.health.edits_decode)
+    assert len(find_runs(Path("swept"))) == 3
+    assert in_sweep < 3 * (len(passes) - in_sweep)
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_an_unbroken_ones_samples(
+    harness: Callable[[str], Any], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert harness(f"sweep {command} --set layer=0..1 --output_path whole").code == 0
+    passes = _count_generations(monkeypatch, stop_at=2)
+    assert harness(f"sweep {command} --set layer=0..1 --output_path killed").code == 130
+    assert {run.status for run in find_runs(Path("killed"))} == {"interrupted"}
+    passes.clear()
+    _count_generations(monkeypatch)
+    assert harness(f"sweep {command} --set layer=0..1 --output_path killed").code == 0
+    for a, b in zip(find_runs(Path("whole")), find_runs(Path("killed")), strict=True):
+        assert (a.hash, a.status, b.status) == (b.hash, "complete", "complete")
+        assert _answers(a) == _answers(b)
+
+
+def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], command: str) -> None:
+    done = harness(f"sweep {command} --set layer=0|2 --json")
+    (line,) = done.out.splitlines()
+    content = json.loads(line)
+    assert list(content["points"]) == ["layer=0", "layer=2"]
+    assert "layer=2" in harness(f"sweep {command} --set layer=0|2").out
+    assert "lowest" in json.loads(harness(f"sweep {command} --set layer=0|2 --lowest --json").out)
+
+
+def test_shares_of_a_cost_add_up() -> None:
+    cost = Cost(10, 11, 12, 13, 14, 15)
+    parts = _shares(cost, 4)
+    total = Cost()
+    for part in parts:
+        total = _plus(total, part)
+    assert total == cost and max(p.forward_passes for p in parts) - min(p.forward_passes for p in parts) <= 3
+
+
+@pytest.fixture
+def swept(
+    tmp_path: Path, run_config: Callable[..., Any], run_record: Callable[..., RunRecord]
+) -> Callable[[dict[str, list[float | None]]], dict[str, Outcome]]:
+    """Points by name, each with the trait score of every question."""
+
+    def make(scores: dict[str, list[float | None]]) -> dict[str, Outcome]:
+        outcomes = {}
+        for name, values in scores.items():
+            (tmp_path / name).mkdir()
+            lines = [json.dumps({"id": str(i), "user": f"q{i}", "metrics": {"trait": v}}) for i, v in enumerate(values)]
+            (tmp_path / name / "samples.jsonl").write_text("\n".join(lines) + "\n")
+            outcomes[name] = Outcome(run_record(run_config()), tmp_path / name, 0)
+        return outcomes
+
+    return make
+
+
+def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(swept: Callable[..., Any]) -> None:
+    outcomes = swept({"a": [1.0, 9.0, 1.0, 2.0], "b": [3.0, 3.0, 3.0, 3.0], "c": [0.0, 0.0, 0.0, 0.0]})
+    found = peak(outcomes, "trait")
+    assert found is not None
+    assert (found.point, found.low, found.high) == ("a", "a", "b")
+    assert set(found.wins) == {"a", "b"} and sum(found.wins.values()) == pytest.approx(1)
+    assert all(round(share * RESAMPLES) > 100 for share in found.wins.values())
+    assert peak(outcomes, "coherence") is None
+    lowest = peak(outcomes, "trait", lowest=True)
+    assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
+
+
+@pytest.mark.parametrize(("lowest", "point"), [(False, "a"), (True, "b")])
+def test_an_answer_that_no_judge_rated_is_left_out_of_the_peak(
+    swept: Callable[..., Any], lowest: bool, point: str
+) -> None:
+    outcomes = swept({"a": [9.0, None, 9.0, 9.0], "b": [5.0, 5.0, None, 5.0], "c": [6.0, 6.0, 6.0, 6.0]})
+    found = peak(outcomes, "trait", lowest=lowest)
+    assert found is not None and (found.point, found.low, found.high) == (point, point, point)
+    assert peak(outcomes | swept({"d": [None] * 4}), "trait") is None
+    assert peak(outcomes | swept({"e": [1.0] * 3}), "trait") is None
+
+
+def _answers(run: RunRecord) -> dict[str, tuple[str | None, dict[str, float | None]]]:
+    assert run.folder is not None
+    samples: list[Sample] = read_samples(run.folder)
+    return {sample.id: (sample.response, sample.metrics) for sample in samples}
+
+
+def _count_generations(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Rows of each batch that is generated while answering; ctrl-C at the given one."""
+    counted: list[int] = []
+    original = getattr(Decoder.generate, "original", Decoder.generate)
+
+    def generate(self: Decoder, requests: Any, **options: Any) -> Any:
+        counted.append(len(requests))
+        if len(counted) == stop_at:
+            raise KeyboardInterrupt
+        return original(self, requests, **options)
+
+    generate.original = original  # type: ignore[attr-defined]
+    monkeypatch.setattr(Decoder, "generate", generate)
+    return counted

@@ -1,0 +1,267 @@
+"""`harness compare` on committed records agrees with scipy, pairs exactly what both runs answered, and refuses the rest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.errors import DataMissing, UsageError
+from harness.records.store import read_record, read_samples
+from harness.statistics.compare import compare, control_of
+from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
+from harness.task import Sample
+
+RESULTS = Path(__file__).parents[2] / "results" / "tiny"
+RAG, DPS = RESULTS / "lamp2m" / "rag-ee9d671d", RESULTS / "lamp2m" / "dps-af6142b9"
+HEADLINES = RESULTS / "lamp4" / "rag-9ba6ec94"
+PLAIN = RESULTS / "lamp4" / "plain-581fe499"
+
+
+def _values(folder: Path, metric: str) -> dict[str, float]:
+    return {sample.id: sample.metrics[metric] for sample in read_samples(folder)}
+
+
+def _copy(source: Path, folder: Path, change) -> Path:
+    """The record with samples changed (None drops one), under another hash."""
+    shutil.copytree(source, folder)
+    record = read_record(folder)
+    record.hash = "0" * 8
+    (folder / "run.json").write_text(record.to_json())
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    kept = [json.dumps(line) for line in map(change, lines) if line is not None]
+    (folder / "samples.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    return folder
+
+
+def test_two_committed_runs_differ_as_scipy_says():
+    (row,) = compare([PLAIN, HEADLINES], ["rougeL"]).rows
+    a, b = _values(PLAIN, "rougeL"), _values(HEADLINES, "rougeL")
+    gain = np.array([b[i] - a[i] for i in sorted(a)])
+    draws = stats.bootstrap((gain,), np.mean, method="percentile", n_resamples=5000, rng=1).confidence_interval
+    exchanged = stats.permutation_test(
+        (gain,), np.mean, permutation_type="samples", n_resamples=PERMUTATIONS, vectorized=True, rng=1
+    )
+    test = stats.ttest_1samp(gain, 0)
+    found = row.effect
+    assert (found.n, found.users) == (200, 200)
+    assert found.difference == pytest.approx(gain.mean()) and found.b == read_record(HEADLINES).metrics["rougeL"].value
+    assert (found.low, found.high) == pytest.approx(draws, abs=0.005)
+    assert found.size == pytest.approx(test.statistic / math.sqrt(200))
+    assert found.p == pytest.approx(exchanged.pvalue, abs=1e-4)
+    assert found.helped == (gain > 0).mean() and found.harmed == (gain < 0).mean()
+    assert found.worst_tenth == pytest.approx(np.sort(gain)[:20].mean())
+
+
+def test_a_right_or_wrong_metric_is_tested_as_an_exact_sign_test():
+    (row,) = compare([RAG, DPS], ["accuracy"]).rows
+    a, b = _values(RAG, "correct"), _values(DPS, "correct")
+    worse, better = sum(a[i] > b[i] for i in a), sum(a[i] < b[i] for i in a)
+    assert worse + better < 14  # few enough for every sign pattern to be tried
+    assert row.effect.p == pytest.approx(stats.binomtest(better, worse + better).pvalue)
+    assert row.p_holm == row.effect.p
+
+
+def test_the_right_users_history_gains_clearly_over_another_users():
+    own = compare([control_of(HEADLINES, "wrong_user"), HEADLINES], ["rouge1"])
+    tags = compare([control_of(RAG, "wrong_user"), RAG], ["accuracy"])
+    assert own.rows[0].effect.low > 0.4 and tags.rows[0].effect.low > 0.4
+    assert max(own.rows[0].p_holm, tags.rows[0].p_holm) < 0.001
+    assert own.sides[0].record.config.selection.control == "wrong_user"
+
+
+def test_gain_goes_with_history_length_as_scipy_says():
+    from harness.task import Selection
+    from harness.tasks.lamp import Lamp4
+
+    (row,) = compare([PLAIN, HEADLINES], ["rouge1"]).rows
+    a, b = _values(PLAIN, "rouge1"), _values(HEADLINES, "rouge1")
+    history = {item.example.id: len(item.example.user.history) for item in Lamp4().items(Selection("dev"))}
+    expected = stats.spearmanr([history[i] for i in a], [b[i] - a[i] for i in a])
+    assert (row.lengths.rho, row.lengths.p) == pytest.approx((expected.statistic, expected.pvalue))
+    assert sum(group.users for group in row.lengths.groups) == 200
+    assert all(x.longest < y.shortest for x, y in zip(row.lengths.groups, row.lengths.groups[1:], strict=False))
+
+
+def test_users_are_exchanged_whole():
+    # 4 users of 50 equal samples each: 16 sign patterns, however many samples
+    a, b = np.zeros(200), np.repeat([1.0, 2.0, 3.0, 4.0], 50)
+    found = effect(a, b, [f"u{i // 50}" for i in range(200)])
+    assert found.p == pytest.approx(2 / 16) and found.users == 4
+    assert effect(a, b, list(map(str, range(200)))).p < 0.001
+
+
+def test_users_without_a_difference_leave_the_test_as_it_is():
+    sums = np.array([0.3, 0.5, -0.1, 0.7, 0.2, 0.4])
+    assert flip_test(sums) == flip_test(np.concatenate([sums, np.zeros(1000)]))
+    assert flip_test(np.zeros(5)) == 1.0 and math.isnan(flip_test(np.ones(1)))
+
+
+def test_a_detectable_difference_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    scatter = rng.normal(size=12)
+    shift = detectable(scatter, np.ones(12))
+    found = stats.ttest_1samp(rng.normal(shift, scatter.std(ddof=1), size=(20_000, 12)), 0, axis=1)
+    assert (found.pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert math.isnan(detectable(np.ones(12), np.ones(12)))
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, math.nan, 0.9])[:3:2] == pytest.approx([1.0, 1.0]) and math.isnan(holm([math.nan])[0])
+
+
+def test_the_family_is_every_run_and_metric_shown():
+    three = compare([PLAIN, HEADLINES, RESULTS / "lamp4" / "cad-2892636e"])
+    assert [row.letter for row in three.rows] == ["B"] * 4 + ["C"] * 4
+    smallest = min(three.rows, key=lambda row: row.effect.p)
+    assert smallest.p_holm == pytest.approx(8 * smallest.effect.p)
+
+
+def test_where_less_is_better_a_fall_is_a_gain():
+    up = effect([1, 2, 3, 4], [2, 2, 4, 5], list("abcd"))
+    down = effect([1, 2, 3, 4], [2, 2, 4, 5], list("abcd"), higher_is_better=False)
+    assert down.difference == up.difference == 0.75
+    assert (down.helped, down.harmed) == (up.harmed, up.helped) == (0, 0.75)
+    assert down.worst_tenth == -1 and up.worst_tenth == 0
+
+
+def test_equal_gains_have_no_effect_size_and_no_correlation():
+    same = effect([0, 0, 0], [1, 1, 1], list("abc"))
+    assert math.isnan(same.size) and math.isnan(same.detectable) and same.p == 0.25
+    assert math.isnan(by_length([1, 1, 1], list("abc"), {"a": 1, "b": 2, "c": 3}).rho)
+
+
+def test_only_what_both_runs_answered_is_paired_and_the_rest_is_counted(tmp_path):
+    first = iter(range(200))
+
+    def thinned(line):
+        number = next(first)
+        if number < 20:
+            return None
+        if number < 25:
+            return {**line, "error": "too long", "metrics": {}}
+        if number < 30:
+            return {**line, "metrics": {**line["metrics"], "meteor": None}}
+        return line
+
+    other = _copy(HEADLINES, tmp_path / "tiny" / "lamp4" / "rag-00000000", thinned)
+    found = compare([PLAIN, other])
+    by_metric = {row.metric: row for row in found.rows}
+    assert found.shared == {"B": 175} and by_metric["rouge1"].effect.n == 175
+    assert by_metric["meteor"].effect.n == 170 and by_metric["meteor"].unpaired == 5
+    assert "B: left out: 25 answered by A alone, 5 failed" in found.notes
+    assert "B, meteor: 5 shared samples have no value and are no pair" in found.notes
+
+
+def test_a_sample_of_another_user_is_no_pair(tmp_path):
+    other = _copy(HEADLINES, tmp_path / "rag-00000000", lambda line: {**line, "user": f"other {line['user']}"})
+    with pytest.raises(UsageError, match="no answered sample in common"):
+        compare([PLAIN, other])
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(harness, tmp_path):
+    def changed(**data):
+        folder = _copy(HEADLINES, tmp_path / f"rag-{len(list(tmp_path.iterdir()))}", lambda line: line)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"]["data"].update(data)
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    for others, said in (
+        (RAG, "runs of different tasks cannot be compared"),
+        (changed(split="test"), "runs of different splits cannot be compared"),
+        (changed(fingerprint="f00d"), "runs of different data cannot be compared"),
+        (PLAIN, "are one run; give two"),
+        ("--metric bleu", "metric 'bleu' cannot be compared; means over samples are: rouge1,"),
+        ("--format html", "choose from terminal, md, csv, json"),
+        ("", "give two runs or more, or one and --control wrong_user"),
+    ):
+        second = f"{HEADLINES} {others}" if str(others).startswith("--") else others
+        done = harness(f"compare {PLAIN} {second}")
+        assert done.code == 2 and said in done.error() and not done.out
+
+
+def test_a_run_without_samples_or_control_says_how_to_get_them(harness, tmp_path):
+    shutil.copy(HEADLINES / "run.json", tmp_path)
+    done = harness(f"compare {tmp_path} {PLAIN}")
+    assert done.code == 4 and "run the same command again to get it back" in done.error()
+    done = harness(f"compare {PLAIN} --control wrong_user")
+    assert done.code == 4 and "--control wrong_user" in done.error()
+    with pytest.raises(UsageError, match="is a control itself"):
+        control_of(control_of(RAG, "wrong_user"), "shuffled")
+    with pytest.raises(DataMissing, match="no record under control shuffled"):
+        control_of(RAG, "shuffled")
+
+
+def test_every_format_says_the_same_numbers(harness):
+    command = f"compare {RAG} {DPS} --metric accuracy"
+    content = json.loads(harness(f"{command} --format json").out)
+    (line,) = csv.DictReader(io.StringIO(harness(f"{command} --format csv").out))
+    (row,) = content["rows"]
+    assert row["difference"] == float(line["difference"]) == pytest.approx(-0.035)
+    assert "method.name rag -> dps" in content["runs"][1]["differs"]
+    shown = harness(command).out
+    assert "-0.035 [-0.070, -0.005]" in shown and "| -0.035 [-0.070, -0.005]" in harness(f"{command} --format md").out
+    assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS}").out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_fits_the_terminal_and_says_all_that_markdown_says(harness, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    command = f"compare {control_of(RAG, 'wrong_user')} {RAG} {DPS}"
+    shown, markdown = harness(command).out, harness(f"{command} --format md").out
+    assert max(map(len, shown.splitlines())) <= width
+    rows = [line.split("|") for line in markdown.splitlines() if line.startswith("| ")]
+    assert all(cell.strip() in " ".join(shown.split()) for row in rows[1:] for cell in row)
+
+
+def test_without_the_data_the_lengths_of_histories_are_not_known(harness, tmp_path):
+    def moved(source: Path, name: str) -> Path:
+        folder = _copy(source, tmp_path / name, lambda line: line)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"]["data"]["fingerprint"] = "f00d"
+        record["hash"] = name
+        (folder / "run.json").write_text(json.dumps(record))
+        return folder
+
+    done = harness(f"compare {moved(PLAIN, 'a')} {moved(HEADLINES, 'b')} --metric rouge1")
+    assert done.code == 0 and "gain against history length is not shown: the runs read other data" in done.out
+
+
+def test_comparing_imports_no_torch():
+    code = (
+        "import sys; sys.argv = ['harness', 'compare', *sys.argv[1:]]\n"
+        "from harness.cli.app import main; main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, RAG, DPS], capture_output=True, text=True)
+    assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
+
+
+def test_mmlu_is_compared_question_by_question(tmp_path, run_config, run_record):
+    from harness.records.store import RunFolder
+
+    folders = []
+    for method, right in (("plain", {0, 1, 2}), ("rag", {0, 1, 2, 3, 4})):
+        config = run_config(method, "mmlu")
+        with RunFolder.open(tmp_path, config) as folder:
+            folder.write(run_record(config, accuracy=len(right) / 10))
+            folder.append(
+                [
+                    Sample(f"virology/{i}", "one user", response="A", metrics={"accuracy": float(i in right)})
+                    for i in range(10)
+                ]
+            )
+            folders.append(folder.path)
+    found = compare(folders)
+    assert found.unit == "item" and found.rows[0].effect.users == 10
+    assert found.rows[0].effect.helped == 0.2 and found.rows[0].lengths is None

@@ -1,0 +1,46 @@
+"""What training for a user brings on tiny, in the records that lie in results/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.records.store import find_runs, read_samples
+from harness.statistics.intervals import Difference, paired_difference
+from harness.task import Selection
+from harness.tasks.lamp import Lamp, Lamp2M, Lamp4
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+LONG = 20
+"""Items of history from which it is long: those of a tenth of the users."""
+
+
+def _gain(task: type[Lamp], metric: str, method: str, control: str) -> Difference:
+    """Over `plain`, of users with a long history."""
+    runs = {
+        (r.config.method.name, r.config.selection.control): r.folder
+        for r in find_runs(RESULTS)
+        if r.config.task.name == task.name
+        and r.config.model.name == "tiny"
+        and r.config.selection.users is None
+        and r.config.method.preset is None
+        and r.config.method.name in ("plain", method)
+    }
+    trained, plain = (
+        {sample.id: sample for sample in read_samples(runs[name])} for name in ((method, control), ("plain", "none"))
+    )
+    long = [i.example for i in task(data="lamp-mini").items(Selection("dev")) if len(i.example.user.history) >= LONG]
+    scores = ([samples[example.id].metrics[metric] for example in long] for samples in (trained, plain))
+    return paired_difference(*scores, [example.user.id for example in long])
+
+
+@pytest.mark.parametrize("method", ["perfit", "oppu", "lora_p"])
+@pytest.mark.parametrize(("task", "metric"), [(Lamp2M, "correct"), (Lamp4, "rouge1")])
+def test_training_on_a_long_history_helps_its_user_and_another_users_adapter_does_not(
+    task: type[Lamp], metric: str, method: str
+) -> None:
+    own, other = (_gain(task, metric, method, control) for control in ("none", "wrong_user"))
+    assert own.n >= 15 and own.low > 0.3
+    assert other.low < 0 < other.high or other.high < 0
+    assert own.low > other.high
