@@ -39,7 +39,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], di
     return call
 
 
-def gpu_sh(folder: Path, arguments: str, python: str) -> subprocess.CompletedProcess[str]:
+def gpu_sh(folder: Path, arguments: str, python: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """bench/gpu.sh with `python` (a shell script) in python's place."""
     stand_in = folder / "bin" / "python"
     stand_in.parent.mkdir(exist_ok=True)
@@ -47,17 +47,18 @@ def gpu_sh(folder: Path, arguments: str, python: str) -> subprocess.CompletedPro
     stand_in.chmod(0o755)
     path = f"{stand_in.parent}:{os.environ['PATH']}"
     command = ["bash", str(BENCH / "gpu.sh"), *shlex.split(arguments)]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True
+    )
 
 
 def test_gpu_sh_asks_for_every_measurement_and_every_script_understands_it(bench: Callable, tmp_path: Path) -> None:
     done = gpu_sh(tmp_path, f"{SMALL} --output out", f'echo "$@" >> {tmp_path}/asked')
     assert done.returncode == 0, done.stderr
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert [line.split()[0] for line in asked] == 2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"] + (
-        2 * ["bench/decode.py"] + ["bench/batching.py", "bench/pcs.py"]
-    ) + ["bench/train.py"]
-    decode, batching, pcs, train = (bench(asked[i].removeprefix("bench/")) for i in (1, 2, 3, 8))
+    scripts = ["decode", "decode", "pcs", "decode", "decode", "batching", "pcs", "batching", "train"]
+    assert [line.split()[0] for line in asked] == [f"bench/{script}.py" for script in scripts]
+    decode, batching, pcs, train = (bench(asked[i].removeprefix("bench/")) for i in (3, 5, 6, 8))
     assert decode["settings"]["rows"] == 2 and decode["plain_tokens_equal_generate"]
     assert decode["results"]["dps"]["of_plain"] > 0
     assert batching["results"]["batched"]["same_answers_as_the_loop"] == 2
@@ -81,9 +82,19 @@ def test_gpu_sh_goes_on_after_a_failure_and_says_how_many_there_were(tmp_path: P
     assert len((tmp_path / "asked").read_text().splitlines()) == 9
 
 
+def test_gpu_sh_stops_at_its_time_budget_and_names_what_it_did_not_measure(tmp_path: Path) -> None:
+    done = gpu_sh(
+        tmp_path, f"{SMALL} --output out --minutes 1", "sleep 30", SECONDS="58"
+    )  # 2 of its 60 seconds are left
+    assert done.returncode == 3
+    assert done.stdout.count("bench/decode.py") == 1
+    assert "not measured within 1 minutes: decode-toy-16-1 decode-toy-24-1 pcs-toy-24" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        ("--minutes soon", 2, "give a whole number"),
         ("--sizes", 2, "--sizes needs a value"),
         ("--szies toy", 2, "unknown option --szies"),
         ("", 4, "torch sees no CUDA device"),
