@@ -9,11 +9,12 @@ without replacement.
 from __future__ import annotations
 
 import math
+import operator
 import os
+from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from itertools import chain, repeat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from random import Random
 from typing import Any, TypeAlias
 
@@ -55,37 +56,65 @@ def date_key(date: str) -> tuple[int, ...]:
 
 
 class Bm25:
-    """An index over one history's documents."""
+    """An inverted index over one history's documents, which `add` lets grow with the history."""
 
     k1, b, epsilon = 1.5, 0.75, 0.25
 
-    def __init__(self, documents: Sequence[str]) -> None:
-        self._counts = [Counter(document.split()) for document in documents]
-        lengths = [counts.total() for counts in self._counts]
-        mean_length = sum(lengths) / len(lengths) if any(lengths) else 1.0
-        self._norm = self.k1 * (1 - self.b + self.b * np.array(lengths) / mean_length)
-        self._in_documents = Counter(chain.from_iterable(self._counts))
-        idf_of = {count: self._raw_idf(count) for count in set(self._in_documents.values())}
-        total = sum(map(idf_of.__getitem__, self._in_documents.values()))
-        self._floor = self.epsilon * total / len(self._in_documents) if self._in_documents else 0.0
+    def __init__(self, documents: Iterable[str] = ()) -> None:
+        self._lengths = array("q")
+        self._words = 0
+        self._number: dict[str, int] = {}
+        """Of each term, in the order they first came."""
+        self._holds: list[array[int]] = []
+        """By term: the numbers of the documents that hold it,"""
+        self._times: list[array[int]] = []
+        """and how often each does."""
+        self._documents = array("q")
+        """By term: in how many documents it is."""
+        for document in documents:
+            self.add(document)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def add(self, document: str) -> None:
+        """One more document, behind the others."""
+        counts = Counter(document.split())
+        for term, count in counts.items():
+            number = self._number.setdefault(term, len(self._number))
+            if number == len(self._holds):
+                self._holds.append(array("q"))
+                self._times.append(array("q"))
+                self._documents.append(0)
+            self._holds[number].append(len(self))
+            self._times[number].append(count)
+            self._documents[number] += 1
+        self._lengths.append(counts.total())
+        self._words += counts.total()
 
     def scores(self, query: str) -> np.ndarray:
         """One score a document, [N]. Terms are added in the query's order, repeats included."""
-        terms = [term for term in query.split() if term in self._in_documents]
+        terms = [self._number[term] for term in query.split() if term in self._number]
         if not terms:
-            return np.zeros(len(self._counts))
-        place = {term: i for i, term in enumerate(dict.fromkeys(terms))}
-        frequency = np.array([list(map(counts.get, place, repeat(0))) for counts in self._counts]).T
-        idf = np.array([self._idf(term) for term in place])
-        weights = idf[:, None] * (frequency * (self.k1 + 1) / (frequency + self._norm))
-        return weights[[place[term] for term in terms]].sum(axis=0)
+            return np.zeros(len(self))
+        sizes = np.array([self._documents[term] for term in terms])
+        idf = np.repeat(self._idf()[sizes], sizes)
+        documents = np.concatenate([self._holds[term] for term in terms], dtype=np.int64)
+        times = np.concatenate([self._times[term] for term in terms], dtype=np.int64)
+        mean_length = self._words / len(self)
+        norm = self.k1 * (1 - self.b + self.b * np.array(self._lengths) / mean_length)
+        weights = idf * (times * (self.k1 + 1) / (times + norm[documents]))
+        return np.bincount(documents, weights, minlength=len(self))
 
-    def _raw_idf(self, in_documents: int) -> float:
-        return math.log(len(self._counts) - in_documents + 0.5) - math.log(in_documents + 0.5)
-
-    def _idf(self, term: str) -> float:
-        idf = self._raw_idf(self._in_documents[term])
-        return idf if idf >= 0 else self._floor
+    def _idf(self) -> np.ndarray:
+        """By the number of documents that a term is in, [N + 1]; where that is negative, the floor."""
+        documents = np.array(self._documents)
+        table = np.zeros(len(self) + 1)
+        for n in np.flatnonzero(np.bincount(documents)).tolist():
+            table[n] = math.log(len(self) - n + 0.5) - math.log(n + 0.5)
+        total = np.cumsum(table[documents])[-1]  # one after another, as rank_bm25 adds them
+        table[table < 0] = self.epsilon * total / len(documents)
+        return table
 
 
 def use_encoder(encoder: Encoder | None) -> None:
@@ -99,20 +128,41 @@ _encoder_in_use: Encoder | None = None
 _CACHED_HISTORIES = 256
 _cached: OrderedDict[tuple[str, int], tuple[tuple[Record, ...], Any]] = OrderedDict()
 """(kind, id of the history) -> the history, held so that its id stays its own, and what was computed from it."""
+_newest: dict[int, tuple[str, int]] = {}
+"""Id of a history's first record -> where in `_cached` the newest BM25 index of such a history lies."""
 
 
-def _per_history(kind: str, history: tuple[Record, ...], make: Callable[[list[str]], Any]) -> Any:
+def _per_history(kind: str, history: tuple[Record, ...], make: Callable[[], Any]) -> Any:
     key = kind, id(history)
     if key not in _cached:
-        _cached[key] = history, make([record.document for record in history])
+        _cached[key] = history, make()
         if len(_cached) > _CACHED_HISTORIES:
-            _cached.popitem(last=False)
+            gone, (oldest, _) = _cached.popitem(last=False)
+            if _newest.get(id(oldest[0])) == gone:
+                del _newest[id(oldest[0])]
     _cached.move_to_end(key)
     return _cached[key][1]
 
 
+def _index(history: tuple[Record, ...]) -> Bm25:
+    """An index of the history: that of the history it goes on from where there is one, grown, else a new one.
+
+    The items of a user that a method learns from are asked about one after another, each with those before it as history.
+    """
+    before, index = _cached.get(_newest.get(id(history[0]), ("", 0)), ((), None))
+    if index is not None and len(before) <= len(history) and all(map(operator.is_, before, history)):
+        del _cached[_newest[id(history[0])]]
+    else:
+        before, index = (), Bm25()
+    for record in history[len(before) :]:
+        index.add(record.document)
+    _newest[id(history[0])] = "bm25", id(history)
+    return index
+
+
 def _bm25(example: Example, seed: int) -> Sequence[int]:
-    index: Bm25 = _per_history("bm25", example.user.history, Bm25)
+    history = example.user.history
+    index: Bm25 = _per_history("bm25", history, partial(_index, history))
     return np.argsort(-index.scores(example.query), kind="stable").tolist()
 
 
@@ -146,7 +196,8 @@ def _random(example: Example, seed: int) -> Sequence[int]:
 
 def _dense(example: Example, seed: int) -> Sequence[int]:
     encode = _encoder_in_use or _default_encoder()
-    documents: np.ndarray = _per_history("dense", example.user.history, encode)
+    history = example.user.history
+    documents: np.ndarray = _per_history("dense", history, lambda: encode([record.document for record in history]))
     return np.argsort(-(documents @ encode([example.query])[0]), kind="stable").tolist()
 
 

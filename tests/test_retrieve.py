@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_documents_without_a_word_score_nothing():
 
 def test_an_index_is_made_once_for_a_history_and_the_cache_is_bounded(monkeypatch):
     made = []
-    monkeypatch.setattr(module, "Bm25", lambda documents: made.append(1) or Bm25(documents))
+    monkeypatch.setattr(module, "Bm25", lambda: made.append(1) or Bm25())
     asked = example("a", "b")
     chosen("bm25", asked)
     chosen("bm25", asked)
@@ -76,6 +77,21 @@ def test_an_index_is_made_once_for_a_history_and_the_cache_is_bounded(monkeypatc
     for _ in range(2 * module._CACHED_HISTORIES):
         chosen("bm25", example("a", "b"))
     assert len(module._cached) == module._CACHED_HISTORIES
+
+
+def test_a_history_that_grows_keeps_its_index_and_gets_the_scores_of_a_new_one(monkeypatch):
+    random.seed(0)
+    texts = [" ".join(random.choices("abcdefghij", k=random.randint(0, 12))) for _ in range(40)]
+    whole = example(*texts)
+    parts = [whole.user.history[:n] for n in range(1, 41)]
+    made = []
+    monkeypatch.setattr(module, "Bm25", lambda: made.append(1) or Bm25())
+    for history in [*parts, parts[7], parts[20], parts[39]]:
+        asked = replace(whole, user=User("u", history), query="a b c a j")
+        expected = Bm25([record.document for record in history]).scores(asked.query)
+        order = np.argsort(-expected, kind="stable")
+        assert [record.id for record in retrieve("bm25", asked, 99)] == [history[i].id for i in order]
+    assert len(made) == 2  # the second where the history is shorter than what was indexed
 
 
 def test_equal_lengths_of_history_are_not_mistaken_for_each_other():
