@@ -390,6 +390,8 @@ def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
         problem = lamp_prompts.problem(task.name, question, dated=task.split_by == "time")
         if not problem and str(ident) in seen:
             problem = "field 'id' is taken by an earlier record"
+        if not problem and ("user_id" in question) != ("user_id" in questions[0]):
+            problem = "field 'user_id' is in some records and not in others; whose question is this?"
         if problem:
             raise DataMissing(f"{file}: record {index} (id {ident!r}): {problem}")
         seen.add(str(ident))
@@ -405,7 +407,9 @@ def _golds(task: str, file: Path, content: Any) -> dict[str, str]:
     labels = lamp_prompts.LABELS.get(task)
     golds: dict[str, str] = {}
     for index, gold in enumerate(content["golds"]):
-        if not isinstance(gold, dict) or "id" not in gold or not isinstance(gold.get("output"), (str, int)):
+        output = gold.get("output") if isinstance(gold, dict) else None
+        text = isinstance(output, str) or (isinstance(output, int) and not isinstance(output, bool))
+        if not isinstance(gold, dict) or not lamp_prompts.is_name(gold.get("id")) or not text:
             raise DataMissing(f"{file}: record {index} should have fields 'id' and 'output', found {str(gold)[:60]}")
         output = str(gold["output"])
         if labels and output.strip() not in labels:

@@ -151,14 +151,22 @@ class LampTemplate:
         return (Message("user", prompt_text(self.task, text, items, summary)),)
 
 
+def is_name(value: object) -> bool:
+    """Whether an id can tell one record, or one user, from another."""
+    return (isinstance(value, str) and bool(value.strip())) or (isinstance(value, int) and not isinstance(value, bool))
+
+
 def problem(task: str, question: object, *, dated: bool) -> str:
     """What is wrong with a question, the field named; an empty string where nothing is."""
     if not isinstance(question, dict):
         return f"expected an object, found {type(question).__name__}"
     for field, kinds in (("id", (str, int)), ("input", (str,)), ("profile", (list,))):
-        if not isinstance(question.get(field), kinds):
+        if not isinstance(question.get(field), kinds) or isinstance(question[field], bool):
             found = type(question[field]).__name__ if field in question else "nothing"
             return f"field {field!r} should be a {kinds[0].__name__}, found {found}"
+    for field in ("id", "user_id"):
+        if field in question and not is_name(question[field]):
+            return f"field {field!r} names nobody: {question[field]!r}; expected a text or a whole number"
     if dated and "user_id" not in question:
         return "field 'user_id' is missing, so this is not the time split"
     asked = recognise(question["input"])
@@ -181,7 +189,7 @@ def _record(task: str, place: int, item: object, dated: bool) -> Record:
     fields: dict[str, str] = {}
     for name in ("id", *FIELDS[task], "date"):
         value = item.get(name)
-        if isinstance(value, (str, int, float)):
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value:
             fields[name] = str(value)
         elif dated or name != "date":
             found = type(value).__name__ if name in item else "nothing"

@@ -189,9 +189,8 @@ class MMLU(Task):
         return about + solved_text + row.text()
 
     def _rows(self, subject: str, split: str) -> list[Row]:
-        text = self._file(subject, split).decode("utf-8", errors="replace")
         rows = []
-        for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""))):
+        for number, cells in enumerate(_cells(self._file(subject, split), f"{subject}_{split}.csv")):
             if len(cells) != 6 or cells[5] not in tuple(LETTERS):
                 raise DataMissing(
                     f"{subject}_{split}.csv, row {number}: expected question, four choices and a letter of {LETTERS}, "
@@ -211,6 +210,20 @@ class MMLU(Task):
                 raise DataMissing(f"mmlu: {self.data} holds no {name}; {_FETCH}")
             self._files[subject, split] = found.read_bytes()
         return self._files[subject, split]
+
+
+def _cells(content: bytes, name: str) -> list[list[str]]:
+    """The rows of a CSV file in UTF-8; a byte order mark is no part of the first. Raises DataMissing for other bytes."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = list(csv.reader(io.StringIO(content[: error.start].decode("utf-8-sig"), newline="")))
+        row, cell = max(0, len(before) - 1), max(0, len(before[-1]) - 1 if before else 0)
+        raise DataMissing(
+            f"{name}, row {row}, cell {cell}: byte {content[error.start]:#04x} is no UTF-8, and would change the question; "
+            "fetch the file again, or convert it to UTF-8"
+        ) from None
+    return list(csv.reader(io.StringIO(text, newline="")))
 
 
 def _subjects(text: str) -> list[str]:

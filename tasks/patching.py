@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, did_you_mean
+from harness.json_files import read_json
 from harness.statistics import metrics
 from harness.statistics.intervals import ratio_intervals
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
@@ -416,21 +418,15 @@ def _ratios(numerators: np.ndarray, denominators: np.ndarray, users: Sequence[st
     }
 
 
+class _Group(BaseModel):
+    prompt: str
+    pairs: list[tuple[str, str]]
+
+
 def _read(path: Any) -> dict[str, list[Pair]]:
     """Groups of a file of pairs."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataMissing(f"pairs file {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataMissing(f"pairs file {path} is not valid JSON ({error})") from None
-    try:
-        found = {
-            str(group): [Pair(str(group), str(told["prompt"]), *map(str, pair)) for pair in told["pairs"]]
-            for group, told in content.items()
-        }
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataMissing(f"pairs file {path}: {type(error).__name__} {error}; expected {_FORM}") from None
+    content: dict[str, _Group] = read_json(path, dict[str, _Group], "pairs file", _FORM)
+    found = {group: [Pair(group, told.prompt, *pair) for pair in told.pairs] for group, told in content.items()}
     for pair in (pair for pairs in found.values() for pair in pairs):
         if "{identity}" not in pair.prompt or pair.clean == pair.corrupted or pair.key.count("/") > 1:
             raise DataMissing(

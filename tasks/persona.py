@@ -22,10 +22,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from string import Formatter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BaseModel, Field, field_validator
 
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.json_files import read_json
 from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
 
@@ -233,37 +237,66 @@ def _lexicon_share(text: str, name: str) -> float | None:
     return lexicon_share(text, name) if name in LEXICONS else None
 
 
+class _Sides(BaseModel):
+    pos: str = Field(min_length=1)
+    neg: str = Field(min_length=1)
+
+
+Questions: TypeAlias = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class _TraitFile(BaseModel):
+    instruction: list[_Sides] = Field(min_length=1)
+    questions: Questions
+    eval_questions: Questions | None = None
+    eval_prompt: str
+    trait: str | None = None
+
+    @field_validator("eval_prompt")
+    @classmethod
+    def _shows_the_answer(cls, rubric: str) -> str:
+        try:
+            named = [part[1:] for part in Formatter().parse(rubric) if part[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"{error}; braces that are no field are doubled") from None
+        for field, spec, conversion in named:
+            if field not in ("question", "answer") or spec or conversion:
+                raise ValueError(f"{{{field}}} is none of its fields; braces that are no field are doubled")
+        for field in ("question", "answer"):
+            if field not in [name for name, _, _ in named]:
+                raise ValueError(f"no {{{field}}} in it, so the judge would not see the {field}")
+        return rubric
+
+
+class _QuestionsFile(BaseModel):
+    questions: Questions
+
+
+_FORM = (
+    "instruction (a list of pos and neg), questions (a list) and an eval_prompt with {question} and {answer}, and "
+    "eval_questions where they are in the same file"
+)
+
+
 def _read(path: Any) -> Trait:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataMissing(f"trait file {path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataMissing(f"trait file {path} is not valid JSON ({error})") from None
+    found: _TraitFile = read_json(path, _TraitFile, "trait file", _FORM)
     name = Path(str(path)).stem
-    try:
-        pairs = tuple((str(pair["pos"]), str(pair["neg"])) for pair in content["instruction"])
-        extract, rubric = tuple(map(str, content["questions"])), str(content["eval_prompt"])
-        rubric.format(question="", answer="")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataMissing(
-            f"trait file {path}: {type(error).__name__} {error}; expected instruction (a list of pos and neg), questions "
-            "and an eval_prompt with {question} and {answer}, other braces doubled"
-        ) from None
-    evaluate = tuple(map(str, content.get("eval_questions") or _beside(path)))
+    pairs = tuple((pair.pos, pair.neg) for pair in found.instruction)
+    extract, evaluate = tuple(found.questions), tuple(found.eval_questions or _beside(path))
     both = set(extract) & set(evaluate)
-    if not evaluate or not extract or not pairs or both:
-        problem = f"{sorted(both)[0]!r} is in both" if both else "some are missing"
-        raise DataMissing(
-            f"trait file {path}: needs pairs, questions and other eval_questions to evaluate on; {problem}"
-        )
-    return Trait(name, str(content.get("trait", name)), pairs, extract, evaluate, rubric)
+    if not evaluate or both:
+        problem = f"{sorted(both)[0]!r} is in both" if both else "there are none"
+        raise DataMissing(f"trait file {path}: needs other questions to evaluate on, as eval_questions; {problem}")
+    return Trait(name, found.trait or name, pairs, extract, evaluate, found.eval_prompt)
 
 
 def _beside(path: Any) -> Sequence[str]:
     """The questions persona-vector tools keep for the evaluation, in a folder of their own."""
     other = Path(str(path)).parent.parent / "trait_data_eval" / Path(str(path)).name
-    return json.loads(other.read_text(encoding="utf-8"))["questions"] if other.is_file() else ()
+    if not other.is_file():
+        return ()
+    read: _QuestionsFile = read_json(other, _QuestionsFile, "trait file", "questions (a list)")
+    return read.questions
 
 
 def _for_tiny(trait: Trait) -> Trait:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
+from harness.errors import HarnessError
 from harness.judge.judges import Judge, question_key
 from harness.records.schema import Judging, MetricValue, RunRecord, json_value
 from harness.records.store import RunFolder
@@ -45,6 +47,20 @@ def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge
         mode = judge.mode() if waiting else before.mode
         record.judging = ledger(rated, judge).model_copy(update={"mode": mode, "seconds": seconds})
     folder.keep([task.grade(sample) for sample in samples.values()])
+
+
+def check_targets(samples: Sequence[Sample], file: Path) -> None:
+    """Raises HarnessError where a sample has no gold answer though others have: every metric would leave it out in silence.
+
+    Where none has (LaMP keeps those of its test split) there are no metrics, and that is seen.
+    """
+    without = [(number, sample) for number, sample in enumerate(samples, start=1) if not sample.targets]
+    if without and len(without) < len(samples):
+        number, sample = without[0]
+        raise HarnessError(
+            f"{file}, line {number} (id {sample.id!r}): field 'targets' is empty, while {len(samples) - len(without)} other "
+            "samples have a gold answer; it would be left out of every metric. Put its gold answer back, or run it again"
+        )
 
 
 def questions(task: Task, sample: Sample) -> dict[str, Question]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.judge.grading import judge_samples, settle
+from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge, open_judge
 from harness.options import rebuild_task
 from harness.records import provenance
@@ -98,6 +98,7 @@ def _copied(record: RunRecord, target: RunFolder, source: Path, hash8: str) -> R
 
 def _score(task: Task, folder: RunFolder, record: RunRecord, judge: Judge | None, console: Console) -> None:
     """Fill the record, whatever happens, as a run does."""
+    check_targets(folder.samples(), folder.path / "samples.jsonl")
     record.status, record.error, record.started = "running", None, record.started or provenance.now()
     folder.write(record)
     try:

@@ -17,7 +17,7 @@ from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
-from harness.judge.grading import judge_samples, settle
+from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
 from harness.records import provenance
 from harness.records.store import (
@@ -115,6 +115,7 @@ def _run(
         system = yield from _answer(lm, cell, folder, record, shared, personal, console, make_system)
         _measure(cell, folder, record, system)
         folder.write(record)
+        check_targets(folder.samples(), folder.path / "samples.jsonl")
         judge_samples(cell.task, folder, record, judge, console)
         settle(cell.task, _in_file_order(cell, folder), record)
     except BaseException as error:

@@ -30,6 +30,7 @@ from harness.records.store import find_runs, read_record, read_samples
 from harness.run.cell import Cell, Settings, grid
 from harness.run.console import Console
 from harness.run.contract import random_lm
+from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import System
 from harness.statistics import metrics
@@ -537,3 +538,19 @@ def test_a_train_example_that_does_not_fit_is_passed_over_and_every_run_says_so(
     for _ in range(2):
         record = run_cell(lm, learner(tmp_path, Sampler()), store=store).record
         assert record.notes == ["1 train examples passed over: longer than 512 tokens"]
+
+
+def test_a_sample_that_lost_its_gold_answer_is_refused_by_score_and_not_left_out(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    done = run_cell(lm, cells(tmp_path))
+    path = done.folder / "samples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1]["targets"] = []
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = (done.folder / "run.json").read_text()
+    with pytest.raises(
+        HarnessError, match=r"samples.jsonl, line 2 \(id '.*'\): field 'targets' is empty, while 3 other samples"
+    ):
+        score(done.folder)
+    assert (done.folder / "run.json").read_text() == before

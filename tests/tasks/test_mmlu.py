@@ -134,6 +134,24 @@ def test_missing_and_damaged_files_are_named(csvs: Path, tmp_path: Path) -> None
             MMLU(str(tmp_path), "virology").items(Selection("test"))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_question_and_other_bytes_are_refused(csvs: Path, tmp_path: Path) -> None:
+    source = csvs / "data/test/virology_test.csv"
+    (tmp_path / "test").mkdir()
+    target = tmp_path / "test/virology_test.csv"
+    target.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    marked, plain = (
+        MMLU(str(folder), subjects="virology").items(Selection("test", limit=1))[0].example.text
+        for folder in (tmp_path, csvs)
+    )
+    assert marked == plain
+    target.write_bytes(b"What is a virus?,a,b,c,d,A\r\nIs caf\xe9 one?,a,b,c,d,B\r\n")
+    with pytest.raises(DataMissing, match=r"virology_test.csv, row 1, cell 0: byte 0xe9 is no UTF-8"):
+        MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
+    target.write_bytes("What is a virus?,a,b,c,d,A\n".encode("utf-16"))
+    with pytest.raises(DataMissing, match=r"virology_test.csv, row 0, cell 0: byte 0xff is no UTF-8"):
+        MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
+
+
 def test_the_fingerprint_covers_what_is_read_and_whose_users(csvs: Path) -> None:
     test = Selection("test")
     base = MMLU(str(csvs), "virology").fingerprint(test)

@@ -342,7 +342,11 @@ def test_a_users_pairs_stand_beside_those_that_ship(pairs: Path) -> None:
     ("content", "words"),
     [
         ("[", "is not valid JSON"),
-        ('{"g": {"pairs": [["a", "b"]]}}', "KeyError 'prompt'; expected"),
+        ('{"g": {"pairs": [["a", "b"]]}}', "field g.prompt: Field required; expected"),
+        (
+            '{"g": {"prompt": "{identity}", "pairs": ["ab"]}}',
+            "field g.pairs.0: Input should be a valid array, found 'ab'",
+        ),
         ('{"g": {"prompt": "{identity}", "pairs": [["a"]]}}', "expected"),
         ('{"g": {"prompt": "You.", "pairs": [["a", "b"]]}}', "a prompt needs {identity} in it"),
         ('{"g": {"prompt": "{identity}", "pairs": [["a", "a"]]}}', "names differ"),

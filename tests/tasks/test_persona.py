@@ -162,6 +162,41 @@ def test_a_file_of_ones_own_is_a_trait(tmp_path: Path) -> None:
         _persona(str(path), prompts="tiny").items(Selection())
 
 
+WHOLE: dict[str, Any] = {
+    "instruction": [{"pos": "Be a pirate.", "neg": "Be plain."}],
+    "questions": ["How are you?"],
+    "eval_questions": ["Where are you?"],
+    "eval_prompt": "Q {question} A {answer}: 0 to 100, or REFUSAL",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"questions": "How are you?"}, "field questions: Input should be a valid array, found 'How are you"),
+        ({"eval_questions": "Where?"}, "field eval_questions: Input should be a valid array, found 'Where"),
+        ({"questions": ["a", 5]}, "field questions.1: Input should be a valid string, found '5'"),
+        ({"questions": []}, "field questions: List should have at least 1 item"),
+        ({"instruction": {"pos": "a", "neg": "b"}}, "field instruction: Input should be a valid array"),
+        ({"instruction": [{"pos": "a"}]}, "field instruction.0.neg: Field required"),
+        ({"instruction": [{"pos": "a", "neg": ["b"]}]}, "field instruction.0.neg: Input should be a valid string"),
+        ({"eval_prompt": "Q {question}: 0 to 100"}, "field eval_prompt: .*no {answer} in it"),
+        ({"eval_prompt": "A {answer}: 0 to 100"}, "field eval_prompt: .*no {question} in it"),
+        ({"eval_prompt": "{question} {answer} {{}"}, "field eval_prompt: .*braces that are no field are doubled"),
+        ({"eval_prompt": "{question} {answer.__class__}"}, "field eval_prompt: .*answer.__class__.* is none of its"),
+        ({"eval_prompt": None}, "field eval_prompt: Input should be a valid string"),
+    ],
+)
+def test_a_trait_file_of_another_shape_is_refused_naming_the_field(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = tmp_path / "pirate.json"
+    path.write_text(json.dumps(WHOLE | change))
+    with pytest.raises(DataMissing, match=f"pirate.json: {words}") as caught:
+        _ = _persona(str(path)).traits
+    assert "\n" not in str(caught.value)
+
+
 @needs_traits
 def test_the_two_folders_of_persona_vector_tools_are_read_as_they_are() -> None:
     extract = SHARED / "persona_traits" / "trait_data_extract" / "humorous.json"
