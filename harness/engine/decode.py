@@ -161,7 +161,7 @@ class Decoder:
         ]
         first = [row_of.index(row) for row in range(len(rows))]
         row = torch.tensor(row_of, device=self.lm.device)[:, None]
-        for span, logp in self._teacher_forced([requests[i] for i in first], [continuations[i] for i in first]):
+        for span, logp in self.teacher_forced([requests[i] for i in first], [continuations[i] for i in first]):
             place = torch.arange(logp.shape[1], device=logp.device)
             wanted = logp[row, place, target[:, span]].tolist()
             best = (logp.argmax(-1)[row_of] == target[:, span]).tolist()
@@ -172,14 +172,18 @@ class Decoder:
 
     def distributions(self, requests: Sequence[Request], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probabilities over the vocabulary at each continuation position: one [T, V] a request."""
-        parts = [logp for _, logp in self._teacher_forced(requests, continuations)]
+        parts = [logp for _, logp in self.teacher_forced(requests, continuations)]
         whole = torch.cat(parts, dim=1)
         return [whole[i, : len(c)] for i, c in enumerate(continuations)]
 
     @torch.inference_mode()
-    def _teacher_forced(
+    def teacher_forced(
         self, requests: Sequence[Request], continuations: Sequence[Sequence[int]]
     ) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities over the vocabulary by chunks of continuation positions: (their span, [B, t, V]).
+
+        Behind the end of a request's own continuation the values mean nothing.
+        """
         for request, continuation in zip(requests, continuations, strict=True):
             if not continuation:
                 raise ValueError(f"request {request.key!r} has an empty continuation")

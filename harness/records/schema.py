@@ -211,6 +211,8 @@ class Cost(_Part):
     decode_tokens: int | None = None
     flops: Number = None
     seconds: Number = None
+    effect_seconds: Number = None
+    """Of comparing the method with the unedited model; not part of `seconds`."""
     fit_seconds: Number = None
     peak_memory_bytes: int | None = None
     setup_seconds_per_user: Number = None

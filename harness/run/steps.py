@@ -230,9 +230,10 @@ def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: System) -
     health.edits_prefill, health.edits_decode = int(spent["edits_prefill"]), int(spent["edits_decode"])
     cost.forward_passes, cost.flops, cost.seconds = int(spent["forward_passes"]), spent["flops"], spent["seconds"]
     cost.prefill_tokens, cost.decode_tokens = int(spent["prefill_tokens"]), int(spent["decode_tokens"])
-    compared = answered[:EFFECT_SAMPLES]
+    compared, start = answered[:EFFECT_SAMPLES], time.perf_counter()
     effect = system.effect([example for example, _ in compared], [sample.response or "" for _, sample in compared])
     if effect is not None:
+        cost.effect_seconds = time.perf_counter() - start
         health.kl_to_base = effect.kl_nats
         health.changed_tokens = effect.changed_tokens
         health.identical_to_base = effect.identical

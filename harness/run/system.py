@@ -361,23 +361,37 @@ class System:
         )
 
     def _compare(self, pairs: Sequence[tuple[Example, str, Plan, Plan]]) -> list[_Difference]:
-        """The response under the plan and under its base, for each (example, response, plan, base)."""
+        """The response under the plan and under its base, for each (example, response, plan, base).
+
+        Both are read in the same pass. A greedy answer of the base is the same where the base's most likely tokens are, the
+        one behind the response included; one that is drawn or chosen is answered again.
+        """
         most = self.generation.max_new_tokens
         ids = [self._answer_ids(e, response)[: None if e.choices else most] for e, response, _, _ in pairs]
+        drawn = self.generation.sampling.temperature > 0
+        again = [n for n, (example, *_) in enumerate(pairs) if drawn or example.choices]
+        read = [i if n in again or len(i) == most else (*i, i[-1]) for n, i in enumerate(ids)]
         rooms = [self._room(example, len(i)) for i, (example, *_) in zip(ids, pairs, strict=True)]
         plans = [self.decoder.prepare(e.id, plan, room) for (e, _, plan, _), room in zip(pairs, rooms, strict=True)]
         bases = [self.decoder.prepare(e.id, base, room) for (e, _, _, base), room in zip(pairs, rooms, strict=True)]
-        answers = self._answer([self._ask(example, plan=base) for example, _, _, base in pairs])
-        with_method, without = self.decoder.distributions(plans, ids), self.decoder.distributions(bases, ids)
-        return [
-            _Difference(
-                kl_nats=float((p.exp() * (p - q).nan_to_num(0.0, 0.0, 0.0)).sum()),
-                changed=int((p.argmax(-1) != q.argmax(-1)).sum()),
-                tokens=p.shape[0],
-                identical=_response(example, answer) == response,
-            )
-            for p, q, answer, (example, response, _, _) in zip(with_method, without, answers, pairs, strict=True)
-        ]
+        count, device = len(pairs), self.lm.device
+        length = torch.tensor([len(i) for i in ids], device=device)[:, None]
+        read_length = torch.tensor([len(i) for i in read], device=device)[:, None]
+        kl, changed, parted = torch.zeros(3, count, device=device, dtype=torch.float64).unbind()
+        for span, logp in self.decoder.teacher_forced([*plans, *bases], [*read, *read]):
+            p, q = logp[:count], logp[count:]
+            place = torch.arange(span.start, span.start + logp.shape[1], device=device)
+            apart = p.argmax(-1) != q.argmax(-1)
+            nats = (p.exp() * (p - q).nan_to_num(0.0, 0.0, 0.0)).sum(-1)
+            kl += nats.double().masked_fill(place >= length, 0).sum(1)
+            changed += (apart & (place < length)).sum(1)
+            parted += (apart & (place < read_length)).sum(1)
+        identical = (parted == 0).tolist()
+        answers = self._answer([self._ask(pairs[n][0], plan=pairs[n][3]) for n in again])
+        for n, answer in zip(again, answers, strict=True):
+            identical[n] = _response(pairs[n][0], answer) == pairs[n][1]
+        tokens = [len(i) for i in ids]
+        return list(map(_Difference, kl.tolist(), map(int, changed.tolist()), tokens, identical))
 
     def _base(self, example: Example, plan: Plan) -> Plan | None:
         if plan.changes:  # all streams stay in the batch, so that equal logits are equal bit by bit

@@ -18,6 +18,7 @@ from harness.method import Fitted
 from harness.methods.cad import CAD
 from harness.methods.dola import DoLa
 from harness.methods.plain import Plain
+from harness.methods.rag import RAG
 from harness.mix import Contrast
 from harness.plan import ALL, DECODE, Edit, FirstLast, Plan, Site, Stream, Where
 from harness.run.batches import Batching
@@ -183,6 +184,34 @@ def test_a_method_that_moves_no_choice_is_caught() -> None:
         effect = system.effect(examples, [responses[example.id] for example in examples])
         assert effect is not None and effect.nothing(torch.float64) == nothing
         assert effect.identical == 1 or not nothing
+
+
+def test_the_comparison_with_the_base_gives_what_two_separate_readings_and_a_generation_give() -> None:
+    lm = random_lm()
+    for method, choices in ((CAD(), ()), (_Masked(), ()), (RAG(), ()), (CAD(), ("yes", "no"))):
+        examples = [replace(_example(i), choices=choices) for i in range(6)]
+        system = System(lm, method, Generation(5))
+        responses = [sample.response or "" for sample in sorted(system.respond(examples), key=lambda s: s.id)]
+        effect = system.effect(examples, responses)
+        kl, changed, tokens, same = 0.0, 0, 0, 0
+        for example, response in zip(examples, responses, strict=True):
+            plan = method.plan(example, None, None)
+            bare = plan.streams[0].bare() if plan.changes else Stream(example.prompt())
+            base = Plan((bare, *plan.streams[1:])) if plan.changes else Plan((bare,))
+            ids = system._answer_ids(example, response)[: None if choices else 5]
+            decoder = Decoder(lm)
+            (p,), (q,) = (decoder.distributions([decoder.prepare("", one, 5)], [ids]) for one in (plan, base))
+            kl += float((p.exp() * (p - q)).sum())
+            changed += int((p.argmax(-1) != q.argmax(-1)).sum())
+            tokens += len(ids)
+            if choices:
+                asked = [decoder.prepare("", base, 5)] * 2
+                scores = decoder.score(asked, [system._answer_ids(example, text) for text in choices])
+                same += choices[int(sum(scores[1].logprobs) > sum(scores[0].logprobs))] == response
+            else:
+                same += decoder.generate([decoder.prepare("", base, 5)], max_new_tokens=5)[0].text == response
+        assert effect is not None and effect.kl_nats == pytest.approx(kl / tokens, rel=1e-9)
+        assert (effect.changed_tokens, effect.identical) == (changed / tokens, same / 6)
 
 
 def test_examples_that_are_alike_run_next_to_each_other() -> None:
