@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
-def build_method(cls: type[Method], name: str, preset: str | None, settings: Sequence[str]) -> Method:
-    """The method with its preset, then its settings. Raises UsageError naming what is allowed."""
+def build_method(
+    cls: type[Method], name: str, preset: str | None, settings: Sequence[str], made: Method | None = None
+) -> Method:
+    """The method (at its defaults, or `made`) with its preset, then its settings. Raises UsageError naming what is allowed."""
     hints = typing.get_type_hints(cls)
     own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "context"}
     allowed = {**typing.get_type_hints(Context), **own}
@@ -31,7 +33,7 @@ def build_method(cls: type[Method], name: str, preset: str | None, settings: Seq
             )
         options.update(cls.presets[preset])
     options.update(parse(settings, allowed, f"method {name!r}"))
-    return cls().with_options(options)
+    return (made or cls()).with_options(options)
 
 
 def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | None) -> tuple[Task, dict[str, Any]]:

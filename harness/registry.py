@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Mapping
@@ -91,15 +92,39 @@ class MethodRow:
     cls: type[Method]
     source: str | None = None
     """Hash of the file of a method that is not registered."""
+    made: Method | None = None
+    """The method itself, where it was given and not named."""
 
 
-def method_row(name: str) -> MethodRow:
-    """`name` is a registered name or `file.py:Class`."""
-    cls = method_class(name)
-    if name in METHODS:
-        return MethodRow(name, cls)
-    digest = hashlib.sha256(Path(name.partition(":")[0]).read_bytes()).hexdigest()
-    return MethodRow(cls.__name__.lower(), cls, digest[:16])
+def method_row(given: str | Method) -> MethodRow:
+    """`given` is a registered name, `file.py:Class`, or a method that is already made."""
+    if isinstance(given, Method):
+        return _row_of(given)
+    cls = method_class(given)
+    if given in METHODS:
+        return MethodRow(given, cls)
+    return MethodRow(cls.__name__.lower(), cls, _digest(Path(given.partition(":")[0]).read_bytes()))
+
+
+def _row_of(method: Method) -> MethodRow:
+    cls = type(method)
+    for name, target in METHODS.items():
+        if target == f"{cls.__module__}:{cls.__qualname__}":
+            return MethodRow(name, cls, made=method)
+    try:
+        file = Path(inspect.getsourcefile(cls) or "")
+        content = (
+            file.read_bytes() if file.is_file() else inspect.getsource(cls).encode()
+        )  # a notebook's cell is no file
+    except (OSError, TypeError) as error:
+        raise UsageError(
+            f"the source of {cls.__name__} cannot be read, and a record names a method by it; put it into a .py file"
+        ) from error
+    return MethodRow(cls.__name__.lower(), cls, _digest(content), method)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def task_name(name: str) -> str:

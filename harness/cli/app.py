@@ -5,26 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, Unpack
 
 import typer
 
+from harness.cli import commands
+from harness.cli.commands import with_options
 from harness.cli.compare import compare, figure
+from harness.cli.declarations import Options, pairs
 from harness.cli.judge import judge_app, score
-from harness.cli.run import Set, fit, run
+from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
 
-app = typer.Typer(
+app = commands.app(
     help="Evaluate ways of making a language model fit a user.\n\n"
     "First result: harness run --method dps --task lamp4 --model tiny",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Fetch or write benchmark data.")
+data_app = commands.app(help="Fetch or write benchmark data.")
 app.command()(run)
 app.command()(fit)
 app.command()(sweep)
@@ -151,7 +151,9 @@ def show(
 @app.command()
 def leaderboard(
     results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
-    path: Annotated[Path, typer.Option(help="File to write or check.")] = Path("leaderboard.md"),
+    path: Annotated[
+        Path, typer.Option("--output_path", "--output", "--path", help="File to write or check.", metavar="PATH")
+    ] = Path("leaderboard.md"),
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit 5 where the file is not up to date.")
     ] = False,
@@ -169,7 +171,12 @@ def leaderboard(
 @app.command()
 def report(
     results: Annotated[Path, typer.Option(help="Records to show.")] = Path("results"),
-    output: Annotated[Path, typer.Option(help="Folder to write; a report in it is replaced.")] = Path("report"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output_path", "--output", "--path", help="Folder to write; a report in it is replaced.", metavar="PATH"
+        ),
+    ] = Path("report"),
     data: Annotated[
         list[str],
         typer.Option(help="Folder of a task's files, for queries and histories. Repeatable [default: $HARNESS_DATA]."),
@@ -182,9 +189,10 @@ def report(
 
 
 @app.command("check")
+@with_options("set", help_set="Method option key=value. Repeatable.")
 def check_(
     method: Annotated[str, typer.Argument(help="./file.py, ./file.py:Class, or a registered name.")],
-    settings: Set = [],  # noqa: B006
+    **given: Unpack[Options],
 ) -> None:
     """Test that a method keeps the engine's promises, on a small random model in float64."""
     from harness.options import build_method
@@ -192,7 +200,7 @@ def check_(
     from harness.run.console import Terminal
 
     row = method_row(method)
-    built = build_method(row.cls, row.name, None, settings)
+    built = build_method(row.cls, row.name, None, pairs(given["set"]))
     Terminal().say(f"checking {row.name} on a random model")
     from harness.run.contract import check_method
 
@@ -204,7 +212,12 @@ def data_get(
     task: Annotated[str, typer.Argument(help="Such as lamp4.")],
     split: Annotated[str, typer.Option(help="user or time.")] = "user",
     part: Annotated[list[str], typer.Option(help="train, dev or test. Repeatable.")] = ["train", "dev", "test"],  # noqa: B006
-    dest: Annotated[Path, typer.Option(help="Folder to put the files in.")] = Path("data/lamp"),
+    dest: Annotated[
+        Path,
+        typer.Option(
+            "--output_path", "--output", "--path", "--dest", help="Folder to put the files in.", metavar="PATH"
+        ),
+    ] = Path("data/lamp"),
 ) -> None:
     """Download a task's official files, with progress, resume and a recorded checksum."""
     from harness.cli import download

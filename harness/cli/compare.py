@@ -45,7 +45,9 @@ def figure(
         list[str], typer.Argument(metavar="ID...|all", help="Such as dps-3; 'harness list figures' names them.")
     ],
     results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
-    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("figures"),
+    output: Annotated[
+        Path, typer.Option("--output_path", "--output", "--path", help="Folder to write to.", metavar="PATH")
+    ] = Path("figures"),
     fmt: Annotated[list[str], typer.Option("--format", help="png or svg. Repeatable [default: both].")] = [],  # noqa: B006
     model: Annotated[
         str | None, typer.Option(help="Whose records [default: of the models that have them the one with most runs].")

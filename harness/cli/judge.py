@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
+from harness.cli import commands
+from harness.cli.commands import with_options
+from harness.cli.declarations import Command, path_text
+from harness.cli.declarations import pairs as pairs_of
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.judge.pairwise_record import PairRecord
 
-JudgeName = Annotated[
-    str | None, typer.Option("--judge", help="openai/<model>, hf/<model>, or lexicon (word lists; not comparable).")
-]
-JudgeUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--judge_base_url", "--judge-base-url", help="Server of an openai/ judge [default: $OPENAI_BASE_URL]."
-    ),
-]
-JudgeSet = Annotated[
-    list[str],
-    typer.Option(
-        "--judge_set",
-        "--judge-set",
-        help="mode, concurrency, timeout, retries, backoff, price_in or price_out = value. Repeatable.",
-    ),
-]
-Data = Annotated[str | None, typer.Option(help="Folder of the task's files, where they are read again.")]
 RunA = Annotated[Path, typer.Argument(metavar="RUN_A", help="A record's folder.")]
 RunB = Annotated[Path, typer.Argument(metavar="RUN_B", help="Another record of the same task and data.")]
-Count = Annotated[int, typer.Option("--limit", min=1, help="At most this many pairs, drawn by the seed.")]
-Seed = Annotated[int, typer.Option(help="Decides which pairs, and which answer of each stands first.")]
-ProfileItems = Annotated[
-    int, typer.Option("--profile_items", "--profile-items", min=0, help="Newest items of the user's history shown.")
-]
+PAIRS = {
+    "limit": 100,
+    "help_limit": "At most this many pairs, drawn by the seed.",
+    "help_seed": "Decides which pairs, and which answer of each stands first.",
+    "help_data": "Folder of the task's files, where they are read again.",
+}
+ProfileItems = Annotated[int, typer.Option("--profile_items", min=0, help="Newest items of the user's history shown.")]
 
-judge_app = typer.Typer(help="Compare two runs pair by pair, blind: by a language model or by people.")
+judge_app = commands.app(help="Compare two runs pair by pair, blind: by a language model or by people.")
 
 
 @judge_app.callback(invoke_without_command=True)
@@ -48,13 +36,9 @@ def _judge(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
+@with_options("judge", "judge_base_url", "judge_set", "data", "json", help_data=PAIRS["help_data"])
 def score(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A record's folder.")],
-    judge: JudgeName = None,
-    judge_base_url: JudgeUrl = None,
-    judge_settings: JudgeSet = [],  # noqa: B006
-    data: Data = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A record's folder.")], **given: Unpack[Command]
 ) -> None:
     """Judge and grade a run's saved responses again; nothing is generated.
 
@@ -66,36 +50,41 @@ def score(
     from harness.run.score import score
 
     console = Terminal()
-    done = score(find_run(run_folder), judge, judge_base_url, judge_settings, data=data, console=console)
+    done = score(
+        find_run(run_folder),
+        given["judge"],
+        given["judge_base_url"],
+        pairs_of(given["judge_set"]),
+        data=path_text(given["data"]),
+        console=console,
+    )
     console.close()
-    report(done, console, as_json=as_json)
+    report(done, console, as_json=given["json"])
     raise typer.Exit(done.exit_code)
 
 
 @judge_app.command()
-def pairs(
-    run_a: RunA,
-    run_b: RunB,
-    judge: JudgeName = None,
-    judge_base_url: JudgeUrl = None,
-    judge_settings: JudgeSet = [],  # noqa: B006
-    limit: Count = 100,
-    seed: Seed = 0,
-    profile_items: ProfileItems = 10,
-    data: Data = None,
-) -> None:
+@with_options("judge", "judge_base_url", "judge_set", "data", "limit", "seed", **PAIRS)
+def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: Unpack[Command]) -> None:
     """A language model rates both answers of each pair, in both orders, without knowing whose they are."""
     from harness.judge.judges import open_judge
     from harness.judge.pairwise import judge_pairs
     from harness.publish.show import find_run
     from harness.run.console import Terminal
 
-    if judge is None:
+    if given["judge"] is None:
         raise UsageError("give --judge openai/<model> or hf/<model>; 'harness judge export' is for people")
     console, a, b = Terminal(), find_run(run_a), find_run(run_b)
-    opened = open_judge(judge, judge_base_url, judge_settings)
+    opened = open_judge(given["judge"], given["judge_base_url"], pairs_of(given["judge_set"]))
     folder, record = judge_pairs(
-        a, b, opened, count=limit, seed=seed, profile_items=profile_items, data=data, console=console
+        a,
+        b,
+        opened,
+        count=given["limit"] or 1,
+        seed=given["seed"],
+        profile_items=profile_items,
+        data=path_text(given["data"]),
+        console=console,
     )
     console.close()
     _report(folder, record)
@@ -108,22 +97,32 @@ def pairs(
 
 
 @judge_app.command()
-def export(
-    run_a: RunA,
-    run_b: RunB,
-    path: Annotated[Path | None, typer.Option(help="CSV file to write [default: in the comparison's folder].")] = None,
-    limit: Count = 100,
-    seed: Seed = 0,
-    profile_items: ProfileItems = 10,
-    data: Data = None,
-) -> None:
+@with_options(
+    "data",
+    "limit",
+    "seed",
+    "output_path",
+    **PAIRS,
+    output_path=None,
+    help_output_path="CSV file to write [default: in the comparison's folder].",
+)
+def export(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: Unpack[Command]) -> None:
     """Write blind pairs as a CSV file, a copy of which each annotator fills in: A, B or tie."""
     from harness.judge.annotations import export
     from harness.publish.show import find_run
     from harness.run.console import Terminal
 
     a, b = find_run(run_a), find_run(run_b)
-    folder, file = export(a, b, path, count=limit, seed=seed, profile_items=profile_items, data=data)
+    path = given["output_path"]
+    folder, file = export(
+        a,
+        b,
+        Path(path) if path else None,
+        count=given["limit"] or 1,
+        seed=given["seed"],
+        profile_items=profile_items,
+        data=path_text(given["data"]),
+    )
     print(file)
     Terminal().say(f"count the votes with: harness judge import {folder} ANNOTATOR.csv ...")
 

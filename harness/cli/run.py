@@ -7,155 +7,104 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Unpack, get_args
 
 import typer
 
-from harness.cli.judge import JudgeName, JudgeSet, JudgeUrl
+from harness.cli.commands import with_options
+from harness.cli.declarations import (
+    OUTPUT,
+    WHAT,
+    Command,
+    Judged,
+    Options,
+    names,
+    pairs,
+    path_text,
+    with_defaults,
+)
 from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.run.control import Control
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
     from harness.judge.judges import Judge
+    from harness.method import Method
     from harness.records.store import Outcome
     from harness.run.cell import Cell
     from harness.run.console import Console
 
-Methods = Annotated[list[str], typer.Option("--method", help="Registered name, or ./file.py:Class. Repeatable.")]
-Tasks = Annotated[list[str], typer.Option("--task", help="Task name, as in lamp4 (also LaMP-4). Repeatable.")]
-Model = Annotated[str, typer.Option("--model", help="Alias, hub id, or folder. See: harness list models")]
-ModelPath = Annotated[str | None, typer.Option("--model_path", "--model-path", help="Local weights for an alias.")]
-Set = Annotated[
-    list[str], typer.Option("--set", help="Method option key=value; of several methods, dps.key=value is one's own.")
-]
-TaskSet = Annotated[list[str], typer.Option("--task_set", "--task-set", help="Task option key=value. Repeatable.")]
 SMALL = 20_000_000
 """Weights below which threads wait for each other longer than they compute: one is faster, and many times so beside
 another job."""
 
-Preset = Annotated[
-    list[str], typer.Option(help="A named preset of the method, such as released; of several methods, dps.released.")
-]
-Data = Annotated[str | None, typer.Option(help="Folder of the task's files [default: $HARNESS_DATA, else lamp-mini].")]
-Split = Annotated[str, typer.Option(help="Split to evaluate [default: dev; mmlu: test].", show_default=False)]
-Fewshot = Annotated[
-    int | None, typer.Option("--num_fewshot", "--num-fewshot", min=0, help="Solved examples before each question.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most this many items.")]
-Users = Annotated[int | None, typer.Option(min=1, help="Items of at most this many users.")]
-ControlName = Annotated[
-    str, typer.Option(help="none, wrong_user (everyone gets another user's history) or shuffled (its order changed).")
-]
-FitSplit = Annotated[
-    str | None,
-    typer.Option("--fit_split", "--fit-split", help="Split to fit on [default: train], or a share: dev:0.2."),
-]
-FitData = Annotated[
-    str | None, typer.Option("--fit_data", "--fit-data", help="Folder of the --fit_task's files [default: --data's].")
-]
-FitTask = Annotated[str | None, typer.Option("--fit_task", "--fit-task", help="Fit on another task's items.")]
-FitSet = Annotated[
-    list[str], typer.Option("--fit_set", "--fit-set", help="Option key=value of the --fit_task. Repeatable.")
-]
-Seed = Annotated[int, typer.Option(help="Decides every draw: fits, sampling, splits.")]
-BatchSize = Annotated[str, typer.Option("--batch_size", "--batch-size", help="Samples a batch: a number, or auto.")]
-MaxNew = Annotated[
-    int | None, typer.Option("--max_new_tokens", "--max-new-tokens", min=1, help="[default: the task's]")
-]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
-TopP = Annotated[float, typer.Option("--top_p", "--top-p", min=0, max=1, help="Nucleus sampling; 1 is no cut.")]
-TopK = Annotated[int, typer.Option("--top_k", "--top-k", min=0, help="0 is no cut.")]
-Output = Annotated[Path, typer.Option("--output_path", "--output-path", help="Where records are kept.")]
-Dtype = Annotated[
-    str, typer.Option(help="auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16, float64.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DeviceMap = Annotated[
-    str | None, typer.Option("--device_map", "--device-map", help="auto spreads a large model over GPUs.")
-]
+RUN = (
+    "method",
+    "task",
+    "model",
+    "model_path",
+    "set",
+    "preset",
+    "task_set",
+    "num_fewshot",
+    "control",
+    "data",
+    "split",
+    "limit",
+    "users",
+    "seed",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "fit_split",
+    "fit_task",
+    "fit_data",
+    "fit_set",
+    "judge",
+    "judge_base_url",
+    "judge_set",
+    "batch_size",
+    "dtype",
+    "device",
+    "device_map",
+    "output_path",
+    "json",
+    "allow_noop",
+    "retry_failed",
+)
+FIT = tuple(
+    name
+    for name in RUN
+    if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "batch_size", "output_path", "json"}
+    and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed"}
+)
 
 
+@with_options(*RUN)
 def run(
-    method: Methods,
-    task: Tasks,
-    model: Model = "tiny",
-    model_path: ModelPath = None,
-    settings: Set = [],  # noqa: B006
-    task_settings: TaskSet = [],  # noqa: B006
-    num_fewshot: Fewshot = None,
-    preset: Preset = [],  # noqa: B006
-    data: Data = None,
-    split: Split = "",
-    limit: Limit = None,
-    users: Users = None,
-    control: ControlName = "none",
-    fit_split: FitSplit = None,
-    fit_task: FitTask = None,
-    fit_data: FitData = None,
-    fit_settings: FitSet = [],  # noqa: B006
-    seed: Seed = 0,
-    batch_size: BatchSize = "auto",
-    max_new_tokens: MaxNew = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    output_path: Output = Path("results"),
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    judge: JudgeName = None,
-    judge_base_url: JudgeUrl = None,
-    judge_settings: JudgeSet = [],  # noqa: B006
     export: Annotated[
         str | None,
         typer.Option(
             help="lamp: also write predictions.json for the official evaluator; peft: also write the LoRA adapters as "
-            "PEFT folders, peft/collective and peft/users/<id>, into the record's."
+            "PEFT folders, peft/collective and peft/users/<id>, into the record's.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry_run", "--dry-run", help="Show prompts and costs; run nothing.")
+        bool, typer.Option("--dry_run", help="Show prompts and costs; run nothing.", rich_help_panel=WHAT)
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print records as JSON, one a line.")] = False,
-    allow_noop: Annotated[
-        bool, typer.Option("--allow_noop", "--allow-noop", help="Exit 0 though a method changed nothing.")
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option("--retry_failed", "--retry-failed", help="Run the failed samples of a finished record again."),
-    ] = False,
+    **given: Unpack[Command],
 ) -> None:
     """Run methods on tasks: every --method on every --task, the model loaded once.
 
     The same command again resumes a run that was killed, and shows one that is complete.
     """
-    from harness.run.cell import Settings, grid
     from harness.run.console import Terminal
-    from harness.run.control import Control
 
-    controls = get_args(Control)
-    if control not in controls:
-        raise UsageError(f"unknown control {control!r}{did_you_mean(control, controls)} allowed: {', '.join(controls)}")
     if export not in (None, "lamp", "peft"):
         raise UsageError(f"unknown export {export!r}; allowed: lamp, peft")
-    chosen = Settings(
-        split=split,
-        limit=limit,
-        users=users,
-        control=cast(Control, control),
-        fit_split=fit_split,
-        batch_size=batch_size_of(batch_size),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        output_path=output_path,
-        allow_noop=allow_noop,
-        retry_failed=retry_failed,
-    )
-    task_settings = _with_shots(task_settings, num_fewshot)
-    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data, fit_settings)
+    cells = cells_of(given["method"], given["task"], given)
     for cell in cells:
         if export == "lamp" and not cell.task_name.startswith("lamp"):
             raise UsageError(f"--export lamp is for LaMP tasks; {cell.task_name} is none")
@@ -175,7 +124,7 @@ def run(
             console.say(f"{cell.method_name} on {cell.task_name}")
         done = run_cell(lm, cell, console=console, judge=rater)
         console.close()
-        report(done, console, as_json=as_json)
+        report(done, console, as_json=given["json"])
         if export == "lamp":
             _export_lamp(done, console)
         if export == "peft":
@@ -193,41 +142,20 @@ def run(
     codes = _each(cells, read, console, grid=several)
     ready = [cell for cell, code in zip(cells, codes, strict=True) if not code]
     if ready:
-        rater = None if dry_run else open_judge_for(judge, judge_base_url, judge_settings, ready, console)
-        lm = load(model, model_path, dtype, device, device_map, console)
+        rater = None if dry_run else open_judge_for(given, ready, console)
+        lm = load(given["model"], given, console)
         codes += _each(ready, describe if dry_run else answer, console, grid=several)
     raise typer.Exit(next((code for code in (1, 4, 2, 3) if code in codes), 0))
 
 
-def fit(
-    method: Methods,
-    task: Tasks,
-    model: Model = "tiny",
-    model_path: ModelPath = None,
-    settings: Set = [],  # noqa: B006
-    task_settings: TaskSet = [],  # noqa: B006
-    num_fewshot: Fewshot = None,
-    preset: Preset = [],  # noqa: B006
-    data: Data = None,
-    split: Split = "",
-    fit_split: FitSplit = None,
-    fit_task: FitTask = None,
-    fit_data: FitData = None,
-    fit_settings: FitSet = [],  # noqa: B006
-    seed: Seed = 0,
-    max_new_tokens: MaxNew = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-) -> None:
+@with_options(*FIT)
+def fit(**given: Unpack[Command]) -> None:
     """Fit a method and keep what it learnt; a later run with the same settings reuses it."""
     from harness.fit.artifacts import ArtifactStore
-    from harness.run.cell import Settings, check_fit, grid
+    from harness.run.cell import check_fit
     from harness.run.console import Terminal
 
-    chosen = Settings(split=split, fit_split=fit_split, max_new_tokens=max_new_tokens, seed=seed)
-    task_settings = _with_shots(task_settings, num_fewshot)
-    cells = grid(method, task, chosen, settings, task_settings, preset, data, fit_task, fit_data, fit_settings)
+    cells = cells_of(given["method"], given["task"], given)
     console, store = Terminal(), ArtifactStore()
 
     def learn(cell: Cell) -> int:
@@ -244,7 +172,7 @@ def fit(
 
     for cell in cells:
         check_fit(cell)
-    lm = load(model, model_path, dtype, device, device_map, console)
+    lm = load(given["model"], given, console)
     raise typer.Exit(max(_each(cells, learn, console, grid=len(cells) > 1)))
 
 
@@ -311,10 +239,49 @@ def _export_lamp(done: Outcome, console: Console) -> None:
     console.say(f"for the official evaluator: {path}")
 
 
-def open_judge_for(
-    name: str | None, base_url: str | None, settings: Sequence[str], cells: Sequence[Cell], console: Console
-) -> Judge | None:
+def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Options) -> list[Cell]:
+    """Every method on every task as `given` says. Raises UsageError for whatever is not known or not valid."""
+    from harness.run.cell import Settings, grid
+
+    asked = with_defaults(given)
+    controls = get_args(Control)
+    if asked["control"] not in controls:
+        hint = did_you_mean(asked["control"], controls)
+        raise UsageError(f"unknown control {asked['control']!r}{hint} allowed: {', '.join(controls)}")
+    chosen = Settings(
+        split=asked["split"],
+        limit=asked["limit"],
+        users=asked["users"],
+        control=asked["control"],
+        fit_split=asked["fit_split"],
+        batch_size=_batch_size(asked["batch_size"]),
+        max_new_tokens=asked["max_new_tokens"],
+        temperature=asked["temperature"],
+        top_k=asked["top_k"],
+        top_p=asked["top_p"],
+        seed=asked["seed"],
+        output_path=Path(asked["output_path"]),
+        allow_noop=asked["allow_noop"],
+        retry_failed=asked["retry_failed"],
+    )
+    shots = [] if asked["num_fewshot"] is None else [f"num_fewshot={asked['num_fewshot']}"]
+    return grid(
+        methods,
+        tasks,
+        chosen,
+        pairs(asked["set"]),
+        [*pairs(asked["task_set"]), *shots],
+        names(asked["preset"]),
+        path_text(asked["data"]),
+        asked["fit_task"],
+        path_text(asked["fit_data"]),
+        pairs(asked["fit_set"]),
+    )
+
+
+def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Judge | None:
     """The judge, where one is named. What can be wrong with it shows before a response is generated."""
+    name, base_url, settings = given.get("judge"), given.get("judge_base_url"), pairs(given.get("judge_set", ()))
     if name is None:
         if base_url or settings:
             raise UsageError("--judge_base_url and --judge_set are about a judge; name it: --judge openai/<model>")
@@ -338,11 +305,8 @@ def open_judge_for(
     return judge
 
 
-def _with_shots(task_settings: Sequence[str], num_fewshot: int | None) -> list[str]:
-    return [*task_settings, *([] if num_fewshot is None else [f"num_fewshot={num_fewshot}"])]
-
-
-def batch_size_of(text: str) -> int | None:
+def _batch_size(given: int | str) -> int | None:
+    text = str(given)
     if text == "auto":
         return None
     if not text.isdigit() or int(text) < 1:
@@ -350,15 +314,15 @@ def batch_size_of(text: str) -> int | None:
     return int(text)
 
 
-def load(
-    model: str, path: str | None, dtype: str, device: str, device_map: str | None, console: Console
-) -> LanguageModel:
+def load(model: str, given: Options, console: Console) -> LanguageModel:
+    """The model, by its alias, hub id or folder, as `given` says of weights, precision and device."""
     from harness.engine.loading import load_model
     from harness.registry import model_row
 
-    row = model_row(model, path)
+    asked = with_defaults(given)
+    row = model_row(model, path_text(asked["model_path"]))
     console.say(f"loading {row.name}")
-    lm = load_model(row, dtype=dtype, device=device, device_map=device_map)  # type: ignore[arg-type]
+    lm = load_model(row, dtype=asked["dtype"], device=asked["device"], device_map=asked["device_map"])  # type: ignore[arg-type]
     if lm.device.type == "cpu" and lm.parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         import torch
 

@@ -5,111 +5,58 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from harness.cli.judge import JudgeName, JudgeSet, JudgeUrl
-from harness.cli.run import (
-    BatchSize,
-    Data,
-    Device,
-    DeviceMap,
-    Dtype,
-    FitSet,
-    FitSplit,
-    FitTask,
-    Limit,
-    MaxNew,
-    Model,
-    ModelPath,
-    Output,
-    Preset,
-    Seed,
-    Split,
-    Tasks,
-    TaskSet,
-    Temperature,
-    TopK,
-    TopP,
-    Users,
-    batch_size_of,
-    load,
-    open_judge_for,
-)
+from harness.cli.commands import with_options
+from harness.cli.declarations import NEEDED, OUTPUT, Command, pairs
+from harness.cli.run import RUN, cells_of, load, open_judge_for
+from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from harness.records.store import MetricValue
+    from harness.run.cell import Cell
 
 
+SWEEP = tuple(name for name in RUN if name not in {"control", "fit_data", "allow_noop", "retry_failed"})
+OWN = {
+    "help_method": "Registered name, or ./file.py:Class; one alone.",
+    "help_set": "Option key=value; layer=0..27 or coefficient=0.5|1|2 vary. Repeatable.",
+    "help_json": "Print one JSON object a task.",
+    "set": NEEDED,
+}
+
+
+@with_options(*SWEEP, **OWN)
 def sweep(
-    method: Annotated[str, typer.Option("--method", help="Registered name, or ./file.py:Class.")],
-    task: Tasks,
-    settings: Annotated[
-        list[str], typer.Option("--set", help="Option key=value; layer=0..27 or coefficient=0.5|1|2 vary. Repeatable.")
-    ],
-    model: Model = "tiny",
-    model_path: ModelPath = None,
-    task_settings: TaskSet = [],  # noqa: B006
-    preset: Preset = [],  # noqa: B006
-    data: Data = None,
-    split: Split = "",
-    limit: Limit = None,
-    users: Users = None,
-    fit_split: FitSplit = None,
-    fit_task: FitTask = None,
-    fit_settings: FitSet = [],  # noqa: B006
-    seed: Seed = 0,
-    batch_size: BatchSize = "auto",
-    max_new_tokens: MaxNew = None,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    output_path: Output = Path("results"),
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    judge: JudgeName = None,
-    judge_base_url: JudgeUrl = None,
-    judge_settings: JudgeSet = [],  # noqa: B006
-    lowest: Annotated[bool, typer.Option(help="Look for the lowest point, as of a clamp, not for the peak.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task.")] = False,
+    lowest: Annotated[
+        bool, typer.Option("--lowest", help="Look for the lowest point, not the peak.", rich_help_panel=OUTPUT)
+    ] = False,
+    **given: Unpack[Command],
 ) -> None:
     """Run a method under many values of its options, all points in shared batches, one record a point.
 
     Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
     least 75 where that is measured. The same command again resumes.
     """
-    from harness.run.cell import Settings, grid
     from harness.run.console import Terminal
     from harness.run.sweep import peak, points, run_sweep
 
-    chosen = Settings(
-        split=split,
-        limit=limit,
-        users=users,
-        fit_split=fit_split,
-        batch_size=batch_size_of(batch_size),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        output_path=output_path,
-        allow_noop=True,  # of a sweep, the point that does nothing is a result
-    )
+    (method, *others), tasks = given["method"], given["task"]
+    if others:
+        raise UsageError(f"a sweep is of one method; {1 + len(others)} were given: {method}, {', '.join(others)}")
     by_task: dict[str, dict[str, object]] = {}
-    cells = {
-        name: grid([method], task, chosen, given, task_settings, preset, data, fit_task, None, fit_settings)
-        for name, given in points(settings).items()
-    }
+    cells: dict[str, list[Cell]] = {}
+    for name, varied in points(pairs(given["set"])).items():
+        point: Command = {**given, "set": varied, "allow_noop": True}  # of a sweep, to do nothing is a result
+        cells[name] = cells_of([method], tasks, point)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]
     for cell in everything:
         assert cell.items
-    rater = open_judge_for(judge, judge_base_url, judge_settings, everything, console)
-    lm = load(model, model_path, dtype, device, device_map, console)
+    rater = open_judge_for(given, everything, console)
+    lm = load(given["model"], given, console)
     codes = []
     for number, task_name in enumerate(cell.task_name for cell in next(iter(cells.values()))):
         done = run_sweep(lm, {name: part[number] for name, part in cells.items()}, console=console, judge=rater)
@@ -128,7 +75,7 @@ def sweep(
             },
             ("lowest" if lowest else "peak"): asdict(best) if best else None,
         }
-        if as_json:
+        if given["json"]:
             print(json.dumps({"task": task_name, **by_task[task_name]}))
             continue
         from tabulate import tabulate

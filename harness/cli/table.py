@@ -17,8 +17,8 @@ def table(
     results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
-    published_only: Annotated[bool, typer.Option("--published-only", "--published_only")] = False,
-    measured_only: Annotated[bool, typer.Option("--measured-only", "--measured_only")] = False,
+    published_only: Annotated[bool, typer.Option("--published_only", help="The published numbers alone.")] = False,
+    measured_only: Annotated[bool, typer.Option("--measured_only", help="The measured numbers alone.")] = False,
     data: Annotated[
         str | None, typer.Option(help="Folder of LaMP files whose statistics are counted, and commands are given.")
     ] = None,

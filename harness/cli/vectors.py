@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from harness.cli.run import Device, Dtype, Model, ModelPath, load
+from harness.cli import commands
+from harness.cli.commands import with_options
+from harness.cli.declarations import Command
+from harness.cli.run import load
 from harness.errors import DataMissing, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ Blocks = Annotated[
     str | None, typer.Option(help="0-based blocks to take, as in 3 or 11-15 [default: all there are vectors for].")
 ]
 
-vectors_app = typer.Typer(
+vectors_app = commands.app(
     help="Steering vectors to and from files: persona-vector .pt, GGUF control vectors, lm-eval's steered .pt."
 )
 
@@ -42,7 +45,7 @@ def export(
     blocks: Blocks = None,
     steered: Annotated[bool, typer.Option("--steered", help="A .pt for lm-eval's --model steered.")] = False,
     blocks_name: Annotated[
-        str, typer.Option("--blocks_name", "--blocks-name", help="Where lm-eval finds the blocks; GPT-2: h.")
+        str, typer.Option("--blocks_name", help="Where lm-eval finds the blocks; GPT-2: h.")
     ] = "layers",
 ) -> None:
     """Write the vectors of a fitted state, or of another file, in the format that FILE's name says."""
@@ -60,15 +63,13 @@ def export(
 
 
 @vectors_app.command("import")
+@with_options("model", "model_path", "dtype", "device")
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="Vectors as another tool wrote them.")],
     path: Annotated[Path, typer.Argument(metavar="OURS", help="The .safetensors file to write.")],
-    model: Model = "tiny",
-    model_path: ModelPath = None,
     trait: Trait = None,
     blocks: Blocks = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    **given: Unpack[Command],
 ) -> None:
     """Check another tool's vectors against a model and keep them as ours: `--set vectors=OURS` steers with them.
 
@@ -81,7 +82,7 @@ def import_(
     if path.suffix != ".safetensors":
         raise UsageError(f"imported vectors are kept as .safetensors; {path} is none")
     vectors = read_vectors(source, _blocks(blocks))
-    lm = load(model, model_path, dtype, device, None, Terminal())
+    lm = load(given["model"], given, Terminal())
     vectors.check(lm)
     about = replace(vectors.about, model=lm.name, revision=lm.revision, layers=lm.sites.layers)
     vectors = named(replace(vectors, about=about), trait or about.trait)

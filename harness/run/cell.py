@@ -153,7 +153,7 @@ class Cell:
 
 
 def grid(
-    methods: Sequence[str],
+    methods: Sequence[str | Method],
     tasks: Sequence[str],
     settings: Settings,
     method_settings: Sequence[str] = (),
@@ -164,7 +164,9 @@ def grid(
     fit_data: str | None = None,
     fit_settings: Sequence[str] = (),
 ) -> list[Cell]:
-    """Every method on every task, from names and `key=value` strings. Raises UsageError for whatever is not known.
+    """Every method on every task, from names, or a method itself, and `key=value` strings.
+
+    Raises UsageError for whatever is not known.
 
     A task to fit on has the options `fit_settings`, before them those of the evaluated task where it is of one family.
     A setting or preset `dps.gamma=1` is for that one of several methods, one without a method's name for all.
@@ -188,7 +190,11 @@ def grid(
         if len(others) > 1:
             raise UsageError(f"method {row.name!r} can have one preset, not both {others[-1]} and {preset}")
         built.append(
-            (row, preset, build_method(row.cls, row.name, preset, _meant_for(row.name, method_settings, names)))
+            (
+                row,
+                preset,
+                build_method(row.cls, row.name, preset, _meant_for(row.name, method_settings, names), row.made),
+            )
         )
     cells = []
     for task in map(task_name, tasks):

@@ -1,0 +1,205 @@
+"""Every option that several commands have, declared once: name, type, default, help, heading.
+
+`harness.cli.commands` makes command lines of these declarations, `harness.cli.python` keyword arguments. Imports neither
+typer nor torch. An option of one command alone stands in that command's signature.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_type_hints
+
+from harness.run.cell import Settings
+from harness.run.control import Control
+
+WHAT, DATA, SAMPLING, FITTING, JUDGING, MACHINE, OUTPUT = HEADINGS = (
+    "What to run",
+    "Data",
+    "Sampling",
+    "Fitting",
+    "Judging",
+    "Machine",
+    "Output",
+)
+"""Under which `--help` shows the options, in this order; what has no heading comes last."""
+
+Pairs: TypeAlias = Mapping[str, object] | Sequence[str]
+"""Options of a method, task or judge: `{"gamma": 1.0}`, or `["gamma=1.0"]` as on a command line."""
+Names: TypeAlias = str | Sequence[str]
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+NEEDED: Any = ...
+"""In place of a default: the option must be given."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a command line says of an option besides its name and its type in Python."""
+
+    help: str
+    heading: str = ""
+    default: Any = None
+    """Of a name that `Settings` has too, the default is the one there unless another is given here."""
+    minimum: float | None = None
+    maximum: float | None = None
+    metavar: str = ""
+    cli: Any = None
+    """Its type on the command line, where that is not its type in Python."""
+    spellings: tuple[str, ...] = ()
+    """Older names that work and that no help shows."""
+
+
+class Judged(TypedDict, total=False):
+    """Who judges answers."""
+
+    judge: Annotated[
+        str | None, Option("openai/<model>, hf/<model>, or lexicon (word lists; not comparable).", JUDGING)
+    ]
+    judge_base_url: Annotated[
+        str | None, Option("Server of an openai/ judge [default: $OPENAI_BASE_URL].", JUDGING, metavar="URL")
+    ]
+    judge_set: Annotated[
+        Pairs,
+        Option(
+            "mode, concurrency, timeout, retries, backoff, price_in or price_out = value. Repeatable.",
+            JUDGING,
+            (),
+            metavar="KEY=VALUE",
+            cli=list[str],
+        ),
+    ]
+
+
+class Options(Judged, total=False):
+    """How a method is run on a task, beside which: the keyword arguments of `harness.evaluate`."""
+
+    model_path: Annotated[AnyPath | None, Option("Local weights for an alias.", WHAT, metavar="FOLDER", cli=str | None)]
+    preset: Annotated[
+        Names,
+        Option(
+            "A named preset of the method, such as released; of several methods, dps.released.",
+            WHAT,
+            (),
+            metavar="NAME",
+            cli=list[str],
+        ),
+    ]
+    set: Annotated[
+        Pairs,
+        Option(
+            "Method option key=value; of several methods, dps.key=value is one's own. 'harness list methods' has them.",
+            WHAT,
+            (),
+            metavar="KEY=VALUE",
+            cli=list[str],
+        ),
+    ]
+    task_set: Annotated[
+        Pairs, Option("Task option key=value. Repeatable.", WHAT, (), metavar="KEY=VALUE", cli=list[str])
+    ]
+    num_fewshot: Annotated[int | None, Option("Solved examples before each question.", WHAT, minimum=0)]
+    control: Annotated[
+        Control,
+        Option(
+            "none, wrong_user (everyone gets another user's history) or shuffled (its order changed).", WHAT, cli=str
+        ),
+    ]
+    data: Annotated[
+        AnyPath | None,
+        Option(
+            "Folder of the task's files [default: $HARNESS_DATA, else lamp-mini].",
+            DATA,
+            metavar="FOLDER",
+            cli=str | None,
+        ),
+    ]
+    split: Annotated[str, Option("Split to evaluate [default: dev; mmlu: test].", DATA, "", metavar="NAME")]
+    limit: Annotated[int | None, Option("At most this many items.", DATA, minimum=1)]
+    users: Annotated[int | None, Option("Items of at most this many users.", DATA, minimum=1)]
+    seed: Annotated[int, Option("Decides every draw: fits, sampling, splits.", SAMPLING)]
+    max_new_tokens: Annotated[int | None, Option("Tokens of an answer [default: the task's].", SAMPLING, minimum=1)]
+    temperature: Annotated[float, Option("0 is greedy.", SAMPLING, minimum=0)]
+    top_p: Annotated[float, Option("Nucleus sampling; 1 is no cut.", SAMPLING, minimum=0, maximum=1)]
+    top_k: Annotated[int, Option("0 is no cut.", SAMPLING, minimum=0)]
+    fit_split: Annotated[
+        str | None, Option("Split to fit on [default: train], or a share: dev:0.2.", FITTING, metavar="SPLIT")
+    ]
+    fit_task: Annotated[str | None, Option("Fit on another task's items.", FITTING, metavar="NAME")]
+    fit_data: Annotated[
+        AnyPath | None,
+        Option("Folder of the --fit_task's files [default: --data's].", FITTING, metavar="FOLDER", cli=str | None),
+    ]
+    fit_set: Annotated[
+        Pairs,
+        Option("Option key=value of the --fit_task. Repeatable.", FITTING, (), metavar="KEY=VALUE", cli=list[str]),
+    ]
+    batch_size: Annotated[
+        int | Literal["auto"], Option("Samples a batch: a number, or auto.", MACHINE, "auto", metavar="N", cli=str)
+    ]
+    dtype: Annotated[
+        str,
+        Option("auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16, float64.", MACHINE, "auto"),
+    ]
+    device: Annotated[str, Option("auto, cpu, cuda or cuda:N.", MACHINE, "auto")]
+    device_map: Annotated[str | None, Option("auto spreads a large model over GPUs.", MACHINE)]
+    output_path: Annotated[
+        AnyPath, Option("Folder to write to.", OUTPUT, metavar="PATH", cli=Path, spellings=("output", "path"))
+    ]
+    allow_noop: Annotated[bool, Option("Exit 0 though a method changed nothing.", OUTPUT)]
+    retry_failed: Annotated[bool, Option("Run the failed samples of a finished record again.", OUTPUT)]
+
+
+class Command(Options, total=False):
+    """What a command line says besides."""
+
+    method: Annotated[
+        list[str], Option("Registered name, or ./file.py:Class. Repeatable.", WHAT, NEEDED, metavar="NAME")
+    ]
+    task: Annotated[
+        list[str], Option("Task name, as in lamp4 (also LaMP-4). Repeatable.", WHAT, NEEDED, metavar="NAME")
+    ]
+    model: Annotated[
+        str, Option("Alias, hub id, or folder; 'harness list models' names aliases.", WHAT, "tiny", metavar="NAME")
+    ]
+    json: Annotated[bool, Option("Print records as JSON, one a line.", OUTPUT, False)]
+
+
+def declared() -> dict[str, tuple[Any, Option]]:
+    """Name -> its type in Python and its declaration, in the order written above."""
+    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+    found = {}
+    for name, hint in get_type_hints(Command, include_extras=True).items():
+        kind, option = get_args(hint)
+        if option.default is None and name in defaults:
+            option = Option(**{**vars(option), "default": defaults[name]})
+        found[name] = (kind, option)
+    return found
+
+
+def with_defaults(given: Options) -> Command:
+    """All of them: those not given at their default."""
+    return {**{name: option.default for name, (_, option) in declared().items()}, **given}  # type: ignore[typeddict-item]
+
+
+def pairs(given: Pairs) -> list[str]:
+    """`key=value` strings, as a command line has them."""
+    if isinstance(given, Mapping):
+        return [f"{key}={_text(value)}" for key, value in given.items()]
+    return list(given)
+
+
+def names(given: Names) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def path_text(given: AnyPath | None) -> str | None:
+    return None if given is None else os.fspath(given)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return "none" if value is None else str(value)
