@@ -30,8 +30,15 @@ MODELS: Mapping[str, str] = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
     "vicuna-13b": "lmsys/vicuna-13b-v1.5",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M-Instruct",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
+    "gemma3-270m": "google/gemma-3-270m-it",
 }
 """Alias -> hub id. An alias names the row of the papers' tables."""
+
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -39,37 +46,63 @@ class ModelRow:
     """Which model to load, and under which name its results stand."""
 
     name: str
-    """Alias, hub id, or the name of a local folder."""
+    """Alias, hub id, or the name of a local folder or GGUF file."""
     source: str
-    """Hub id or folder."""
+    """Hub id, folder or GGUF file."""
     local: bool
+
+    @property
+    def gguf(self) -> bool:
+        return self.local and self.source.endswith(GGUF)
 
 
 def model_row(name: str, path: str | None = None) -> ModelRow:
-    """`name` is an alias, a hub id or a folder; `path` gives an alias local weights and keeps its table row."""
+    """`name` is an alias, a hub id, a folder or a GGUF file; `path` gives a name local weights and keeps its table row."""
     if path is not None:
-        if not Path(path).is_dir():
-            raise DataMissing(f"--model_path {path} is not a folder; give the folder that holds config.json")
-        return ModelRow(name, path, local=True)
+        if not (Path(path).is_dir() or _is_gguf(path)):
+            raise DataMissing(
+                f"--model_path {path} is no folder and no GGUF file; give the folder that holds config.json, or a .gguf file"
+            )
+        return ModelRow(name, _weights_in(path), local=True)
     if name == "tiny":
         from harness.tiny import MODEL_DIR
 
         return ModelRow("tiny", str(MODEL_DIR), local=True)
     if name in MODELS:
         return ModelRow(name, MODELS[name], local=False)
+    if _is_gguf(name) or (Path(name).is_dir() and _weights_in(name) != name):
+        file = _weights_in(name)
+        return ModelRow(Path(file).stem.lower(), file, local=True)
     if Path(name).is_dir():
         folder = Path(name).resolve()
         generic = folder.name in {"hf", "model", "weights", "checkpoint"}
         # the folder as it was given: a record need not hold where it lies on this machine
         return ModelRow(folder.parent.name if generic else folder.name, name, local=True)
-    if name.startswith((".", "/", "~")):
-        raise DataMissing(f"model folder {name} does not exist; give the folder that holds config.json")
+    if name.startswith((".", "/", "~")) or name.endswith(GGUF):
+        raise DataMissing(f"model {name} does not exist; give the folder that holds config.json, or a .gguf file")
     if name.count("/") == 1:
         return ModelRow(name, name, local=False)
     raise UsageError(
         f"unknown model {name!r}{did_you_mean(name, MODELS)} Give an alias ('harness list models' shows "
-        f"all {len(MODELS)}), a hub id like 'org/name', or a folder"
+        f"all {len(MODELS)}), a hub id like 'org/name', a folder or a .gguf file"
     )
+
+
+def _is_gguf(path: str) -> bool:
+    return path.endswith(GGUF) and Path(path).is_file()
+
+
+def _weights_in(path: str) -> str:
+    """The path itself, or the one GGUF file of a folder that holds no other weights."""
+    folder = Path(path)
+    if not folder.is_dir() or any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
+        return path
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        raise UsageError(
+            f"{path} holds {len(files)} GGUF files ({', '.join(f.name for f in files[:5])}); name one of them"
+        )
+    return str(files[0]) if files else path
 
 
 def method_class(name: str) -> type[Method]:

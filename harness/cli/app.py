@@ -117,7 +117,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None
         from harness.registry import MODELS
 
         rows = [[name, source or "embedded, works offline"] for name, source in MODELS.items()]
-        headers = ["alias", "hub id (any hub id or folder works too)"]
+        headers = ["alias", "hub id (any hub id, folder or .gguf file works too)"]
     elif what == "retrievers":
         from harness.retrieve import RETRIEVERS
 

@@ -76,7 +76,9 @@ class Judged(TypedDict, total=False):
 class Options(Judged, total=False):
     """How a method is run on a task, beside which: the keyword arguments of `harness.evaluate`."""
 
-    model_path: Annotated[AnyPath | None, Option("Local weights for an alias.", WHAT, metavar="FOLDER", cli=str | None)]
+    model_path: Annotated[
+        AnyPath | None, Option("Local weights: folder or .gguf file.", WHAT, metavar="FOLDER", cli=str | None)
+    ]
     preset: Annotated[
         Names,
         Option(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from harness.engine.encoder import Encoder
+from harness.engine.gguf_files import folder_of
+from harness.engine.identity import revision
 from harness.engine.model import LanguageModel
 from harness.engine.sites import family_of
 from harness.errors import DataMissing, HarnessError, UsageError
@@ -35,6 +37,9 @@ CHAT_TEMPLATES: Mapping[str, str] = {
 """By hub id: the format a chat model was trained with, where its own files hold no template."""
 
 
+_ADAPTER = "adapter_config.json"
+
+
 def load_model(
     row: ModelRow,
     *,
@@ -50,15 +55,18 @@ def load_model(
     where = _device(device)
     if device_map not in (None, *DEVICE_MAPS):
         raise UsageError(f"unknown device map {device_map!r}; allowed: {', '.join(DEVICE_MAPS)}")
+    quiet()
+    files = replace(row, source=str(folder_of(Path(row.source)))) if row.gguf else row
+    refuse_adapter(files)
     for local_only in (True, False):  # what is cached needs no network, and no wait for one that is down
         try:
-            model, encoder, generation = _read(row, _dtype(dtype, where), device_map, local_only)
+            model, encoder, generation = _read(files, _dtype(dtype, where), device_map, local_only)
             break
         except (HarnessError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # each library has its own for a file that is absent or damaged
             if row.local or not local_only:
-                raise _missing(row, error) from error
+                raise _missing(files, error) from error
     eos = generation.eos_token_id
     eos_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
     # the model's own sampling settings and penalties must never leak in: the engine does not call generate
@@ -70,9 +78,26 @@ def load_model(
         encoder,
         name=row.name,
         source=row.source,
-        revision=_revision(row),
+        revision=revision(row),
         device=next(model.parameters()).device,
     )
+
+
+def quiet() -> None:
+    """transformers' and tqdm's own lines say nothing that a record does not."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def refuse_adapter(row: ModelRow) -> None:
+    """transformers would apply an adapter that lies beside the weights, and the run would call the result `plain`."""
+    if row.local and (Path(row.source) / _ADAPTER).exists():
+        raise UsageError(
+            f"model folder {row.source} holds an adapter ({_ADAPTER}) beside the weights; move adapter_* to a folder of its "
+            "own, and give that with --set adapter=FOLDER where the adapter is to be evaluated"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -102,10 +127,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 def _read(row: ModelRow, dtype: torch.dtype, device_map: str | None, local_only: bool) -> tuple[Any, Encoder, Any]:
     """Model, encoder and generation config, from the hub's cache alone or with the network. Raises what libraries raise."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     described, _ = PretrainedConfig.get_config_dict(row.source, local_files_only=local_only)
     if "model_type" not in described:
         raise OSError("no config.json that names a model_type")
@@ -157,18 +179,3 @@ def _missing(row: ModelRow, error: Exception) -> DataMissing:
 def _first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [""])[0][:160]
     return text if text and isinstance(error, OSError) else f"{type(error).__name__}: {text}"
-
-
-def _revision(row: ModelRow) -> str:
-    """The hub commit the weights were read from, or for a local folder a hash of its weights."""
-    if not row.local:
-        from huggingface_hub import try_to_load_from_cache
-
-        file = try_to_load_from_cache(row.source, "config.json")  # .../snapshots/COMMIT/config.json
-        return Path(file).parent.name if isinstance(file, str) else "unknown"
-    digest = hashlib.sha256()
-    for file in sorted(Path(row.source).glob("*.safetensors")) + sorted(Path(row.source).glob("*.bin")):
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 24):
-                digest.update(chunk)
-    return "sha256:" + digest.hexdigest()[:16]

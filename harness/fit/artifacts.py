@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.method import Fitted
+from harness.user_cache import user_cache
 
 
 class Checkpoint:
@@ -65,7 +66,7 @@ class ArtifactStore:
 
     def __init__(self, root: Path | None = None) -> None:
         """`root` is the folder of the artifacts; by default `artifacts` in the cache."""
-        self.root = root or Path(os.environ.get("HARNESS_CACHE") or _user_cache()) / "artifacts"
+        self.root = root or user_cache() / "artifacts"
 
     @staticmethod
     def key(content: Mapping[str, Any]) -> str:
@@ -133,8 +134,3 @@ class ArtifactStore:
     def size(self, key: str) -> int:
         """Bytes stored under `key`."""
         return sum(file.stat().st_size for file in (self.root / key).glob("*"))
-
-
-def _user_cache() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return str(Path(base) / "personalization-harness")

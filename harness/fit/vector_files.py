@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from harness.engine.identity import weights_of
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.method import Fitted
 
@@ -85,7 +86,7 @@ class Vectors:
     def check(self, lm: LanguageModel) -> None:
         """Raises UsageError where they are not for this model."""
         mine = (self.about.model, self.about.revision[:12])
-        if self.about.revision and lm.revision and self.about.revision != lm.revision:
+        if self.about.revision and lm.revision and weights_of(self.about.revision) != weights_of(lm.revision):
             raise UsageError(
                 f"the vectors of {self.about.trait} are for {mine[0]} at revision {mine[1]}, not for {lm.name} at "
                 f"{lm.revision[:12]}; extract them with this model, or run that one"

@@ -67,9 +67,9 @@ class ModelConfig(_Config):
     name: str
     """The row of a table: an alias, or the id where there is none."""
     id: str
-    """Hub id or folder. Not hashed: the revision says which weights they are, wherever they lie."""
+    """Hub id, folder or GGUF file. Not hashed: the revision says which weights they are, wherever they lie."""
     revision: str = Field(min_length=1)
-    """Hub commit, or the hash of a local folder's weights."""
+    """Hub commit; of a local model sha256:WEIGHTS+FILES, of a GGUF file its sha256 (`harness.engine.identity`)."""
     dtype: str
 
 

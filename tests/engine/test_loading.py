@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.data import Message
 from harness.engine.decode import Decoder
+from harness.engine.identity import file_sha256, revision, weights_of
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, UnsupportedModel, UsageError
@@ -65,14 +69,74 @@ def test_a_record_names_a_folder_as_it_was_given_and_its_row_by_its_name(folder,
     ]  # fmt: skip
 
 
-def test_the_revision_of_a_folder_is_a_hash_of_its_weights(folder):
+def test_the_revision_of_a_folder_names_its_weights_and_every_other_file_that_is_read(folder):
     first = load(folder).revision
-    assert first.startswith("sha256:")
+    assert re.fullmatch(r"sha256:[0-9a-f]{16}\+[0-9a-f]{16}", first)
     assert load(folder).revision == first
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert load(folder).revision != first
+    other = load(folder).revision
+    assert weights_of(other) != weights_of(first) and other.endswith(first.partition("+")[2])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", "{{ messages[0]['content'] }}"),
+        ("additional_chat_templates/rag.jinja", "{{ messages[0]['content'] }}"),
+        ("tokenizer.json", None), ("tokenizer_config.json", None), ("config.json", None), ("generation_config.json", None),
+        ("special_tokens_map.json", "{}"), ("tokenizer.model", "pieces"), ("vocab.tiktoken", ""), ("merges.txt", "a b"),
+    ],
+)  # fmt: skip
+def test_a_file_that_says_how_the_weights_are_used_changes_the_revision_and_not_its_weights(folder, file, content):
+    row = model_row(str(folder))
+    before = revision(row)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text((folder / file).read_text() + "\n" if content is None else content)
+    assert revision(row) != before
+    assert weights_of(revision(row)) == weights_of(before)
+
+
+@pytest.mark.parametrize("file", ["README.md", "LICENSE", "trainer_state.json", ".gitattributes"])
+def test_a_file_that_nothing_reads_is_no_part_of_the_revision(folder, file):
+    row = model_row(str(folder))
+    before = revision(row)
+    (folder / file).write_text("{}")
+    assert revision(row) == before
+
+
+def test_weights_are_hashed_once_and_again_when_they_change_even_at_the_same_size_and_time(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.engine.identity._SETTLED", -1.0)
+    file = folder / "model.safetensors"
+    times, content = file.stat(), file.read_bytes()
+    first = file_sha256(file)
+    assert first == hashlib.sha256(content).hexdigest()
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", None)
+        assert file_sha256(file) == first
+    file.write_bytes(content[::-1])
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_sha256(file) == hashlib.sha256(content[::-1]).hexdigest()
+    monkeypatch.setenv("HARNESS_CACHE", str(file))  # a cache that cannot be written costs time only
+    assert file_sha256(file) == hashlib.sha256(content[::-1]).hexdigest()
+
+
+def test_weights_that_were_just_written_are_not_taken_for_settled(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    file_sha256(folder / "model.safetensors")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_adapter_beside_the_weights_is_refused_and_never_applied_as_plain(folder):
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(
+        UsageError, match=r"holds an adapter .* beside the weights; move adapter_. to a folder of its own"
+    ):
+        load(folder)
 
 
 def test_model_path_gives_an_alias_local_weights_and_keeps_its_row(folder):

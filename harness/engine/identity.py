@@ -1,0 +1,99 @@
+"""Which model it was: one string for every file that the computation reads.
+
+    a hub model       its commit
+    a local folder    sha256:WEIGHTS+FILES, 16 digits each: the weights, and all files that say how they are used
+    a GGUF file       sha256: and all 64 digits, as `sha256sum` prints them
+
+Weights are hashed once: what was found stays in $HARNESS_CACHE/hashes with the file's size and times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.registry import ModelRow
+from harness.user_cache import user_cache
+
+READ = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
+"""What transformers may read beside the weights: config, generation settings, tokenizer, chat templates."""
+
+NOT_READ = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+"""What training leaves behind."""
+
+_SETTLED = 2.0
+"""Seconds after which a file that changes again has another time, on file systems with coarse clocks too."""
+
+
+def revision(row: ModelRow) -> str:
+    """The identity of a model that has been found: see above. `unknown` where the hub's cache does not say its commit."""
+    if row.gguf:
+        return f"sha256:{file_sha256(Path(row.source))}"
+    if row.local:
+        folder = Path(row.source)
+        return f"sha256:{_weights(folder)[:16]}+{_files(folder)[:16]}"
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(row.source, "config.json")  # .../snapshots/COMMIT/config.json
+    return Path(file).parent.name if isinstance(file, str) else "unknown"
+
+
+def weights_of(revision: str) -> str:
+    """The part of a revision that names the weights alone: what vectors and adapters were made for."""
+    return revision.partition("+")[0]
+
+
+def file_sha256(file: Path) -> str:
+    """sha256 of a file's content, from the user's cache where neither size, times nor inode have changed since."""
+    before = file.stat()
+    state = [before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino]
+    place = str(file.resolve())
+    note = user_cache() / "hashes" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        if [kept["file"], kept["state"]] == [place, state]:
+            return str(kept["sha256"])
+    started = time.time()
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if started - max(before.st_mtime, before.st_ctime) > _SETTLED:
+        _keep(note, {"file": place, "state": state, "sha256": digest})
+    return digest
+
+
+def _weights(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+
+
+def _files(folder: Path) -> str:
+    """Of names and contents. Small files are read each time: nobody waits for them."""
+    digest = hashlib.sha256()
+    for file in _read(folder):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _read(folder: Path) -> Iterable[Path]:
+    found = {file for pattern in READ for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not any(file.match(pattern) for pattern in NOT_READ))
+
+
+def _keep(note: Path, content: object) -> None:
+    """Whole or not at all. A cache that cannot be written costs the next run its time, and this one nothing."""
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=note.parent, prefix=".")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+        os.replace(name, note)
