@@ -102,6 +102,8 @@ class Example:
     template: Template
     choices: tuple[str, ...] = ()
     """The answers there are: the most likely one is the response. Empty = the response is generated."""
+    labels: tuple[str, ...] = ()
+    """What a generated response is meant to be one of, in the task's order. Empty = any text."""
 
     def prompt(self, items: Sequence[Record] = (), summary: str = "") -> Prompt:
         """The prompt for this example with `items` of history, best first, and an optional profile summary."""

@@ -73,6 +73,9 @@ class Method(ABC):
     grouping: ClassVar[frozenset[str]] = frozenset()
     """Options that say how `fit` groups the samples it scores: changing them fits again and reuses the scores."""
 
+    fits_without_train: ClassVar[bool] = False
+    """Whether `fit` gets no items where there is no train split; else the run is refused there."""
+
     context: Context = Context()
 
     @abstractmethod

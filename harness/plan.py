@@ -237,6 +237,8 @@ class Plan:
 
     streams: tuple[Stream, ...]
     mix: Mix = _First()
+    answer: str | None = None
+    """The response, where it needs no model: then no pass is run. Of an example with choices one of these."""
 
     def __post_init__(self) -> None:
         if not self.streams:

@@ -99,7 +99,8 @@ class Sample:
     metrics: dict[str, float | None] = field(default_factory=dict)
     """Per-sample numbers. A failed sample has none: it is counted, never scored 0."""
     finish: str = ""
-    """`stop` (an end token or stop string), `length` (hit max_new_tokens) or `choice` (the most likely of those given)."""
+    """`stop` (an end token or stop string), `length` (hit max_new_tokens), `choice` (the most likely of those there are) or
+    `given` (by the method, without a model)."""
     prompt_tokens: int = 0
     new_tokens: int = 0
     history_items: int = 0

@@ -1,6 +1,7 @@
 """Registered methods: name on the command line -> "module:Class", imported on use."""
 
 METHODS: dict[str, str] = {
+    "copy": "harness.methods.copy:Copy",
     "plain": "harness.methods.plain:Plain",
     "rag": "harness.methods.rag:RAG",
     "cad": "harness.methods.cad:CAD",

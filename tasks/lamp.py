@@ -143,7 +143,8 @@ class Lamp(Task):
         history = split.histories[id(profile)]
         pairs = lamp_prompts.HistoryPairs(self.name, user, lamp_prompts.frame(self.name, text), history)
         query, template = lamp_prompts.query(self.name, text), lamp_prompts.LampTemplate(self.name)
-        example = Example(str(question["id"]), User(user, history, pairs), text, query, template)
+        labels = lamp_prompts.LABELS.get(self.name, ())
+        example = Example(str(question["id"]), User(user, history, pairs), text, query, template, labels=labels)
         return Labelled(example, () if split.golds is None else (split.golds[example.id],))
 
 

@@ -232,7 +232,8 @@ class HistoryPairs(Sequence[Labelled]):
         source, target = _PAIRS[self.task]
         text = self.frame.replace("{text}", record.fields[source]) if source else _REQUEST
         user, template = User(self.user, self.history[:i]), LampTemplate(self.task)
-        example = Example(f"{self.user}/{record.id}", user, text, query(self.task, text), template)
+        labels = LABELS.get(self.task, ())
+        example = Example(f"{self.user}/{record.id}", user, text, query(self.task, text), template, labels=labels)
         return Labelled(example, (record.fields[target],))
 
 

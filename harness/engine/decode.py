@@ -57,7 +57,7 @@ class Generated:
     logprobs: tuple[float, ...]
     """Of each id under the plan's mix, in nats."""
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "given"]
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,16 @@ class Cell:
             return FitData(name, task, options, given, task.fingerprint(Selection(split)), held_out)
         if not self.method.needs_train():
             return FitData(name, task, options)
+        optional = self.method.fits_without_train
         if split == self.settings.split and self.fit_task is None:
+            if optional and self.settings.fit_split is None:
+                return FitData(name, task, options)
             raise UsageError(f"--fit_split {split} is the evaluated split; give a share of it, as in {split}:0.2")
         try:
             return FitData(name, task, options, split, task.fingerprint(Selection(split)))
         except DataMissing as error:
+            if optional and self.settings.fit_split is None:
+                return FitData(name, task, options)
             raise DataMissing(
                 f"{self.method_name} fits on a {split} split and there is none: {error}. Or fit on a share of the "
                 f"evaluated users, kept out of the evaluation: --fit_split {self.settings.split}:0.2"

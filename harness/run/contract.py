@@ -25,6 +25,7 @@ from harness.errors import HarnessError, UserFailed
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.plan import Plan, StreamOutput
+from harness.run.system import Generation, System
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}\n{% endfor %}"
@@ -151,6 +152,13 @@ def check_method(
     say("no gold leaks: no plan can reach a target")
 
     decoder = Decoder(lm)
+    if all(plan.answer is not None for plan in plans):
+        _check_given(lm, method, shared, personal, test)
+        say("its answers need no model: the same alone and together, for no forward pass")
+        if _fingerprint(lm) != before:
+            raise _broken("the model is left as found", f"{type(method).__name__} changed weights, mode or hooks")
+        say("the model is left as found")
+        return
     requests = [decoder.prepare(item.example.id, plan, 8) for item, plan in zip(test, plans, strict=True)]
     together = decoder.generate(requests, max_new_tokens=8)
     _check_scoring(decoder, requests, together)
@@ -165,6 +173,25 @@ def check_method(
     say("it fires: outputs differ from the unedited model's where the plan asks for a change")
     _check_left_as_found(method, lm, before, requests)
     say("the model is left as found, also after an exception")
+
+
+def _check_given(
+    lm: LanguageModel,
+    method: Method,
+    shared: Fitted | None,
+    personal: Sequence[Fitted | None],
+    test: Sequence[Labelled],
+) -> None:
+    states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
+    system = System(lm, method, Generation(8), shared=shared, personal=states)
+    examples = [item.example for item in test]
+    together = [sample.response for sample in system.answer(examples)]
+    if together != [system.answer([example])[0].response for example in examples]:
+        raise _broken("a row equals the row alone", "an answer that needs no model differs with its neighbours")
+    if system.decoder.cost.forward_passes:
+        raise _broken(
+            "an answer that needs no model runs none", f"{system.decoder.cost.forward_passes} passes were run"
+        )
 
 
 def _states(found: Sequence[Fitted | UserFailed | None]) -> list[Fitted | None]:

@@ -30,6 +30,8 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
     if plan is None:
         lines.append("below is the prompt without what a run still has to learn")
         plan = Plan((Stream(cell.method.context.prompt(example)),))
+    if plan.answer is not None:
+        return "\n".join([*lines, "--- no forward pass: the answer is", plan.answer])
     request = Decoder(lm).prepare(example.id, plan, cell.max_new_tokens)
     for number, (stream, prompt) in enumerate(zip(plan.streams, request.prompts, strict=True)):
         lines.append(

@@ -112,7 +112,7 @@ def decide(system: System, example: Example) -> Decision:
     """The example's prompt and the words its choices begin with alike. Raises UsageError where no token decides."""
     plan = system.plan(example)
     stream = plan.streams[0]
-    if len(plan.streams) > 1 or stream.adapters or stream.exits or stream.early:
+    if plan.answer is not None or len(plan.streams) > 1 or stream.adapters or stream.exits or stream.early:
         raise UsageError(
             f"method {type(system.method).__name__!r} is more than one pass with edits; patching needs a method that is, "
             "as plain, persona_vector and clamp"

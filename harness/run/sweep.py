@@ -25,7 +25,7 @@ from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
-from harness.run.system import Answer, System, _Asked
+from harness.run.system import Answer, Generation, System, _Asked
 from harness.statistics.intervals import RESAMPLES
 from harness.task import Sample
 
@@ -147,9 +147,9 @@ class _Point(System):
     def answer_alone(self, asked: Sequence[_Asked]) -> list[Answer]:
         return super()._answer(asked)
 
-    def _answer(self, asked: Sequence[_Asked]) -> list[Answer]:
-        if not self._responding:
-            return super()._answer(asked)
+    def _answer(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Answer]:
+        if not self._responding or any(one.given is not None for one in asked):
+            return super()._answer(asked, generation)
         return self.joint.answers(self, tuple(one.requests[0].key for one in asked))
 
 

@@ -94,16 +94,25 @@ class _Asked:
 
     requests: tuple[Request, ...]
     choices: tuple[tuple[int, ...], ...] = ()
+    given: Answer | None = None
+    """Of a plan that holds its answer: then there are no requests."""
+
+    @property
+    def request(self) -> Request:
+        """What is generated from, or the first choice's. Raises UsageError where the answer is given."""
+        if not self.requests:
+            raise UsageError("this method answers without the model, so there is no prompt and no activation to read")
+        return self.requests[0]
 
     @property
     def tokens(self) -> int:
         """Prompt tokens of the longest stream."""
-        return max(request.tokens for request in self.requests)
+        return max((request.tokens for request in self.requests), default=0)
 
     @property
     def cut_tokens(self) -> int:
         """Cut from the left of the contexts, over the streams of the request that lost most."""
-        return max(sum(prompt.cut for prompt in _different(request)) for request in self.requests)
+        return max((sum(prompt.cut for prompt in _different(request)) for request in self.requests), default=0)
 
 
 class _Difference(NamedTuple):
@@ -154,7 +163,7 @@ class System:
 
     def prompt(self, example: Example) -> FittedPrompt:
         """As `encode`, with what the cut cost."""
-        return self._ask(example).requests[0].prompts[0]
+        return self._ask(example).request.prompts[0]
 
     def respond(
         self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
@@ -249,13 +258,14 @@ class System:
             for example, one in zip(examples, asked, strict=True)
         ]
 
-    def _answer(self, asked: Sequence[_Asked]) -> list[Answer]:
-        written = iter(self._generate([one for one in asked if not one.choices]))
-        chosen = iter(self._choose([one for one in asked if one.choices]))
-        return [next(chosen) if one.choices else next(written) for one in asked]
+    def _answer(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Answer]:
+        run = [one for one in asked if one.given is None]
+        written = iter(self._generate([one for one in run if not one.choices], generation or self.generation))
+        chosen = iter(self._choose([one for one in run if one.choices]))
+        return [one.given or (next(chosen) if one.choices else next(written)) for one in asked]
 
-    def _generate(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Generated]:
-        requests, g = [one.requests[0] for one in asked], generation or self.generation
+    def _generate(self, asked: Sequence[_Asked], g: Generation) -> list[Generated]:
+        requests = [one.request for one in asked]
         if not requests:
             return []
         return self.decoder.generate(requests, max_new_tokens=g.max_new_tokens, sampling=g.sampling, stop=g.stop)
@@ -266,23 +276,22 @@ class System:
         return [Chosen(tuple(next(scores) for _ in one.choices)) for one in asked]
 
     def _sample(self, example: Example, asked: _Asked, answer: Answer) -> Sample:
-        request = asked.requests[0]
-        digest = hashlib.sha256(repr(request.prompts[0].encoded.ids).encode()).hexdigest()
         broken = None
         if any(value != value for value in answer.logprobs):
             broken = "the model returned non-finite log-probabilities"
         elif isinstance(answer, Chosen) and max(answer.logprobs) == -math.inf:
             broken = RULED_OUT
-        sample = Sample(
-            id=example.id,
-            user=example.user.id,
-            prompt_hash=digest[:16],
-            prompt_tokens=asked.tokens,
-            history_items=request.prompts[0].items,
-            dropped_items=sum(prompt.dropped for prompt in _different(request)),
-            cut_tokens=asked.cut_tokens,
-            error=broken,
-        )
+        sample = Sample(id=example.id, user=example.user.id, error=broken)
+        if asked.requests:
+            digest = hashlib.sha256(repr(asked.request.prompts[0].encoded.ids).encode()).hexdigest()
+            sample = replace(
+                sample,
+                prompt_hash=digest[:16],
+                prompt_tokens=asked.tokens,
+                history_items=asked.request.prompts[0].items,
+                dropped_items=sum(prompt.dropped for prompt in _different(asked.request)),
+                cut_tokens=asked.cut_tokens,
+            )
         if isinstance(answer, Chosen):
             scores = {"logprobs": answer.logprobs, "greedy": [all(score.greedy) for score in answer.scores]}
             sample = replace(sample, finish="choice", extra=scores)
@@ -304,13 +313,21 @@ class System:
         """
         asked = [self._ask(example, texts) for example, texts in zip(examples, continuations, strict=True)]
         order = _order([alike(example) for example in examples], [one.tokens for one in asked])
-        return [chosen.scores for chosen in self._sorted(order, asked, self._choose)]
+        return [chosen.scores for chosen in self._sorted(order, asked, self._answer) if isinstance(chosen, Chosen)]
 
     def generate(self, examples: Sequence[Example], generation: Generation) -> list[Generated]:
         """A response to each example, decoded as `generation` says."""
         asked = [self._ask(example, (), room=generation.max_new_tokens) for example in examples]
         order = _order([""] * len(asked), [one.tokens for one in asked])
-        return self._sorted(order, asked, lambda part: self._generate(part, generation))
+        answers = self._sorted(order, asked, partial(self._answer, generation=generation))
+        return [answer for answer in answers if isinstance(answer, Generated)]
+
+    def _given(self, answer: str, choices: Sequence[str]) -> _Asked:
+        """An answer that needs no model: of choices the one with all the probability."""
+        if not choices:
+            return _Asked((), given=Generated((), (), answer, "given"))
+        is_it = [choice == answer for choice in choices]
+        return _Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
 
     def _sorted(
         self, order: Sequence[int], asked: Sequence[_Asked], run: Callable[[Sequence[_Asked]], Sequence[Result]]
@@ -334,13 +351,13 @@ class System:
         if responses is not None:
             ids = [self._answer_ids(e, text) for e, text in zip(examples, responses, strict=True)]
         asked = [self._ask(example, (), plan=_plain(example) if plain else None) for example in examples]
-        return capture(self.lm, [one.requests[0] for one in asked], sites, where, ids)
+        return capture(self.lm, [one.request for one in asked], sites, where, ids)
 
     def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
         """The method against the unedited model on its own responses; None where there is nothing to compare.
 
         A plan that edits, contrasts or adapts is compared with its own bare prompt, a prompt-only one with the task's
-        plain prompt; `plain` itself has no other and is exempt.
+        plain prompt; `plain` itself has no other and is exempt, and so is an answer that needs no model.
         """
         pairs = []
         for example, response in zip(examples, responses, strict=True):
@@ -394,6 +411,8 @@ class System:
         return list(map(_Difference, kl.tolist(), map(int, changed.tolist()), tokens, identical))
 
     def _base(self, example: Example, plan: Plan) -> Plan | None:
+        if plan.answer is not None:
+            return None
         if plan.changes:  # all streams stay in the batch, so that equal logits are equal bit by bit
             return Plan((plan.streams[0].bare(), *plan.streams[1:]), First())
         plain = _plain(example)
@@ -409,6 +428,8 @@ class System:
     ) -> _Asked:
         """By default the example's own choices, under the method's plan; without choices the prompt leaves `room` tokens."""
         plan = plan or self.plan(example)
+        if plan.answer is not None:
+            return self._given(plan.answer, example.choices if choices is None else choices)
         ids = [self._answer_ids(example, text) for text in (example.choices if choices is None else choices)]
         if ids:
             lengths = {len(i) for i in ids}

@@ -89,6 +89,25 @@ def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs,
     assert [row[0] for row in rows(text)] == ["1", "1"]
 
 
+def test_what_the_metric_gives_for_nothing_stands_first_with_its_place(
+    results: Path, run_config: Configs, run_record: Records
+):
+    for method, value in {"plain": 0.2, "copy": 0.3, "rag": 0.4}.items():
+        save(results, run_record(run_config(method), rouge1=value))
+    assert [row[:2] for row in rows(leaderboard.render(results))] == [["2", "copy"], ["1", "rag"], ["3", "plain"]]
+
+
+def test_the_gain_over_another_users_history_stands_beside_a_method(
+    results: Path, run_config: Configs, run_record: Records
+):
+    save(results, run_record(run_config("plain", "lamp3"), mae=0.5))
+    assert "gain over another user" not in leaderboard.render(results).partition("\n## ")[2]
+    save(results, run_record(run_config("rag", "lamp3", options={"k": 5}), mae=0.3))
+    save(results, run_record(run_config("rag", "lamp3", options={"k": 5}, control="wrong_user"), mae=0.4))
+    save(results, run_record(run_config("rag", "lamp3", options={"k": 9}, control="wrong_user"), mae=0.9))
+    assert [row[4] for row in rows(leaderboard.render(results))][:2] == ["+0.1000", "-"]
+
+
 def test_studies_of_a_model_are_listed_and_not_ranked(results: Path, run_config: Configs, run_record: Records):
     save(results, run_record(run_config("plain", task="patching"), effect=0.4))
     killed = save(results, run_record(run_config("rag", task="patching"), status="interrupted"))

@@ -14,6 +14,8 @@ from harness.publish.tables.published import Column, Row, Table
 from harness.publish.tables.sources import Sources, View
 from harness.records.schema import RunRecord
 
+FIRST = "copy"
+"""What stands before a model's other rows: what the metric gives for nothing."""
 BASELINES = ("plain", "rag")
 """Methods a paper may lack that come first among those it lacks."""
 
@@ -81,7 +83,9 @@ def _model_lines(grid: Grid, model: str, runs: Shown, view: View) -> Iterable[Li
     printed = {Slot.of(row): row for row in table.rows if row.keys["model"] == model}
     names = {Slot.of(row): table.label(row)[-1] for row in table.rows}
     extra = {variant for name, variant, _ in runs if name == model} - {slot.variant for slot in names}
-    slots = [*names, *map(Slot, [*(b for b in BASELINES if b in extra), *sorted(extra - set(BASELINES))])]
+    before = [variant for variant in sorted(extra) if variant.partition(" ")[0] == FIRST]
+    behind_names = [*(b for b in BASELINES if b in extra), *sorted(extra - {*BASELINES, *before})]
+    slots = [*map(Slot, before), *names, *map(Slot, behind_names)]
     label = table.printed("model", model)
     if not printed:
         label += _not_comparable(model, [run.record for (name, _, _), run in runs.items() if name == model])

@@ -1,0 +1,70 @@
+"""Copying the input: what a metric gives for nothing, by no forward pass.
+
+A paraphrase shares most of its words with the text it is of, and a rating near the middle is never far off: what a method
+scores is worth what it adds to this row. The answer is, of a task whose answers are
+- texts: the example's query, which is the text without the task's sentence around it (lamp7: the tweet, lamp4: the
+  article), all of it or its first `words` words;
+- labels: the most common one among the answers of the user's history, else among those of the train split;
+- ratings: the median likewise, the lower of two in the middle.
+Of labels equally common the first of the task's list; where nothing is known, the first label or the middle rating.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.data import Example, Labelled
+from harness.errors import UsageError
+from harness.method import Fitted, Method
+from harness.plan import Plan, Stream
+
+if TYPE_CHECKING:
+    from harness.fit.kit import Kit
+
+
+@dataclass(frozen=True)
+class Copy(Method):
+    """The input as the answer; of labels the most common one, of ratings the median."""
+
+    fits_without_train: ClassVar[bool] = True
+
+    words: int | None = None
+    """Only the first so many words of the input; None = all of it."""
+
+    def __post_init__(self) -> None:
+        if self.words is not None and self.words < 1:
+            raise UsageError(f"words={self.words} leaves nothing to answer with; allowed: words >= 1, or none")
+
+    def fit(self, kit: Kit, train: Sequence[Labelled]) -> Fitted | None:
+        """How often each label is the answer of a train item; None where there are no labels."""
+        counts = Counter(item.reference for item in train if _labels(item.example))
+        return Fitted(meta={"counts": dict(counts)}) if counts else None
+
+    def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
+        return Plan((Stream(example.prompt()),), answer=self._answer(example, shared))
+
+    def _answer(self, example: Example, shared: Fitted | None) -> str:
+        labels = _labels(example)
+        if not labels:
+            return example.query if self.words is None else " ".join(example.query.split()[: self.words])
+        in_history = Counter(pair.reference for pair in example.user.pairs)
+        in_train: Mapping[str, int] = shared.meta["counts"] if shared else {}
+        counts = next(
+            (c for c in (in_history, in_train) if any(label in c for label in labels)), dict.fromkeys(labels, 1)
+        )
+        if all(label.strip().isdigit() for label in labels):
+            return _median(labels, counts)
+        return max(labels, key=lambda label: counts.get(label, 0))
+
+
+def _labels(example: Example) -> Sequence[str]:
+    return example.choices or example.labels
+
+
+def _median(labels: Iterable[str], counts: Mapping[str, int]) -> str:
+    ratings = {int(label): label for label in labels}
+    return ratings[median_low(number for number, label in ratings.items() for _ in range(counts.get(label, 0)))]
