@@ -1,11 +1,20 @@
-"""MMLU: 14,042 questions of 57 subjects with four choices, scored by the likelihood of the letters.
+"""MMLU: 14,042 questions of 57 subjects with four choices, scored by the likelihood of the letters or of the choices' texts.
 
 Paper: Hendrycks et al., Measuring Massive Multitask Language Understanding, ICLR 2021. Files: its original CSVs without
 header, `{dev,val,test}/{subject}_{split}.csv` (https://people.eecs.berkeley.edu/~hendrycks/data.tar), a row being
     "Find the degree for the given field extension Q(sqrt(2), sqrt(3), sqrt(18)) over Q.",0,4,2,6,B
 Prompts, letters and categories are those of lm-eval 0.4 (EleutherAI/lm-evaluation-harness@4e7e0d4, tasks/mmlu/default):
 no chat template unless asked for, examples from `dev` in file order. The paper counts anatomy among `other`, lm-eval
-among `stem`. Splits here: `train` = its dev, `dev` = its val, `test`.
+among `stem`.
+
+`format=cloze` shows no choices: each choice's text is scored as the answer, and that with the highest log-probability a
+character wins. Small models know what fits long before they know what a letter stands for. Prompt and normalisation are those
+of `mmlu_cf` in SmolLM's evaluation (huggingface/smollm@c552527, text/evaluation/tasks.py; the metric is lighteval's
+`loglikelihood_acc_norm_nospace`), without examples:
+    "The following are questions about abstract algebra.\nQuestion: Find the degree ...\nAnswer:" + " 4"
+Published with it for SmolLM2-135M: 31.5, -Instruct: 29.3. Differs from that code: where two choices read alike both are right;
+examples, where asked for, are the first of `dev` and stand between the first line and the question.
+ Splits here: `train` = its dev, `dev` = its val, `test`.
 A method that needs a user gets one from a pool (`harness.run.lm_eval_contexts`), and the user's history stands before everything.
 """
 
@@ -18,7 +27,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -69,6 +78,14 @@ class Row(NamedTuple):
     choices: tuple[str, str, str, str]
     letter: str
 
+    def cloze(self) -> str:
+        return f"Question: {self.question}\nAnswer:"
+
+    @property
+    def answer(self) -> str:
+        """The text of the right choice."""
+        return self.choices[LETTERS.index(self.letter)]
+
     def text(self) -> str:
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True)]
         return "\n".join([self.question.strip(), *lines, "Answer:"])
@@ -93,6 +110,7 @@ class MMLU(Task):
         users_data: str = MINI,
         users_split: str = "dev",
         users_seed: int = 0,
+        format: Literal["letters", "cloze"] = "letters",
     ) -> None:
         """`subjects` are names and categories as in `stem,virology`; `per_subject` keeps the first questions of each.
 
@@ -106,6 +124,7 @@ class MMLU(Task):
         self.per_subject = per_subject
         self.chat = apply_chat_template
         self.multiturn = fewshot_as_multiturn
+        self.cloze = format == "cloze"
         self.users = UserPool(users_from, users_data, users_split, users_seed)
         self._files: dict[tuple[str, str], bytes] = {}
 
@@ -170,23 +189,30 @@ class MMLU(Task):
                 itself = number if split == "dev" else None
                 others = [shot for n, shot in enumerate(shots) if n != itself][: self.num_fewshot]
                 context = self._context(subject, others, row)
-                choices = tuple(before + letter for letter in LETTERS)
-                example = Example(name, self.users.user(name), context, row.question, template, choices)
-                yield Labelled(example, (before + row.letter,))
+                choices = tuple(before + choice for choice in (row.choices if self.cloze else LETTERS))
+                user = self.users.user(name)
+                example = Example(name, user, context, row.question, template, choices, self.cloze)
+                yield Labelled(example, (before + self._answer(row),))
 
     def _context(self, subject: str, shots: Sequence[Row], row: Row) -> str:
         topic = subject.replace("_", " ")
         about = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+        if self.cloze:
+            about = f"The following are questions about {topic}.\n"
+        asked = Row.cloze if self.cloze else Row.text
         if self.chat and self.multiturn:
-            solved = [turn for shot in shots for turn in (("user", shot.text()), ("assistant", shot.letter))]
-            turns = [("system", about), *solved, ("user", row.text())]
+            solved = [turn for shot in shots for turn in (("user", asked(shot)), ("assistant", self._answer(shot)))]
+            turns = [("system", about), *solved, ("user", asked(row))]
             return written([{"role": role, "content": content} for role, content in turns])
-        solved_text = "".join(f"{shot.text()} {shot.letter}\n\n" for shot in shots)
+        solved_text = "".join(f"{asked(shot)} {self._answer(shot)}\n\n" for shot in shots)
         if self.chat:
             return written(
-                [{"role": "system", "content": about}, {"role": "user", "content": solved_text + row.text()}]
+                [{"role": "system", "content": about}, {"role": "user", "content": solved_text + asked(row)}]
             )
-        return about + solved_text + row.text()
+        return about + solved_text + asked(row)
+
+    def _answer(self, row: Row) -> str:
+        return row.answer if self.cloze else row.letter
 
     def _rows(self, subject: str, split: str) -> list[Row]:
         rows = []

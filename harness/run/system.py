@@ -79,10 +79,13 @@ class Chosen:
         """Of each choice, in nats: the sum over its tokens."""
         return [sum(score.logprobs) for score in self.scores]
 
-    @property
-    def best(self) -> int:
-        """The most likely choice, the first of equals."""
-        return max(range(len(self.scores)), key=self.logprobs.__getitem__)
+    def best(self, example: Example) -> int:
+        """The most likely choice of the example, the first of equals."""
+        found = self.logprobs
+        if example.per_character:
+            lengths = [len(choice) - choice.startswith(" ") for choice in example.choices]
+            found = [logprob / max(1, length) for logprob, length in zip(found, lengths, strict=True)]
+        return max(range(len(found)), key=found.__getitem__)
 
 
 Answer: TypeAlias = Generated | Chosen
@@ -472,7 +475,7 @@ def _different(request: Request) -> Iterable[FittedPrompt]:
 
 
 def _response(example: Example, answer: Answer) -> str:
-    return example.choices[answer.best] if isinstance(answer, Chosen) else answer.text
+    return example.choices[answer.best(example)] if isinstance(answer, Chosen) else answer.text
 
 
 def _out_of_memory(error: Exception) -> bool:

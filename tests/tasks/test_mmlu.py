@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,43 @@ def test_a_question_is_asked_as_lm_eval_asks_it(csvs: Path) -> None:
     assert shots.startswith(f"{about}Two lines")
     assert "C. NA\nD. 4\nAnswer: B\n\ntest 1 of virology?" in shots
     assert shots.count("Answer:") == 3
+
+
+def test_cloze_asks_as_smollm_is_evaluated_and_shows_no_choices(csvs: Path) -> None:
+    first, second, *_ = MMLU(str(csvs), "virology", format="cloze").items(Selection("test"))
+    about = "The following are questions about virology.\n"
+    assert first.example.text == f'{about}Question:  Two lines,\nand a "quote" of virology? \nAnswer:'
+    assert (first.example.choices, first.targets) == ((" 0", " 1", " NA", " 3"), (" 0",))
+    assert second.targets == (" 2",)
+    shots = MMLU(str(csvs), "virology", num_fewshot=2, format="cloze").items(Selection("test"))[1].example.text
+    assert shots.startswith(f"{about}Question:  Two lines")
+    assert shots.endswith("Answer: 2\n\nQuestion: test 1 of virology?\nAnswer:")
+
+
+def test_the_likeliest_text_a_character_wins_in_one_prefill_a_question(csvs: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    lm = random_lm(max_position_embeddings=4096)
+    task = MMLU(str(csvs), FIVE, format="cloze")
+    items = {item.example.id: item.example for item in task.items(Selection("test"))}
+    system = System(lm, Plain(), Generation(1), batching=Batching(8))
+    samples = [task.grade(sample) for sample in task.respond(system, task.items(Selection("test")))]
+    assert system.decoder.cost.prefill_tokens < 1.05 * sum(sample.prompt_tokens for sample in samples)
+    asked = [(sample, choice) for sample in samples for choice in items[sample.id].choices]
+    requests = [Instance("loglikelihood", {}, (items[s.id].text, choice), 0) for s, choice in asked]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = HFLM(pretrained=lm.model, tokenizer=lm.encoder.tokenizer, batch_size=8, device="cpu")
+    found = [logprob for logprob, _ in model.loglikelihood(requests, disable_tqdm=True)]
+    assert [v for s in samples for v in s.extra["logprobs"]] == pytest.approx(found, abs=1e-8)
+    summed = 0
+    for number, sample in enumerate(samples):
+        four, choices = found[4 * number : 4 * number + 4], items[sample.id].choices
+        per_character = [value / (len(choice) - 1) for value, choice in zip(four, choices, strict=True)]
+        assert sample.response == choices[int(np.argmax(per_character))]
+        summed += sample.response != choices[int(np.argmax(four))]
+    assert summed > 0  # the sum would have chosen another
 
 
 def test_an_example_of_dev_is_not_among_its_own_examples(csvs: Path) -> None:
