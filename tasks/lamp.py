@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -42,28 +42,42 @@ class Lamp(Task):
 
     `split_by="time"` looks in `time/` first, and insists on dates and user ids. With `most_active=100` the 100 users with
     the longest histories among the dev questions are evaluated, and all but them are the train split, as OPPU and PerFit
-    have it.
+    have it; with `train_from="dev"` the train split is the other users' dev questions, for files without a train split.
+    `complete=true` keeps the questions that profile_provenance.json beside them calls so: {"610": {"complete": true}}.
     """
 
     folders: ClassVar[tuple[str, ...]] = ()
     """Further places of the task's files below `data`, looked at before the official one."""
     max_new_tokens: ClassVar[int] = 64
 
-    def __init__(self, data: str | None = None, split_by: str = "user", most_active: int | None = None) -> None:
+    def __init__(
+        self,
+        data: str | None = None,
+        split_by: str = "user",
+        most_active: int | None = None,
+        train_from: Literal["train", "dev"] = "train",
+        complete: bool = False,
+    ) -> None:
         if split_by not in ("user", "time"):
             raise UsageError(f"split_by={split_by!r} is not valid; choose from 'user', 'time'")
         if most_active is not None and most_active < 1:
             raise UsageError(f"most_active={most_active} leaves nobody to evaluate; allowed: most_active >= 1")
+        if train_from == "dev" and most_active is None:
+            raise UsageError("train_from=dev fits on the dev users who are not evaluated; give most_active=100 or so")
         self.data = data or os.environ.get("HARNESS_DATA") or MINI
+        if complete and self.data == MINI:
+            raise UsageError("complete=true is about LaMP's own files; give their folder as --data")
         self.split_by = split_by
         self.most_active = most_active
+        self.train_from = train_from
+        self.complete = complete
         self._splits: dict[str, _Split] = {}
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
         split = self._split(selection.split)
         chosen: list[int] = []
         users: set[str] = set()
-        for index, question in enumerate(split.questions):
+        for index, question in self._questions(selection.split):
             user = _user_id(question)
             if selection.limit is not None and len(chosen) >= selection.limit:
                 break
@@ -77,7 +91,8 @@ class Lamp(Task):
         return [self._labelled(split, index) for index in chosen]
 
     def fingerprint(self, selection: Selection) -> str:
-        return self._split(selection.split).sha256
+        sha256 = self._split(selection.split).sha256
+        return _sha256(sha256.encode(), self._provenance(selection.split)) if self.complete else sha256
 
     def generation(self) -> GenerationDefaults:
         return GenerationDefaults(self.max_new_tokens)
@@ -96,7 +111,7 @@ class Lamp(Task):
     def _active(self) -> frozenset[str]:
         """The users with the longest histories among the dev questions, the first in file order of equals."""
         longest: dict[str, int] = {}
-        for question in self._split("dev").questions:
+        for _, question in self._questions("dev"):
             user = _user_id(question)
             longest[user] = max(len(question["profile"]), longest.get(user, 0))
         return frozenset(sorted(longest, key=lambda user: -longest[user])[: self.most_active])
@@ -122,10 +137,25 @@ class Lamp(Task):
     @abstractmethod
     def _aggregate(self, graded: Sequence[Sample]) -> Mapping[str, Metric]: ...
 
+    def _provenance(self, split: str) -> bytes:
+        return _content(self.questions_file(self._source(split)).with_name("profile_provenance.json"))
+
+    def _questions(self, split: str) -> list[tuple[int, dict[str, Any]]]:
+        """With their places; under `complete` those whose profile is whole."""
+        every = list(enumerate(self._split(split).questions))
+        if not self.complete:
+            return every
+        about = json.loads(self._provenance(split))
+        return [(index, one) for index, one in every if about.get(str(one["id"]), {}).get("complete")]
+
+    def _source(self, split: str) -> str:
+        return self.train_from if split == "train" else split
+
     def _split(self, split: str) -> _Split:
         if split not in SPLITS:
             hint = did_you_mean(split, SPLITS)
             raise UsageError(f"{self.name} has no split {split!r}{hint} it has {', '.join(SPLITS)}")
+        split = self._source(split)
         if split not in self._splits:
             read = _read_mini if self.data == MINI else _read_files
             self._splits[split] = read(self, split)

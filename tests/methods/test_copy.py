@@ -29,7 +29,7 @@ def _example(
         for n, answer in enumerate(history)
     )
     user = User("u", tuple(Record(str(n), {}, "") for n in range(len(history))), pairs)
-    return Example("1", user, f"Paraphrase: {query}", query, ToyTemplate(), choices, labels)
+    return Example("1", user, f"Paraphrase: {query}", query, ToyTemplate(), choices, labels=labels)
 
 
 def _answer(example: Example, shared: Fitted | None = None, words: int | None = None) -> str | None:

@@ -176,6 +176,33 @@ def test_the_most_active_users_are_evaluated_and_the_train_split_is_the_others(t
         Lamp4(most_active=0)
 
 
+def test_without_a_train_split_the_dev_users_who_are_not_evaluated_can_be_it(tmp_path):
+    write(tmp_path / "LaMP_4", [question(str(n), [item(f"{n}{i}") for i in range(n)]) for n in (1, 4, 2, 3)])
+    task = Lamp4(data=str(tmp_path), most_active=2, train_from="dev")
+    assert [entry.example.id for entry in task.items(Selection("dev"))] == ["4", "3"]
+    assert [entry.example.id for entry in task.train_items()] == ["1", "2"]
+    with pytest.raises(UsageError, match="give most_active=100 or so"):
+        Lamp4(data=str(tmp_path), train_from="dev")
+
+
+def test_users_whose_profile_is_a_part_of_lamps_can_be_left_out(tmp_path):
+    folder = write(tmp_path / "LaMP_4", [question(str(n), [item(f"{n}{i}") for i in range(n)]) for n in (1, 4, 2, 3)])
+    some = {"data": str(tmp_path), "complete": True}
+    with pytest.raises(DataMissing, match=r"profile_provenance\.json cannot be read"):
+        Lamp4(**some).items(Selection())
+    about = {"1": {"complete": True}, "4": {"complete": False}, "2": {"complete": True}, "3": {"complete": True}}
+    (folder / "profile_provenance.json").write_text(json.dumps(about))
+    assert [entry.example.id for entry in Lamp4(**some).items(Selection(limit=2))] == ["1", "2"]
+    few = Lamp4(**some, most_active=1, train_from="dev")
+    assert [[e.example.id for e in few.items(Selection(split))] for split in ("dev", "train")] == [["3"], ["1", "2"]]
+    before = Lamp4(**some).fingerprint(Selection())
+    assert before != Lamp4(data=str(tmp_path)).fingerprint(Selection())
+    (folder / "profile_provenance.json").write_text(json.dumps({**about, "4": {"complete": True}}))
+    assert before != Lamp4(**some).fingerprint(Selection())
+    with pytest.raises(UsageError, match="LaMP's own files"):
+        Lamp4(complete=True)
+
+
 def test_oppus_files_are_the_same_users_as_lamps(tmp_path):
     users = [
         {"user_id": 7, "profile": [item("a"), item("b")], "query": [question("1"), question("2")]},
