@@ -89,7 +89,7 @@ def serving(server: Server) -> Iterator[Server]:
             elif fault == "no money":
                 self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
             elif fault == "hang":
-                time.sleep(0.6)
+                self.connection.recv(1)  # nothing comes, until the client gives up
                 self.close_connection = True
             elif fault == "cut":
                 self.send(200, self.completion(request, prompt, ""), cut=True)
