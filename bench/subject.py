@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from harness.engine.model import LanguageModel
+from harness.files import replace_file
 from harness.records import provenance
 from harness.run.contract import random_lm
 
@@ -101,5 +102,4 @@ def write(result: dict[str, Any], output: str | None) -> None:
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(path.name + ".tmp").write_text(text)
-    path.with_name(path.name + ".tmp").replace(path)
+    replace_file(path, text.encode())

@@ -25,6 +25,7 @@ import numpy as np
 
 from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files import replace_file
 from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 from harness.tasks import lamp_prompts, oppu_data
@@ -306,7 +307,8 @@ def export_lamp(task_name: str, samples: Sequence[Sample], path: Path) -> None:
         raise UsageError(f"{len(failed)} of {len(samples)} samples have no answer, first {failed[0]!r}; run them again")
     answers = [{"id": sample.id, "output": sample.response} for sample in samples]
     text = json.dumps({"task": _official_name(task_name), "golds": answers}, ensure_ascii=False, indent=1)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    # a model may have answered half a surrogate pair, which UTF-8 cannot hold
+    replace_file(Path(path), f"{text}\n".encode(errors="replace"))
 
 
 class _Grade(NamedTuple):

@@ -19,6 +19,7 @@ from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.files import replace_file
 
 app = commands.app(
     help="Evaluate ways of making a language model fit a user.\n\n"
@@ -162,7 +163,7 @@ def leaderboard(
     from harness.publish import leaderboard as board
 
     if not check:
-        path.write_text(board.render(results), encoding="utf-8")
+        replace_file(path, board.render(results).encode(errors="replace"))
         print(path)
     elif not board.check(results, path):
         _stop(f"{path} is not what {results} gives; run 'harness leaderboard'", 5)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files import replace_file
 
 BASE_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
 PARTS = ("train", "dev", "test")
@@ -81,9 +82,7 @@ def get(
                 _fetch(f"{source}/{name}", file, bars.add(f"{folder}/{name}"))
             files[name] = _describe(file)
     record = {"task": task, "split": split, "source": source, "files": files}
-    draft = manifest.with_suffix(".tmp")
-    draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(draft, manifest)
+    replace_file(manifest, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return target
 
 
@@ -161,7 +160,7 @@ def _receive(url: str, part: Path, tick: Tick) -> None:
             etag = response.headers.get("ETag", "")
             version = response.headers.get("Last-Modified") if etag.startswith("W/") or not etag else etag
             if version:
-                stamp.write_text(version, encoding="utf-8")
+                replace_file(stamp, version.encode())
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         with part.open("ab" if have else "wb") as out:

@@ -87,7 +87,7 @@ def run(
         str | None,
         typer.Option(
             help="lamp: also write predictions.json for the official evaluator; peft: also write the LoRA adapters as "
-            "PEFT folders, peft/collective and peft/users/<id>, into the record's.",
+            "PEFT folders, peft/collective and peft/users/<name> (names.json says whose), into the record's.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -214,16 +214,23 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
 def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:
     """Reads the adapters where the run kept them; trains those that are gone from there."""
     from harness.engine.adapters import write_adapter
+    from harness.files import names_of, replacing_folder, write_names
     from harness.fit.artifacts import ArtifactStore
     from harness.fit.states import personal_states, shared_state
 
     store = ArtifactStore()
     shared = shared_state(lm, cell, store, console)
     users = personal_states(lm, cell, shared, store, console).fitted()
-    states = {"collective": shared.state, **{f"users/{user}": state for user, state in users.items()}}
+    names = names_of(users)
+    states = {"collective": shared.state, **{f"users/{names[user]}": state for user, state in users.items()}}
     trained = {name: state for name, state in states.items() if state is not None and state.tensors}
-    for name, state in trained.items():
-        write_adapter(state, done.folder / "peft" / name, lm)
+    with replacing_folder(done.folder / "peft") as draft:
+        for name, state in trained.items():
+            (draft / name).mkdir(parents=True)
+            write_adapter(state, draft / name, lm)
+        if users:
+            (draft / "users").mkdir(exist_ok=True)
+            write_names(draft / "users", names)
     console.say(f"wrote {len(trained)} adapters to {done.folder / 'peft'}")
 
 

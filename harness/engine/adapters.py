@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's folders: those made elsewhere, read as fitted states; ours, written for anyone's PEFT.
 
     FOLDER/adapter_config.json, adapter_model.safetensors (or .bin)     one adapter
-    FOLDER/<user id>/adapter_config.json, ...                           one a user
+    FOLDER/<name>/adapter_config.json, ...                              one a user: their id, or what FOLDER/names.json calls it
 
 Our own fitted states name their tensors as these files do. Nothing is merged: adapters run beside the weights, row by row.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataMissing, UsageError
+from harness.files import NAMES
 from harness.method import Fitted
 from harness.training import PEFT_A, peft_name
 
@@ -106,9 +107,10 @@ def write_adapter(state: Fitted, folder: str | Path, lm: LanguageModel) -> None:
 def adapter_identity(folder: str) -> str:
     """Name and content of the adapters in a folder in one string, the same on every machine: `name sha256:…`."""
     digest, root = hashlib.sha256(), Path(folder)
-    files = sorted(root.rglob("adapter_*"))
+    files = sorted(file for file in root.rglob("adapter_*") if file.is_file())
     if not files:
         raise DataMissing(f"{folder} has no adapter_config.json; give a folder of PEFT adapters")
+    files += [root / NAMES] if (root / NAMES).is_file() else []
     for file in files:
         content = hashlib.sha256(file.read_bytes()).hexdigest()
         digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())

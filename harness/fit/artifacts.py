@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import replace_file, replacing_folder
 from harness.method import Fitted
 from harness.user_cache import user_cache
+
+_DRAFTS = ".drafts"
+"""Below the root: folders that are being written. A few, where the root may hold one a user."""
 
 
 class Checkpoint:
@@ -47,15 +50,9 @@ class Checkpoint:
         from safetensors.torch import save
 
         content = save({"value": value.contiguous(), "seconds": torch.tensor(seconds)})
-        try:
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{part}-", delete=False) as file:
-                file.write(content)
-            os.replace(file.name, self.folder / part)
-        except OSError as error:
-            raise HarnessError(
-                f"cannot write {self.folder}: {error.strerror}; set HARNESS_CACHE to another folder"
-            ) from error
+            replace_file(self.folder / part, content)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,26 +96,11 @@ class ArtifactStore:
         """
         from safetensors.torch import save
 
-        target = self.root / key
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self.root, prefix=f".{key}-"))
-            try:
-                tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-                (folder / "tensors.safetensors").write_bytes(save(tensors))
-                content = {"made_from": made_from, "meta": state.meta, "cost": state.cost, "notes": state.notes}
-                (folder / "meta.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-                try:
-                    folder.rename(target)
-                except OSError:
-                    if not target.exists():  # else another run was first
-                        raise
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise HarnessError(
-                f"cannot write {self.root}: {error.strerror}; set HARNESS_CACHE to another folder"
-            ) from error
+        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        content = {"made_from": made_from, "meta": state.meta, "cost": state.cost, "notes": state.notes}
+        with _writing(self.root), replacing_folder(self.root / key, drafts=self.root / _DRAFTS, keep=True) as draft:
+            (draft / "tensors.safetensors").write_bytes(save(tensors))
+            (draft / "meta.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
         stored = self.get(key)
         assert stored is not None
         return stored
@@ -134,3 +116,15 @@ class ArtifactStore:
     def size(self, key: str) -> int:
         """Bytes stored under `key`."""
         return sum(file.stat().st_size for file in (self.root / key).glob("*"))
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """What the system refuses, with what a user can do about it."""
+    try:
+        yield
+    except (OSError, HarnessError) as error:
+        if isinstance(error, HarnessError) and not isinstance(error.__cause__, OSError):
+            raise
+        why = getattr(error.__cause__ or error, "strerror", None) or error
+        raise HarnessError(f"cannot write {place}: {why}; set HARNESS_CACHE to another folder") from error

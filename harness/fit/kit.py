@@ -25,6 +25,7 @@ from harness.engine.prompt_variants import ROW_TOKENS, score_variants
 from harness.engine.rows import Request
 from harness.engine.train import train
 from harness.errors import ContextTooLong, DataMissing, HarnessError, UsageError, UserFailed
+from harness.files import named
 from harness.fit.artifacts import ArtifactStore, Checkpoint
 from harness.fit.difference_vectors import Extraction, Pair
 from harness.fit.extraction import by_length
@@ -324,11 +325,12 @@ class Kit:
         return read_adapter(folder, self.lm)
 
     def read_adapters(self, folder: str, users: Sequence[User]) -> list[Fitted | UserFailed]:
-        """Each user's adapter, from the PEFT folder of their id in `folder`; that of whose history they have."""
+        """Each user's adapter, from the PEFT folder of their id in `folder` (see `harness.files.named`); that of whose history
+        they have."""
         found: list[Fitted | UserFailed] = []
         for user in users:
             try:
-                found.append(read_adapter(Path(folder) / user.owner, self.lm))
+                found.append(read_adapter(named(Path(folder), user.owner), self.lm))
             except DataMissing as error:
                 found.append(UserFailed(str(error)))
         return found

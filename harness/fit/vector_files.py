@@ -15,7 +15,6 @@ Formats read: safety-research/persona_vectors@5faebb1, vgel/repeng, llama.cpp's 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from harness.engine.identity import weights_of
 from harness.errors import DataMissing, HarnessError, UsageError
+from harness.files import replace_file, replacing_file
 from harness.method import Fitted
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def save(vectors: Vectors, path: Path) -> None:
     tensors |= {f"residual_norm.{k}": torch.tensor(v) for k, v in vectors.residual_norm.items()}
     about = json.dumps({"index_base": 0, **asdict(vectors.about)})
     content = packed({k: v.float().contiguous().clone() for k, v in tensors.items()}, metadata={_KEY: about})
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    replace_file(path, content)
 
 
 def load(path: Path) -> Vectors:
@@ -247,7 +245,7 @@ def to_persona(vectors: Vectors, path: Path) -> tuple[int, ...]:
     for block, vector in vectors.blocks.items():
         if block < count - 1:
             rows[block + 1] = vector
-    torch.save(rows, path)
+    _save(rows, path)
     return tuple(block for block in vectors.blocks if block >= count - 1)
 
 
@@ -278,15 +276,16 @@ def to_gguf(vectors: Vectors, path: Path) -> tuple[int, ...]:
     from gguf import GGUFWriter
 
     kept = {block: vector for block, vector in vectors.blocks.items() if block > 0}
-    writer = GGUFWriter(path, "controlvector")
-    writer.add_string("controlvector.model_hint", vectors.about.model)
-    writer.add_uint32("controlvector.layer_count", len(kept))
-    for block, vector in sorted(kept.items()):
-        writer.add_tensor(f"direction.{block}", vector.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with replacing_file(path) as (draft, _):
+        writer = GGUFWriter(draft, "controlvector")
+        writer.add_string("controlvector.model_hint", vectors.about.model)
+        writer.add_uint32("controlvector.layer_count", len(kept))
+        for block, vector in sorted(kept.items()):
+            writer.add_tensor(f"direction.{block}", vector.float().contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
     return (0,) if 0 in vectors.blocks else ()
 
 
@@ -311,19 +310,22 @@ def from_steered(path: Path) -> Vectors:
 
 def to_steered(vectors: Vectors, path: Path, *, coefficient: float = 1.0, blocks_name: str = "layers") -> None:
     """`blocks_name` is where the blocks live below the base model: `layers`, in GPT-2 `h`."""
-    torch.save(
-        {
-            f"{blocks_name}.{block}": {
-                "steering_vector": vector.float().clone(),
-                "steering_coefficient": coefficient,
-                "action": "add",
-                "bias": None,
-                "head_index": None,
-            }
-            for block, vector in vectors.blocks.items()
-        },
-        path,
-    )
+    content = {
+        f"{blocks_name}.{block}": {
+            "steering_vector": vector.float().clone(),
+            "steering_coefficient": coefficient,
+            "action": "add",
+            "bias": None,
+            "head_index": None,
+        }
+        for block, vector in vectors.blocks.items()
+    }
+    _save(content, path)
+
+
+def _save(content: object, path: Path) -> None:
+    with replacing_file(path) as (draft, _):
+        torch.save(content, draft)
 
 
 def _ranges(blocks: Iterable[int]) -> str:

@@ -15,11 +15,11 @@ from itertools import combinations
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.files import replace_file
 from harness.judge.pairwise import config_of, draw, mean, profile, shares
 from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, read, read_pairs, write
 from harness.records import provenance
 from harness.records.schema import MetricValue
-from harness.records.store import replace_file
 
 VOTES = {"better": "winner", "better_for_user": "alignment_winner"}
 """Columns to fill in -> what they are called in a record."""

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DataMissing, HarnessError
+from harness.files import replace_file
 from harness.records.schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
-from harness.records.store import replace_file, safe_name
+from harness.records.store import safe_name
 from harness.task import Rating
 
 Side = Literal["a", "b"]

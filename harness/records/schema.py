@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from harness.shown import without_credentials
 
 
 def json_value(value: Any) -> Any:
@@ -57,6 +59,8 @@ def _finite(value: Any) -> Any:
 
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Number = Annotated[float | None, BeforeValidator(_finite)]
+Shown = Annotated[str, AfterValidator(without_credentials)]
+"""Text that may hold an address, kept without its credentials."""
 
 
 class _Config(BaseModel):
@@ -119,8 +123,8 @@ class JudgeConfig(_Config):
     revision: str | None = None
     """Of a local model, as `ModelConfig.revision`."""
     options: Options = {}
-    base_url: str | None = None
-    """Where the server is. Not hashed: it may move."""
+    base_url: Shown | None = None
+    """Where the server is, without credentials. Not hashed: it may move."""
 
 
 class RunConfig(_Config):
@@ -281,8 +285,8 @@ class RunRecord(_Part):
     started: str | None = None
     """UTC, ISO 8601."""
     finished: str | None = None
-    error: str | None = None
-    notes: list[str] = []
+    error: Shown | None = None
+    notes: list[Shown] = []
     held_out_users: list[str] = []
     """Users of the evaluated split who were fitted on, and so are in no sample."""
     batches: list[list[str]] = []

@@ -9,22 +9,18 @@ sample's last bits depend on its neighbours.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 import re
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError
 
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError
+from harness.files import Lock, append, replace_file, writing
 from harness.records.schema import (
     Batching,
     Cost,
@@ -43,6 +39,7 @@ from harness.records.schema import (
     TaskConfig,
     json_value,
 )
+from harness.shown import say, without_credentials
 from harness.task import Rating, Sample
 
 __all__ = [
@@ -68,7 +65,6 @@ __all__ = [
     "json_value",
     "read_record",
     "read_samples",
-    "replace_file",
     "safe_name",
 ]
 
@@ -120,7 +116,7 @@ def find_runs(
         try:
             record = read_record(path.parent)
         except HarnessError as error:
-            print(f"warning: skipped a record: {error}", file=sys.stderr)
+            say(f"warning: skipped a record: {error}", stream=sys.stderr)
             continue
         names = (record.config.model.name, record.config.task.name, record.config.method.name)
         if all(wanted in (None, name) for wanted, name in zip((model, task, method), names, strict=True)):
@@ -158,6 +154,8 @@ def _sample(line: object) -> Sample:
 
 def _line(sample: Sample) -> bytes:
     content = json_value(sample)
+    if sample.error is not None:
+        content["error"] = without_credentials(sample.error)
     if not sample.ratings:  # as of most tasks
         del content["ratings"]
     # ASCII: a model may answer half a surrogate pair, which UTF-8 cannot hold and an escape can
@@ -167,17 +165,17 @@ def _line(sample: Sample) -> bytes:
 class RunFolder:
     """One run's record, held by this process alone until `close`. Use as a context manager."""
 
-    def __init__(self, path: Path, lock: int):
+    def __init__(self, path: Path, lock: Lock):
         self.path = path
-        self._lock: int | None = lock
+        self._lock: Lock | None = lock
 
     @classmethod
     def open(cls, root: Path, config: RunConfig) -> Self:
         """Make the folder if need be and lock it. Raises UsageError where another process holds it."""
         path = folder_of(Path(root), config)
-        with _writing(path):
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path, _take_lock(path / "lock"))
+            folder = cls(path, Lock.take(path / "lock"))
         try:
             folder.keep(folder.samples())  # a line that was cut off must not run into the next one
         except HarnessError:
@@ -209,20 +207,7 @@ class RunFolder:
 
     def append(self, samples: Sequence[Sample]) -> None:
         """Add samples; they are on disk when this returns, and none of them is if it raises."""
-        content = b"".join(_line(sample) for sample in samples)
-        path = self.path / "samples.jsonl"
-        with _writing(path):
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                before = os.fstat(file).st_size
-                try:
-                    _write_all(file, content)
-                    os.fsync(file)
-                except OSError:
-                    os.ftruncate(file, before)
-                    raise
-            finally:
-                os.close(file)
+        append(self.path / "samples.jsonl", b"".join(_line(sample) for sample in samples))
 
     def write(self, record: RunRecord) -> None:
         """Replace run.json; a reader sees the old record or the new one, never half of either."""
@@ -230,8 +215,7 @@ class RunFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            (self.path / "lock").unlink(missing_ok=True)
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> Self:
@@ -239,83 +223,3 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """A reader sees the old content or the new, and the new is on disk when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        try:
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                _write_all(file, content)
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def _write_all(file: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(file, content) :]
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """An operating system's refusal (full disk, no permission) as one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise HarnessError(f"cannot write {path}: {error.strerror}; nothing saved before is lost") from error
-
-
-def _take_lock(path: Path) -> int:
-    """An open file that holds the lock. The kernel drops it with the process, so a killed run leaves nothing to clear.
-
-    The text inside (pid and host) is for the message, and decides alone on file systems without locks.
-    """
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        holder = os.pread(file, 200, 0).decode(errors="replace").strip()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                os.close(file)
-                raise
-            free = not _may_be_running(holder)
-        if not free:
-            os.close(file)
-            who = f"another run ({holder})" if holder else "another run"
-            raise UsageError(f"{path.parent} is being written by {who}; wait for it, or give another --output_path")
-        if _same_file(file, path):  # else the holder closed, and removed it, between our open and our lock
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return file
-        os.close(file)
-
-
-def _same_file(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _may_be_running(holder: str) -> bool:
-    match = re.fullmatch(r"pid (\d+) on (.+)", holder)
-    if match is None or match[2] != socket.gethostname():
-        return bool(holder)
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
 
+from harness.files import replace_file
 from harness.tasks.lamp_prompts import FRAMES, LABELS
 
 Split = Literal["train", "dev", "test"]
@@ -55,8 +56,8 @@ def write(folder: Path) -> None:
             target = Path(folder) / FOLDERS[task] / split
             target.mkdir(parents=True, exist_ok=True)
             outputs = {"task": FOLDERS[task], "golds": golds}
-            (target / f"{split}_questions.json").write_text(json.dumps(questions, indent=1), encoding="utf-8")
-            (target / f"{split}_outputs.json").write_text(json.dumps(outputs, indent=1), encoding="utf-8")
+            replace_file(target / f"{split}_questions.json", json.dumps(questions, indent=1).encode())
+            replace_file(target / f"{split}_outputs.json", json.dumps(outputs, indent=1).encode())
 
 
 def case(task: str, stream: str, index: int) -> Case:

@@ -12,9 +12,7 @@ import argparse
 import itertools
 import json
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harness.data import Record
+from harness.files import replacing_folder
 from harness.tasks.lamp_prompts import document, prompt_text, query
 from harness.tiny import MODEL_DIR, lamp_mini, personas
 
@@ -344,8 +343,6 @@ def train(settings: Settings) -> tuple[LlamaForCausalLM, Tokenizer]:
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the model's folder beside the old one and swaps them, so that a reader never meets half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -354,22 +351,15 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
-    wrapped.save_pretrained(fresh)
-    settings = json.loads((fresh / "tokenizer_config.json").read_text(encoding="utf-8"))
-    (fresh / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "chat_template": CHAT_TEMPLATE}, indent=2) + "\n", encoding="utf-8"
-    )
     model.generation_config.do_sample = False
-    model.save_pretrained(fresh)
-    fresh.chmod(0o755)
-    (fresh / "model.safetensors").chmod(0o644)
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".old-"))
-        folder.rename(old / "model")
-        fresh.rename(folder)
-        shutil.rmtree(old)
-    else:
-        fresh.rename(folder)
+    with replacing_folder(folder) as fresh:
+        wrapped.save_pretrained(fresh)
+        settings = json.loads((fresh / "tokenizer_config.json").read_text(encoding="utf-8"))
+        (fresh / "tokenizer_config.json").write_text(
+            json.dumps({**settings, "chat_template": CHAT_TEMPLATE}, indent=2) + "\n", encoding="utf-8"
+        )
+        model.save_pretrained(fresh)
+        (fresh / "model.safetensors").chmod(0o644)
 
 
 def say(line: str) -> None:

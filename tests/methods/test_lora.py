@@ -296,6 +296,30 @@ def test_adapters_written_by_a_run_are_peft_folders_and_answer_alike_elsewhere(
     )
 
 
+def test_no_user_id_decides_where_an_exported_adapter_lies(harness: Callable, toy: Path, tmp_path: Path) -> None:
+    ids = ["../../../../escaped", "../collective", "/abs", "", ".", "a\x00b", "u" * 300, "Ann", "ann"]
+    asked = [
+        {"id": str(n), "user_id": id, "input": "Generate a headline for the following article: A storm.",
+         "profile": [{"id": f"{n}{k}", "text": f"Council met on day {k}.", "title": f"Day {k}"} for k in range(2)]}
+        for n, id in enumerate(ids)
+    ]  # fmt: skip
+    (tmp_path / "d" / "LaMP_4").mkdir(parents=True)
+    golds = {"task": "LaMP_4", "golds": [{"id": q["id"], "output": "Storm"} for q in asked]}
+    for split in ("dev", "train"):
+        (tmp_path / "d" / "LaMP_4" / f"{split}_questions.json").write_text(json.dumps(asked))
+        (tmp_path / "d" / "LaMP_4" / f"{split}_outputs.json").write_text(json.dumps(golds))
+    line = f"run --method lora_p --task lamp4 --data d --model {toy} --max_new_tokens 2 --set epochs=1"
+    done = harness(f"{line} --export peft --output_path one")
+    assert done.code == 0, done.err
+    (users,) = tmp_path.glob("one/*/lamp4/*/peft/users")
+    names = json.loads((users / "names.json").read_text())
+    assert sorted(names.values()) == sorted(ids)
+    made = {path.parent for path in tmp_path.parent.rglob("adapter_config.json") if tmp_path in path.parents}
+    assert made == {users / name for name in names}
+    read = harness(f"{line} --set adapters={users} --output_path two")
+    assert read.code == 0, read.err  # every one of them found its own again
+
+
 def test_an_adapter_of_another_kind_or_model_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
     def message(folder: Path) -> str:
         with pytest.raises((UsageError, DataMissing)) as raised:

@@ -179,10 +179,26 @@ def test_a_report_is_replaced_and_anything_else_is_left_alone(results: Path, tmp
     stale.write_text("")
     report.write(results, tmp_path / "report")
     assert not stale.exists()
+    (tmp_path / "report" / "CNAME").write_text("mine")
+    assert (report.write(results, tmp_path / "report").parent / "CNAME").read_text() == "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(UsageError, match="holds something else than a report"):
         report.write(results, tmp_path / "mine")
+
+
+def test_a_report_that_is_not_finished_leaves_the_old_one_and_can_be_made_again(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    page = report.write(results, tmp_path / "report")
+    before = {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(report.content, "answers", lambda samples: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            report.write(results, tmp_path / "report")
+    assert {path: path.read_bytes() for path in tmp_path.joinpath("report").rglob("*") if path.is_file()} == before
+    assert report.write(results, tmp_path / "report") == page
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_without_records_there_is_no_report(tmp_path: Path):

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, UsageError
+from harness.files import Lock
 from harness.records.store import (
     Batching,
     MetricValue,
@@ -184,7 +185,7 @@ any_text = st.text(st.characters())  # lone surrogates too: a byte tokenizer can
 )
 def test_every_sample_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, given_sample: Sample):
     path = tmp_path_factory.mktemp("run")
-    folder = RunFolder(path, os.open(path / "lock", os.O_CREAT))
+    folder = RunFolder(path, Lock.take(path / "lock"))
     folder.append([given_sample])
     assert folder.samples() == [given_sample]
     folder.close()

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files import replace_file
 from harness.records.schema import RunRecord
-from harness.records.store import find_runs, replace_file
+from harness.records.store import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataMissing, HarnessError, UsageError
+from harness.files import replacing_folder
 from harness.publish.report import content
 from harness.publish.report.items import Group, groups, read_items
 from harness.records.schema import json_value
@@ -45,22 +46,25 @@ def write(results: Path, output: Path, data: Sequence[str] = ()) -> Path:
         raise DataMissing(f"{results} holds no records; 'harness run' makes them, --results names another folder")
     of_model = Counter(run.config.model.name for run in runs)
     runs.sort(key=lambda run: -of_model[run.config.model.name])  # what a reader sees first is of the model run most
-    data_folder, figure_folder = _prepared(output)
+    _check(output)
     samples = {content.key(run, results): read_samples(run.folder) for run in runs if run.folder}
     found = groups(runs, results, samples)
-    _put(data_folder, "runs", content.overview(runs, results, found))
-    _put(data_folder, "tables", content.tables(results))
-    _put(data_folder, "figures", content.figures(results, figure_folder))
-    for run in runs:
-        key = content.key(run, results)
-        _put(data_folder, f"records/{key}", content.record(run))
-        if samples[key]:
-            _put(data_folder, f"samples/{key}", content.answers(samples[key]))
-    for group in found:
-        _put(data_folder, f"items/{group.name}", _items(group, data))
-    page = files(__package__) / "page"
-    for name in PAGE:
-        (output / name).write_bytes((page / name).read_bytes())
+    with replacing_folder(output.resolve()) as draft:
+        folder = draft / "data"
+        _put(folder, "runs", content.overview(runs, results, found))
+        _put(folder, "tables", content.tables(results))
+        _put(folder, "figures", content.figures(results, draft / "figures"))
+        for run in runs:
+            key = content.key(run, results)
+            _put(folder, f"records/{key}", content.record(run))
+            if samples[key]:
+                _put(folder, f"samples/{key}", content.answers(samples[key]))
+        for group in found:
+            _put(folder, f"items/{group.name}", _items(group, data))
+        page = files(__package__) / "page"
+        for name in PAGE:
+            (draft / name).write_bytes((page / name).read_bytes())
+        _keep_others(output, draft)
     return output / "index.html"
 
 
@@ -71,15 +75,22 @@ def _items(group: Group, data: Sequence[str]) -> dict[str, Any]:
         return {"why_no_text": str(error), "items": group.targets()}
 
 
-def _prepared(output: Path) -> tuple[Path, Path]:
-    """The report's folders for data and figures, empty."""
-    folders = output / "data", output / "figures"
-    if output.is_dir() and any(output.iterdir()) and not (folders[0] / "runs.js").is_file():
+def _check(output: Path) -> None:
+    """Raises UsageError where a report would take the place of something else."""
+    there = output.is_dir() and any(output.iterdir())
+    if (there and not (output / "data" / "runs.js").is_file()) or (output.exists() and not output.is_dir()):
         raise UsageError(f"{output} holds something else than a report; give --output another folder, or empty it")
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    return folders
+
+
+def _keep_others(output: Path, draft: Path) -> None:
+    """What somebody put beside a report stays there."""
+    for there in output.iterdir() if output.is_dir() else ():
+        if there.name in ("data", "figures", *PAGE):
+            continue
+        if there.is_dir() and not there.is_symlink():
+            shutil.copytree(there, draft / there.name, symlinks=True)
+        else:
+            shutil.copy2(there, draft / there.name, follow_symlinks=False)
 
 
 def _put(folder: Path, name: str, value: Any) -> None:
