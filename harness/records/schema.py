@@ -181,6 +181,11 @@ class MetricValue(_Part):
     higher_is_better: bool = True
     note: str = ""
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval; None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 class Health(_Part):
     """Whether the method did something, and what went wrong. Counts of samples where not said; None = unknown."""

@@ -19,6 +19,41 @@ class Console:
         """Take the progress bars away."""
 
 
+def terminal_or_notebook() -> Console:
+    """Where a Python session shows what it waits for."""
+    return Notebook() if _in_notebook() else Terminal()
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class Notebook(Console):
+    """Lines and bars in the output of a Jupyter cell; needs no widgets."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, Any] = {}
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        from html import escape
+
+        from IPython.display import HTML, display  # type: ignore[import-not-found, unused-ignore]
+
+        bar = HTML(f'{escape(label)} <progress value="{done}" max="{total}"></progress> {done}/{total}')
+        if label in self._bars:
+            self._bars[label].update(bar)
+        else:
+            self._bars[label] = display(bar, display_id=True)
+
+    def close(self) -> None:
+        """Bars stay, as what a cell shows does; the next job of that name gets its own."""
+        self._bars = {}
+
+
 class Terminal(Console):
     """Lines on stderr, and bars where stderr is a terminal."""
 

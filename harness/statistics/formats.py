@@ -8,12 +8,13 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
 from harness.records.schema import json_value
 from harness.statistics.compare import Compared, Comparison, Side, differences
-from harness.statistics.paired_tests import ByLength, Effect, Group
+from harness.statistics.paired_tests import ByLength, Group
 
 
 def terminal(comparison: Comparison, width: int = 120) -> str:
@@ -75,16 +76,24 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(json_value(content), indent=1)
 
 
-def as_csv(comparison: Comparison) -> str:
-    text = io.StringIO()
+def rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row a run and metric; a number that is not known is None."""
     folders = {side.letter: side.folder for side in comparison.sides}
-    names = ["run_a", "run_b", "metric", "higher_is_better", *Effect._fields, "p_holm", "rho_length", "p_length"]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    made = []
     for row in comparison.rows:
-        numbers = [*row.effect, row.p_holm, *((row.lengths.rho, row.lengths.p) if row.lengths else (math.nan,) * 2)]
-        shown = ["" if math.isnan(number) else number for number in numbers]
-        writer.writerow([folders["A"], folders[row.letter], row.metric, row.higher_is_better, *shown])
+        lengths = {"rho_length": row.lengths.rho, "p_length": row.lengths.p} if row.lengths else {}
+        numbers = {**row.effect._asdict(), "p_holm": row.p_holm, "rho_length": None, "p_length": None, **lengths}
+        known = {name: None if number is None or math.isnan(number) else number for name, number in numbers.items()}
+        runs = {"run_a": str(folders["A"]), "run_b": str(folders[row.letter])}
+        made.append({**runs, "metric": row.metric, "higher_is_better": row.higher_is_better, **known})
+    return made
+
+
+def as_csv(comparison: Comparison) -> str:
+    text, lines = io.StringIO(), rows(comparison)
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue().rstrip("\n")
 
 

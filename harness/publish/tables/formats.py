@@ -228,13 +228,18 @@ def as_json(grids: Sequence[Grid]) -> str:
     return json.dumps(tables, indent=1, ensure_ascii=False)
 
 
+def rows(grids: Sequence[Grid]) -> list[dict[str, Any]]:
+    """A row a number, with the keys of its line and column."""
+    return [{"table": grid.table.id, **cell} for grid in grids for cell in _cells(grid)]
+
+
 def as_csv(grids: Sequence[Grid]) -> str:
-    rows = [{"table": grid.table.id, **cell} for grid in grids for cell in _cells(grid)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = rows(grids)
+    names = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "; ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+    writer.writerows({k: "; ".join(v) if isinstance(v, list) else v for k, v in line.items()} for line in lines)
     return out.getvalue().rstrip("\n")
 
 
