@@ -164,7 +164,10 @@ class Command(Options, total=False):
         list[str], Option("Task name, as in lamp4 (also LaMP-4). Repeatable.", WHAT, NEEDED, metavar="NAME")
     ]
     model: Annotated[
-        str, Option("Alias, hub id, or folder; 'harness list models' names aliases.", WHAT, "tiny", metavar="NAME")
+        str,
+        Option(
+            "Alias, hub id, folder or .gguf file; 'harness list models' names aliases.", WHAT, "tiny", metavar="NAME"
+        ),
     ]
     json: Annotated[bool, Option("Print records as JSON, one a line.", OUTPUT, False)]
 

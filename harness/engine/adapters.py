@@ -32,6 +32,11 @@ _PLAIN = {
 """What a LoRA must be for y + scale * B A x to be all of it."""
 
 
+_INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Ways to begin that leave the base weights as they are. PEFT takes the others' beginning (PiSSA, OLoRA, CorDA, LoftQ, ...)
+off the weights whenever it loads them."""
+
+
 def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     """The adapter of a PEFT folder, as training gives one.
 
@@ -49,6 +54,12 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     except Exception as error:  # PEFT and its file readers each have their own
         raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {error})") from error
     odd = [f"{name}={value!r}" for name, value in _settings(config) if value not in (_PLAIN[name], None, [], {})]
+    begun = getattr(config, "init_lora_weights", None)
+    if begun not in _INITIAL:
+        raise UsageError(
+            f"adapter {folder} is no plain LoRA (init_lora_weights={begun!r}): PEFT changes the model's own weights when it loads "
+            "one; save it as a plain one with PEFT's save_pretrained(FOLDER, path_initial_model_for_weight_conversion=...)"
+        )
     if config.peft_type != "LORA" or odd:
         kind = ", ".join(odd) or f"peft_type={str(config.peft_type)!r}"
         raise UsageError(f"adapter {folder} is no plain LoRA ({kind}); train it without")

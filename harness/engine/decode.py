@@ -365,10 +365,8 @@ class _Answer:
         if token in self.encoder.eos_ids:
             self.done = True
         elif self.stop:
-            text = self.encoder.decode(self.ids)
-            cuts = [at for s in self.stop if (at := text.find(s)) >= 0]
-            if cuts:
-                self.done, self.text = True, text[: min(cuts)]
+            self.text = self.encoder.before(self.ids, self.stop)
+            self.done = self.text is not None
 
     def result(self) -> Generated:
         text = self.encoder.decode(self.ids) if self.text is None else self.text

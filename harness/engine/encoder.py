@@ -13,12 +13,11 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from harness.data import Joint, Prompt, Rendered
 from harness.errors import ContextTooLong, HarnessError, UsageError
 from harness.plan import Layout
 
+_QUESTION = [{"role": "user", "content": "question"}]
 _TODAY = "26 Jul 2024"
 """What chat templates take for today: the day Llama 3.2's own falls back on."""
 
@@ -63,6 +62,11 @@ class Encoder:
         # sentencepiece tokenizers put a space before the first word by themselves
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))
         self._adds_space = bool(first) and first[0].startswith("▁")
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+        """Tokens that `decode` leaves out."""
+        self.vocabulary: int | None = None
+        """Rows of the model's embeddings, once it is known: a tokenizer may have more ids, which no prompt may hold."""
         self._whole = lru_cache(maxsize=4)(self._encode_whole)  # the choices of one question share their context
 
     @classmethod
@@ -77,10 +81,17 @@ class Encoder:
         if scores:
             tokenizer = LlamaTokenizer.from_pretrained(str(source), local_files_only=local_only)
             _merge_by_score(tokenizer, scores)
+        if isinstance(tokenizer.chat_template, dict):
+            tokenizer.chat_template = _default_of(tokenizer.chat_template, source)
         if not tokenizer.chat_template:
             beside = sorted(Path(source).glob("*.jinja"))
             tokenizer.chat_template = beside[0].read_text(encoding="utf-8") if beside else template
-        return cls(tokenizer, eos_ids)
+        encoder = cls(tokenizer, eos_ids)
+        if encoder.chat:
+            encoder._template(
+                _QUESTION, open_turn=True
+            )  # a template that cannot be used is found before the weights are read
+        return encoder
 
     @property
     def end_id(self) -> int | None:
@@ -117,7 +128,7 @@ class Encoder:
                 ids, offsets = ids[1:], offsets[1:]
             if not ids or ids[0] != bos:
                 ids, offsets = [bos, *ids], [(0, 0), *offsets] if fast else []
-        return Encoded(tuple(ids), text, tuple(offsets), bos is not None)
+        return Encoded(self._known(ids), text, tuple(offsets), bos is not None)
 
     def answer(self, text: str, rendered: Rendered) -> tuple[int, ...]:
         """Ids of an answer that follows a prompt, no special tokens among them.
@@ -143,10 +154,7 @@ class Encoder:
         if not self.chat:
             raise UsageError("this model has no chat template; leave the chat template out")
         turns = [{"role": m.role, "content": m.content} for m in joint.content]
-        try:
-            return self._template(turns, open_turn=joint.open_turn, go_on=not joint.open_turn)
-        except TemplateError as error:
-            raise UsageError(f"the model's chat template takes no such conversation ({error}); leave it out") from error
+        return self._template(turns, open_turn=joint.open_turn, go_on=not joint.open_turn)
 
     def _continuation(self, context: Joint, text: str) -> tuple[int, ...]:
         before, head = self._conversation(context), self.text(context)
@@ -174,20 +182,49 @@ class Encoder:
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         special = not text.startswith(self._prefix_text)
         out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=fast)
-        ids = tuple(out["input_ids"])
+        ids = self._known(out["input_ids"])
         offsets = tuple(tuple(pair) for pair in out["offset_mapping"]) if fast else ()
         return Encoded(ids, text, offsets, bool(ids) and ids[0] == self.bos_id)
 
     @cached_property
     def _before_answer(self) -> str:
         """White space the template puts between its generation prompt and an answer: a space in Llama 2 and Mistral."""
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        prompt, whole = self._template(turns[:1], open_turn=True), self._template(turns, open_turn=False)
+        prompt = self._template(_QUESTION, open_turn=True)
+        try:
+            whole = self._template([*_QUESTION, {"role": "assistant", "content": "answer"}], open_turn=False)
+        except UsageError:  # it takes no answers, and so puts nothing before one
+            return ""
         lead = whole.removeprefix(prompt).partition("answer")[0]
         return lead if whole.startswith(prompt) and lead.isspace() else ""
 
     def _template(self, turns: Sequence[Mapping[str, str]], *, open_turn: bool, go_on: bool = False) -> str:
-        """The template's text, the same on every day (Llama 3.2's writes the date) and without thoughts (Qwen 3)."""
+        """The template's text, the same on every day (Llama 3.2's writes the date) and without thoughts (Qwen 3).
+
+        A template may refuse a system turn (Gemma 2) or leave it out: then its text begins the first user turn, a blank line
+        after it, which is where Gemma's own templates put it. Raises UsageError where the template cannot write the turns.
+        """
+        if turns[0]["role"] == "system" and not self._takes_system:
+            turns = _system_first_in_user(turns)
+        try:
+            return self._rendered(turns, open_turn=open_turn, go_on=go_on)
+        except Exception as error:  # a template is a program of its own: it may raise anything
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise UsageError(
+                f"the model's chat template cannot write a conversation of {', '.join(turn['role'] for turn in turns)} ({line}); "
+                "leave the chat template out where the task offers that, or put one that can beside the weights as "
+                "chat_template.jinja"
+            ) from error
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes the text of a system turn."""
+        turns = [{"role": "system", "content": "harness-probe"}, *_QUESTION]
+        try:
+            return "harness-probe" in self._rendered(turns, open_turn=True, go_on=False).casefold()
+        except Exception:  # as in _template: any error is its way to refuse
+            return False
+
+    def _rendered(self, turns: Sequence[Mapping[str, str]], *, open_turn: bool, go_on: bool) -> str:
         return self.tokenizer.apply_chat_template(
             turns,
             tokenize=False,
@@ -198,10 +235,37 @@ class Encoder:
         )
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._known(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids themselves. Raises UsageError for one that the model has no embedding of."""
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UsageError(
+                f"the tokenizer writes {token!r} as id {max(ids)}, and the model has embeddings of ids 0 to "
+                f"{self.vocabulary - 1}; tokenizer and weights do not belong together, or the text holds a token of another model"
+            )
+        return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def before(self, ids: Sequence[int], stop: Sequence[str]) -> str | None:
+        """The text before the first of the stop strings in an answer; None where none stands there.
+
+        A stop string may be, or hold, the text of a special token, which answers never show.
+        """
+        text = self.decode(ids)
+        cuts = [text[:at] for s in stop if (at := text.find(s)) >= 0]
+        if not self.special_ids.isdisjoint(ids):
+            whole = self._decode_all(ids)
+            for at in (at for s in stop if (at := whole.find(s)) >= 0):
+                kept = next(n for n in range(len(ids), -1, -1) if len(self._decode_all(ids[:n])) <= at)
+                cuts.append(self.decode(ids[:kept]) + whole[len(self._decode_all(ids[:kept])) : at])
+        return min(cuts, key=len, default=None)
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def fit(self, prompt: Prompt, room: int) -> FittedPrompt:
         """The prompt within `room` tokens, history dropped item by item from the worst up; the input is never cut.
@@ -226,6 +290,23 @@ class Encoder:
                 f"the query alone has {len(encoded.ids)} tokens and the context has room for {room}; it is never cut"
             )
         return FittedPrompt(encoded, kept, asked - kept)
+
+
+def _default_of(templates: Mapping[str, str], source: str | Path) -> str:
+    """Of several named chat templates the one for conversations. Raises UsageError where none is."""
+    if "default" in templates:
+        return templates["default"]
+    raise UsageError(
+        f"model {source} has the chat templates {', '.join(sorted(templates))} and none called default; put the one to use "
+        "beside its weights as chat_template.jinja"
+    )
+
+
+def _system_first_in_user(turns: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    system, rest = turns[0], list(turns[1:])
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system["content"]}, *rest]
+    return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
 def _bare_sentencepiece(tokenizer: Any) -> dict[str, float]:

@@ -67,6 +67,10 @@ def load_model(
         except Exception as error:  # each library has its own for a file that is absent or damaged
             if row.local or not local_only:
                 raise _missing(files, error) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UsageError(
+            f"model {row.name!r} ({row.source}) is an adapter on other weights; name those, and give it with --set adapter="
+        )
     eos = generation.eos_token_id
     eos_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
     # the model's own sampling settings and penalties must never leak in: the engine does not call generate

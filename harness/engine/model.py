@@ -39,6 +39,7 @@ class LanguageModel:
         self.sites = Sites(model)
         self.sizes = Sizes.of(model.config.to_dict())
         self.vocabulary: int = model.config.vocab_size
+        encoder.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.max_length: int = model.config.max_position_embeddings
         self._head = model.get_output_embeddings()
         for parameter in model.parameters():

@@ -13,6 +13,7 @@ from harness.data import Prompt
 from harness.edits import AddVector, ClampTo, LowRankShift, ProjectOut, Replace, ScaleHeads, ScaleQueries
 from harness.engine.cache import RoomyLayer
 from harness.engine.decode import Decoder, Sampling
+from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import score_variants
 from harness.engine.rows import Request
@@ -286,6 +287,22 @@ def test_top_k_one_is_greedy_and_a_small_top_p_keeps_the_best_token() -> None:
     greedy = [a.ids for a in decoder.generate(requests, max_new_tokens=6)]
     for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=1.0, top_p=1e-9)):
         assert [a.ids for a in decoder.generate(requests, max_new_tokens=6, sampling=sampling)] == greedy
+
+
+def test_a_stop_string_of_special_tokens_ends_an_answer_though_answers_never_show_them() -> None:
+    lm = random_lm()
+    lm.encoder.tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    encoder = Encoder(lm.encoder.tokenizer)
+    (turn,) = encoder.special_ids - {*lm.encoder.special_ids}
+    ids = [*encoder.tokenizer.encode("ab", add_special_tokens=False), turn]
+    more = [*ids, *encoder.tokenizer.encode("cd", add_special_tokens=False)]
+    assert encoder.decode(more) == "abcd"
+    assert encoder.before(ids[:2], ["<|turn|>"]) is None
+    assert encoder.before(ids, ["<|turn|>"]) == encoder.before(more, ["<|turn|>"]) == "ab"
+    assert encoder.before(more, ["b<|turn|>c"]) == encoder.before(more, ["bc"]) == "a"
+    assert encoder.before(more, ["<|turn|>", "b"]) == "a"
+    assert encoder.before([turn, *more], ["<|turn|>"]) == ""
+    assert encoder.before(more, ["d"]) == "abc"
 
 
 def test_generation_stops_on_any_end_id_and_on_stop_strings() -> None:

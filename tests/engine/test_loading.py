@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.data import Message
+from harness.data import Joint, Message
 from harness.engine.decode import Decoder
 from harness.engine.identity import file_sha256, revision, weights_of
 from harness.engine.loading import load_model
@@ -253,6 +253,83 @@ def test_a_template_that_writes_the_date_or_thinks_renders_alike_on_every_day(fo
     (folder / "chat_template.jinja").write_text(template)
     text = load(folder).encoder.text((Message("user", "Hi"),))
     assert text == "26 Jul 2024|Hi|no thoughts"
+
+
+SYSTEM_AND_USER = (Message("system", "Be brief."), Message("user", "Hi"))
+TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+REFUSES = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+)
+DROPS = TURNS.replace("messages %}", "messages if m['role'] != 'system' %}")
+
+
+@pytest.mark.parametrize("template", [REFUSES, DROPS])
+def test_a_system_turn_that_a_template_refuses_or_drops_begins_the_first_user_turn(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+    encoder = load(folder).encoder
+    assert encoder.text(SYSTEM_AND_USER) == "<user>Be brief.\n\nHi"
+    assert encoder.text(SYSTEM_AND_USER[1:]) == "<user>Hi"
+    assert encoder.text(SYSTEM_AND_USER[:1]) == "<user>Be brief."
+    assert encoder.text(Joint(SYSTEM_AND_USER, open_turn=True)) == "<user>Be brief.\n\nHi"
+    (folder / "chat_template.jinja").write_text(TURNS)
+    assert load(folder).encoder.text(SYSTEM_AND_USER) == "<system>Be brief.<user>Hi"
+
+
+def test_of_several_chat_templates_the_default_is_used_and_without_one_the_names_are_said(folder):
+    named = [{"name": name, "template": f"{name}: {TURNS}"} for name in ("tool_use", "rag", "default")]
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    change(folder / "tokenizer_config.json", chat_template=named)
+    lm = load(folder)
+    assert lm.encoder.text(SYSTEM_AND_USER[1:]) == "default: <user>Hi"
+    assert isinstance(lm.encoder.tokenizer.chat_template, str)
+    change(folder / "tokenizer_config.json", chat_template=named[:2])
+    with pytest.raises(
+        UsageError, match=r"has the chat templates rag, tool_use and none called default; .*chat_template\.jinja"
+    ):
+        load(folder)
+    (folder / "chat_template.jinja").write_text(TURNS)
+    assert load(folder).encoder.text(SYSTEM_AND_USER[1:]) == "<user>Hi"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('not today') }}", "not today"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate"),
+        ("{{ messages[9]['content'].x.y }}", "no element 9"),
+        ("{% for m in messages %}", "Unexpected end of template"),
+        ("{{ 1 // 0 }}", "division"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_line_before_the_weights_are_read(folder, template, reason):
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=rf"chat template cannot write a conversation of user \(.*{reason}") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_takes_no_answers_puts_nothing_before_one(folder):
+    refuses = "{% for m in messages if m['role'] == 'assistant' %}{{ raise_exception('none') }}{% endfor %}" + TURNS
+    (folder / "chat_template.jinja").write_text(refuses)
+    encoder = load(folder).encoder
+    assert encoder.answer("yes", SYSTEM_AND_USER[1:]) == tuple(
+        encoder.tokenizer.encode("yes", add_special_tokens=False)
+    )
+
+
+def test_a_token_the_model_has_no_embedding_of_is_named_and_never_looked_up(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    size = len(load(folder).encoder.tokenizer)
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": size, "content": "<image>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    encoder = load(folder).encoder
+    encoder.encode("Hi")
+    for encode in (encoder.encode, lambda text: encoder.answer(text, "Hi"), lambda text: encoder.encode(Joint(text))):
+        with pytest.raises(
+            UsageError, match=rf"writes '<image>' as id {size}, and the model has embeddings of ids 0 to {size - 1}"
+        ):
+            encode("see <image>")
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", "mps"])

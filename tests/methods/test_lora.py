@@ -247,6 +247,27 @@ def test_an_adapter_that_peft_made_runs_as_in_peft(
     assert not torch.allclose(ours, _logp(lm, Plan((plan.streams[0].bare(),))), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "begun", [True, "gaussian", "mica", "orthogonal", "pissa", "pissa_niter_4", "olora", "unheard_of"]
+)
+def test_an_adapter_whose_loading_changes_the_models_weights_is_refused(tmp_path: Path, begun: object) -> None:
+    lm = random_lm(dtype=torch.float32)
+    _peft_folder(lm, tmp_path / "theirs", r=2, target_modules=["q_proj"])
+    file = tmp_path / "theirs/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": begun}))
+    changed = True
+    if begun != "unheard_of":
+        other = random_lm(dtype=torch.float32)
+        loaded = peft.PeftModel.from_pretrained(other.model, tmp_path / "theirs")
+        now = dict(loaded.unload().named_parameters())
+        changed = any(not torch.equal(weight, now[name]) for name, weight in lm.model.named_parameters())
+    if changed:
+        with pytest.raises(UsageError, match=rf"is no plain LoRA \(init_lora_weights='{begun}'\)"):
+            read_adapter(tmp_path / "theirs", lm)
+    else:
+        assert read_adapter(tmp_path / "theirs", lm).tensors
+
+
 def test_one_adapter_at_two_scales_is_two_in_a_batch(lm: LanguageModel) -> None:
     shared = LoRAC(**QUICK).fit(Kit(lm), TRAIN)
     states = [dataclasses.replace(shared, meta={**shared.meta, "scale": scale}) for scale in (1.0, 5.0)]
