@@ -8,11 +8,12 @@ otherwise can use them (`Method.grouping`): numbers, a few hundred kilobytes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from harness.files import replace_file, replacing_folder
 from harness.method import Fitted
 from harness.user_cache import user_cache
 
+_LOCKS = ".locks"
+"""Below the root: an empty file for each state that was made here."""
 _DRAFTS = ".drafts"
 """Below the root: folders that are being written. A few, where the root may hold one a user."""
 
@@ -104,6 +107,20 @@ class ArtifactStore:
         stored = self.get(key)
         assert stored is not None
         return stored
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Waits until no other process makes what `key` says, so that runs side by side do not fit the same thing twice.
+
+        Where the file system has no locks nobody waits, and two of them make the same.
+        """
+        with _writing(self.root):
+            (self.root / _LOCKS).mkdir(parents=True, exist_ok=True)
+            file = open(self.root / _LOCKS / key, "w")  # noqa: SIM115 # held while the caller works
+        with file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def checkpoint(self, key: str) -> Checkpoint:
         """Where fits that score what `key` says keep what they have finished."""

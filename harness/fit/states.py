@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,22 +58,32 @@ def shared_state(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: C
     made_from = _shared_from(lm, cell)
     key = store.key(made_from)
     state = store.get(key)
-    if state is not None:
-        console.say(f"{cell.method_name}: reusing the fitted state {key}")
-        return Shared(state, key)
+    if state is None:
+        with store.alone(key):
+            state = store.get(key)
+            if state is None:
+                return Shared(_fit(lm, cell, store, console, made_from), key)
+    console.say(f"{cell.method_name}: reusing the fitted state {key}")
+    return Shared(state, key)
+
+
+def _fit(
+    lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, made_from: Mapping[str, Any]
+) -> Fitted | None:
+    """What the method learns, kept under the key of `made_from`."""
     items = cell.fit_data.items()
     start = time.perf_counter()
     kit = _kit(lm, cell, store, console, cell.fit_max_new_tokens)
     ungrouped = {k: v for k, v in made_from["options"].items() if k not in cell.method.grouping}
-    kit.checkpoint = checkpoint = store.checkpoint(store.key(made_from | {"options": ungrouped}))
+    kit.checkpoint = checkpoint = store.checkpoint(store.key({**made_from, "options": ungrouped}))
     state = cell.method.fit(kit, items)
     if state is not None:
         seconds = time.perf_counter() - start + checkpoint.restored_seconds
         state = replace(_timed(state, seconds), notes=(*state.notes, *kit.notes))
-        state = store.put(key, state, made_from)
+        state = store.put(store.key(made_from), state, made_from)
     if not cell.method.grouping:
         checkpoint.remove()
-    return Shared(state, key)
+    return state
 
 
 def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: ArtifactStore, console: Console) -> Personal:
@@ -92,6 +102,23 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     settings = _common(lm, cell) | {"shared": shared.key, "task": [cell.task_name, cell.task.version]}
     made_from = {user.id: settings | {"history": _digest(user)} for user in users}
     keys = {name: store.key(content) for name, content in made_from.items()}
+    with store.alone(store.key({"users": sorted(keys.values())})):
+        states = _adapted(lm, cell, shared, store, console, users, keys, made_from)
+    stored = sum(store.size(keys[name]) for name, state in states.items() if isinstance(state, Fitted))
+    return Personal(states, stored)
+
+
+def _adapted(
+    lm: LanguageModel,
+    cell: Cell,
+    shared: Shared,
+    store: ArtifactStore,
+    console: Console,
+    users: Sequence[User],
+    keys: Mapping[str, str],
+    made_from: Mapping[str, Mapping[str, Any]],
+) -> Mapping[str, Fitted | UserFailed | None]:
+    """By user: found under its key, or made and kept there."""
     states: dict[str, Fitted | UserFailed | None] = {name: store.get(key) for name, key in keys.items()}
     kit = _kit(lm, cell, store, console, cell.max_new_tokens)
     at_once = USERS_AT_ONCE if lm.parameters < LARGE else OF_A_LARGE_MODEL
@@ -109,8 +136,7 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
                 state = store.put(keys[user.id], _timed(state, seconds), made_from[user.id])
             states[user.id] = state
     console.progress("adapting users", len(users), len(users))
-    stored = sum(store.size(keys[name]) for name, state in states.items() if isinstance(state, Fitted))
-    return Personal(states, stored)
+    return states
 
 
 def _digest(user: User) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -306,6 +307,21 @@ def test_a_fit_is_made_once_and_reused_by_every_run_that_may(
     assert first.record.artifacts == stronger.record.artifacts == {"fit": shared.key}
     assert stronger.folder != first.folder
     assert first.record.cost.fit_seconds == stronger.record.cost.fit_seconds
+
+
+def test_runs_side_by_side_fit_the_same_thing_once(lm: LanguageModel, tmp_path: Path, store: ArtifactStore) -> None:
+    start = threading.Barrier(3)
+
+    def wanted() -> None:
+        start.wait()
+        shared_state(lm, learner(tmp_path), store, Console())
+
+    threads = [threading.Thread(target=wanted) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(FITS) == 1
 
 
 @pytest.mark.parametrize(
