@@ -126,7 +126,7 @@ def on_lamp_mini(record: RunRecord) -> bool:
 def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     """Each reason as a clause for a footnote."""
     config, task = record.config, record.config.task.name
-    reasons = why_incomplete(record)
+    reasons = [*why_incomplete(record), *table.apart.get("all", ()), *table.apart.get(config.method.name, ())]
     split = table.keys.get("split")
     if split and config.data.split != split:
         reasons.append(f"{task} split {config.data.split}, published {split}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -108,6 +108,8 @@ class Table:
     official_items: Mapping[str, int]
     """Task -> how many items the published numbers are means over."""
 
+    apart: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Method, or `all` -> in what its every run here differs from the published one."""
     errata: tuple[str, ...] = ()
     """What a reader of the published numbers must know, each with its evidence."""
 
@@ -152,6 +154,7 @@ def _table(paper: dict[str, Any], table: dict[str, Any]) -> Table:
         judge=table.get("judge"),
         sampling=tuple(paper.get("sampling", "").split()),
         official_items={task: int(n) for task, n in paper.get("official_items", {}).items()},
+        apart={method: tuple(reasons) for method, reasons in table.get("apart", {}).items()},
         errata=tuple(table.get("errata", ())),
     )
 

@@ -63,6 +63,8 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
         rows = [row for row in table.rows if not row.counts_parameters and (not official or row.keys["model"] == name)]
         for row in {row.variant: row for row in rows}.values():
             for task in dict.fromkeys(column.keys["task"] for column in table.columns):
+                if official and all(cell.value is None for cell in row.cells if cell.keys["task"] == task):
+                    continue  # the print has no number there
                 run = runs.get((name, row.variant, task))
                 if run is None or (official and run.reasons):
                     options = tuple(row.options.items())
