@@ -68,12 +68,12 @@ def main(folder: Path) -> None:
         assert record["status"] == "complete" and record["health"]["errors"] == 0, record["folder"]
     harness(f"run {every} {few}", says="already there", times=len(records))
 
-    harness("show results/tiny/lamp4/dps --beside results/tiny/lamp4/plain", says="expected")
-    harness("compare results/tiny/lamp4/plain results/tiny/lamp4/rag", says="one family")
+    harness("show runs/tiny/lamp4/dps --beside runs/tiny/lamp4/plain", says="expected")
+    harness("compare runs/tiny/lamp4/plain runs/tiny/lamp4/rag", says="one family")
     harness("figure dps-3", says="figures/dps-3.svg")
     harness("table", says="dps-1")
-    harness("leaderboard", says="leaderboard.md")
-    harness("leaderboard --check")
+    harness("leaderboard runs", says="leaderboard.md")
+    harness("leaderboard runs --check")
     harness("report", says="report/index.html")
     harness("data mini mini")
     harness("run --method rag --task lamp4 --data mini --users 2 --export lamp", says="predictions.json")

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn, Unpack
 import typer
 
 from harness.cli import commands
-from harness.cli.commands import with_options
+from harness.cli.commands import OldResults, RecordsArgument, with_options
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs
 from harness.cli.judge import judge_app, score
@@ -19,7 +19,6 @@ from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
 from harness.errors import HarnessError, UsageError, did_you_mean
-from harness.files import replace_file
 
 app = commands.app(
     help="Evaluate ways of making a language model fit a user.\n\n"
@@ -139,45 +138,55 @@ def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None
 
 @app.command()
 def show(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A record's folder.")],
-    samples: Annotated[int, typer.Option(help="Samples to show.")] = 5,
-    beside: Annotated[list[Path], typer.Option(help="Other records of the task, side by side. Repeatable.")] = [],  # noqa: B006
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Folders of records, hashes or globs; several stand side by side."),
+    ],
+    samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N")] = 5,
+    beside: Annotated[list[str], typer.Option(hidden=True)] = [],  # noqa: B006
 ) -> None:
     """A record: configuration, metrics, health, cost and a few samples, side by side with other runs."""
-    from harness.publish.show import find_run, show_runs
+    from harness.publish.show import show_runs
+    from harness.records.select import find_run
 
-    print(show_runs([find_run(folder) for folder in (run_folder, *beside)], samples))
+    print(show_runs([find_run(run) for run in (*runs, *beside)], samples))
 
 
 @app.command()
 def leaderboard(
-    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
+    records: RecordsArgument = None,
     path: Annotated[
         Path, typer.Option("--output_path", "--output", "--path", help="File to write or check.", metavar="PATH")
     ] = Path("leaderboard.md"),
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit 5 where the file is not up to date.")
     ] = False,
+    results: OldResults = [],  # noqa: B006
 ) -> None:
     """Regenerate leaderboard.md from the records."""
     from harness.publish import leaderboard as board
+    from harness.records.select import PUBLISHED, said, select
 
+    wanted = [*(records or []), *results]
+    places = select(wanted) if wanted else PUBLISHED  # the file in git is of published records
     if not check:
-        replace_file(path, board.render(results).encode(errors="replace"))
+        path.write_text(board.render(places), encoding="utf-8")
         print(path)
-    elif not board.check(results, path):
-        _stop(f"{path} is not what {results} gives; run 'harness leaderboard'", 5)
+    elif not board.check(places, path):
+        _stop(f"{path} is not what {said(places)} gives; run 'harness leaderboard'", 5)
 
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="Records to show.")] = Path("results"),
+    records: RecordsArgument = None,
     output: Annotated[
         Path,
         typer.Option(
             "--output_path", "--output", "--path", help="Folder to write; a report in it is replaced.", metavar="PATH"
         ),
     ] = Path("report"),
+    open_: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
+    results: OldResults = [],  # noqa: B006
     data: Annotated[
         list[str],
         typer.Option(help="Folder of a task's files, for queries and histories. Repeatable [default: $HARNESS_DATA]."),
@@ -185,8 +194,15 @@ def report(
 ) -> None:
     """Write a page over the records: rankings, tables, every method's answers side by side, heads, costs."""
     from harness.publish.report import write
+    from harness.records.select import select
 
-    print(write(results, output, data))
+    page = write(select([*(records or []), *results]), output, data)
+    print(page)
+    if open_:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print(f"no browser was found; open {page} in one", file=sys.stderr)
 
 
 @app.command("check")

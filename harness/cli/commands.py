@@ -17,6 +17,15 @@ CONTEXT = {"token_normalize_func": lambda name: name.replace("-", "_"), "max_con
 """Every option may be written with dashes: `--fit-split` is `--fit_split`."""
 
 
+_ASKED = "A folder of records, a record, a hash or a glob. Repeatable [default: results and runs]."
+RecordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[RECORDS]...", help=_ASKED, show_default=False)]
+RecordsOption = Annotated[
+    list[str], typer.Option("--records", "--results", metavar="RECORDS", help=_ASKED, show_default=False)
+]
+OldResults = Annotated[list[str], typer.Option("--results", hidden=True)]
+"""`--results`, as commands had it whose records are now an argument."""
+
+
 def with_options(*names: str, **changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that also takes the options declared under `names`; it gets them as keyword arguments.
 

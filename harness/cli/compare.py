@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.commands import RecordsOption
 from harness.errors import UsageError, did_you_mean
 
 
@@ -24,7 +25,7 @@ def compare(
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
 ) -> None:
     """Runs on the same samples, paired by user and item: differences, tests, who gains, and what n could show."""
-    from harness.publish.show import find_run
+    from harness.records.select import find_run
     from harness.statistics.compare import compare, control_of
     from harness.statistics.formats import FORMATS, terminal
 
@@ -44,7 +45,7 @@ def figure(
     ids: Annotated[
         list[str], typer.Argument(metavar="ID...|all", help="Such as dps-3; 'harness list figures' names them.")
     ],
-    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
+    records: RecordsOption = [],  # noqa: B006
     output: Annotated[
         Path, typer.Option("--output_path", "--output", "--path", help="Folder to write to.", metavar="PATH")
     ] = Path("figures"),
@@ -56,9 +57,10 @@ def figure(
 ) -> None:
     """The papers' figures, drawn from the records, with intervals, n, and published values where the paper prints them."""
     from harness.publish.figures import FORMATS, write
+    from harness.records.select import select
     from harness.run.console import Terminal
 
-    drawn = write(ids, results, output, fmt or FORMATS, model=model, task=task)
+    drawn = write(ids, select(records), output, fmt or FORMATS, model=model, task=task)
     for path in drawn.paths:
         print(path)
     console = Terminal()

@@ -16,8 +16,8 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from harness.judge.pairwise_record import PairRecord
 
-RunA = Annotated[Path, typer.Argument(metavar="RUN_A", help="A record's folder.")]
-RunB = Annotated[Path, typer.Argument(metavar="RUN_B", help="Another record of the same task and data.")]
+RunA = Annotated[str, typer.Argument(metavar="RUN_A", help="A record's folder.")]
+RunB = Annotated[str, typer.Argument(metavar="RUN_B", help="Another record of the same task and data.")]
 PAIRS = {
     "limit": 100,
     "help_limit": "At most this many pairs, drawn by the seed.",
@@ -38,14 +38,15 @@ def _judge(context: typer.Context) -> None:
 
 @with_options("judge", "judge_base_url", "judge_set", "data", "json", help_data=PAIRS["help_data"])
 def score(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A record's folder.")], **given: Unpack[Command]
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A record's folder, or its hash.")],
+    **given: Unpack[Command],
 ) -> None:
     """Judge and grade a run's saved responses again; nothing is generated.
 
     Asks its own judge for the ratings that failed. Another --judge makes a record of its own beside it.
     """
     from harness.cli.run import report
-    from harness.publish.show import find_run
+    from harness.records.select import find_run
     from harness.run.console import Terminal
     from harness.run.score import score
 
@@ -69,7 +70,7 @@ def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: U
     """A language model rates both answers of each pair, in both orders, without knowing whose they are."""
     from harness.judge.judges import open_judge
     from harness.judge.pairwise import judge_pairs
-    from harness.publish.show import find_run
+    from harness.records.select import find_run
     from harness.run.console import Terminal
 
     if given["judge"] is None:
@@ -109,7 +110,7 @@ def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: U
 def export(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: Unpack[Command]) -> None:
     """Write blind pairs as a CSV file, a copy of which each annotator fills in: A, B or tie."""
     from harness.judge.annotations import export
-    from harness.publish.show import find_run
+    from harness.records.select import find_run
     from harness.run.console import Terminal
 
     a, b = find_run(run_a), find_run(run_b)

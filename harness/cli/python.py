@@ -93,26 +93,27 @@ def load(model: str = "tiny", **options: Unpack[Options]) -> LanguageModel:
 
 
 def read(run: AnyRun) -> Run:
-    """A run that is on disk: its folder, or one above it that holds no other."""
+    """A run that is on disk: its folder or hash, or a folder above it that holds no other."""
     if isinstance(run, Run):
         return run
-    from harness.publish.show import find_run, warnings
+    from harness.publish.show import warnings
+    from harness.records.select import find_run
 
-    folder = find_run(Path(run))
+    folder = find_run(run)
     record = read_record(folder)
     return Run(folder, record, tuple(warnings(record)))
 
 
 def records(*places: AnyPath) -> pd.DataFrame:
-    """Every record under `places` (`results` by default), a row each.
+    """Every record that `places` name (all of `results` and `runs` by default), a row each.
 
     Columns: model, task, method, preset, options, what was evaluated, status, folder; `<metric>`, `<metric>.low` and
     `<metric>.high`; and `cost.<what>`.
     """
+    from harness.records.select import select
     from harness.records.store import find_runs
 
-    found = [run for place in places or ("results",) for run in find_runs(Path(place))]
-    return _frame([_row(run) for run in found])
+    return _frame([_row(run) for run in find_runs(select(places))])
 
 
 def compare(a: AnyRun, b: AnyRun, *others: AnyRun, metric: Names = (), data: AnyPath | None = None) -> pd.DataFrame:
@@ -123,12 +124,13 @@ def compare(a: AnyRun, b: AnyRun, *others: AnyRun, metric: Names = (), data: Any
     return _frame(rows(compare([read(run).folder for run in (a, b, *others)], names(metric), path_text(data))))
 
 
-def table(*ids: str, results: AnyPath = "results", data: AnyPath | None = None) -> pd.DataFrame:
+def table(*ids: str, records: Sequence[AnyPath] = (), data: AnyPath | None = None) -> pd.DataFrame:
     """The papers' tables, a row a number: published, measured, and the difference. All of them where none is named."""
     from harness.publish.tables import grids
     from harness.publish.tables.formats import rows
+    from harness.records.select import select
 
-    return _frame(rows(grids(ids, Path(results), data=path_text(data))))
+    return _frame(rows(grids(ids, select(records), data=path_text(data))))
 
 
 def _row(run: RunRecord) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def run(
         if export == "peft" and "targets" not in cell.method.options():
             raise UsageError(f"--export peft is for methods that train LoRA adapters; {cell.method_name} does not")
     console, several = Terminal(), len(cells) > 1
+    finished: list[Path] = []
 
     def read(cell: Cell) -> int:
         """Before the model is loaded: a mistake in the data shows at once."""
@@ -129,6 +130,7 @@ def run(
             _export_lamp(done, console)
         if export == "peft":
             _export_peft(lm, cell, done, console)
+        finished.append(done.folder)
         return done.exit_code
 
     def describe(cell: Cell) -> int:
@@ -145,6 +147,11 @@ def run(
         rater = None if dry_run else open_judge_for(given, ready, console)
         lm = load(given["model"], given, console)
         codes += _each(ready, describe if dry_run else answer, console, grid=several)
+    if finished and not given["json"]:
+        console.say(f"look at it: harness show {finished[0]}")
+        together = len(finished) > 1 and len({folder.parent for folder in finished}) == 1
+        beside = f"harness compare {' '.join(map(str, finished[:4]))}; " if together else ""
+        console.say(f"next: {beside}harness report --open")
     raise typer.Exit(next((code for code in (1, 4, 2, 3) if code in codes), 0))
 
 
@@ -198,7 +205,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
 
 def report(done: Outcome, console: Console, *, as_json: bool) -> None:
     """Results to stdout, and what must be known before quoting them to stderr."""
-    from harness.publish.show import metrics_table, warnings
+    from harness.publish.show import metrics_table, reproduced, warnings
 
     config = done.record.config
     if as_json:
@@ -209,6 +216,9 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
         print(done.folder)
     for line in warnings(done.record):
         console.say(f"warning: {line}")
+    again = reproduced(done.folder, done.record)
+    if again:
+        console.say(again)
 
 
 def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli.commands import RecordsOption
 from harness.errors import OutsideTolerance
 
 
 def table(
     ids: Annotated[list[str] | None, typer.Argument(help="Such as dps-1; all of them by default.")] = None,
-    results: Annotated[Path, typer.Option(help="Records to read.")] = Path("results"),
+    records: RecordsOption = [],  # noqa: B006
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
     published_only: Annotated[bool, typer.Option("--published_only", help="The published numbers alone.")] = False,
@@ -34,6 +34,9 @@ def table(
     Statistics of data (dps-5, perfit-5) are those of --data, else of the embedded users.
     """
     from harness.publish.tables import grids, write
+    from harness.records.select import select
+
+    results = select(records)
 
     if missing:
         from harness.publish.tables import commands

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import DataMissing, HarnessError
 from harness.files import replace_file
 from harness.records.schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
+from harness.records.select import LEVELS, Places, places_of
 from harness.records.store import safe_name
 from harness.task import Rating
 
@@ -155,10 +156,10 @@ def _pair(line: dict[str, Any]) -> Pair:
     return Pair(line["id"], line["user"], line["code"], line["first"], looks, votes)
 
 
-def find_pairs(root: Path) -> list[tuple[Path, PairRecord]]:
-    """The comparisons under `root`, in path order. One that cannot be read is named on stderr and left out."""
+def find_pairs(places: Places) -> list[tuple[Path, PairRecord]]:
+    """The comparisons at or below `places`, in path order. One that cannot be read is named on stderr and left out."""
     found = []
-    for path in sorted(root.glob("*/*/*/pairs.json")):
+    for path in sorted(p for place in places_of(places) for level in LEVELS for p in place.glob(f"{level}pairs.json")):
         try:
             found.append((path.parent, read(path.parent)))
         except HarnessError as error:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.errors import DataMissing, UsageError
+from harness.errors import UsageError
 from harness.judge.pairwise_record import PairRecord
-from harness.records.store import MetricValue, RunRecord, read_record, read_samples
+from harness.records.select import PUBLISHED
+from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
 
 
 def metrics_table(record: RunRecord) -> str:
@@ -71,20 +72,26 @@ def warnings(record: RunRecord) -> list[str]:
     return lines
 
 
-def find_run(folder: Path) -> Path:
-    """The record's folder; also given one above it, or its name without the hash, where only one fits."""
-    if (folder / "run.json").is_file():
-        return folder
-    found = sorted(
-        run.parent for pattern in ("*/run.json", "*/*/run.json", "*/*/*/run.json") for run in folder.glob(pattern)
-    )
-    found += sorted(run.parent for run in folder.parent.glob(f"{folder.name}-*/run.json"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
-        raise UsageError(f"{folder} is {len(found)} records; name one: {some}")
-    raise DataMissing(f"{folder} holds no run.json; give a folder like results/tiny/lamp4/dps-1a2b3c4d")
+def reproduced(folder: Path, record: RunRecord) -> str:
+    """How a run's metrics agree with the published record of its configuration; empty where there is none beside it."""
+    published = folder_of(PUBLISHED, record.config)
+    if folder.resolve() == published.resolve() or not (published / "run.json").is_file():
+        return ""
+    theirs = read_record(published).metrics
+    numbers, differing = [], False
+    for name, metric in record.metrics.items():
+        mine, other = _short(metric), _short(theirs.get(name))
+        numbers.append(f"{name} {mine}" if mine == other else f"{name} {mine}, published {other}")
+        differing |= mine != other
+    said = "; ".join(numbers) if differing else ", ".join(numbers)
+    return f"{'differs from' if differing else 'reproduces'} {published}: {said}{'' if differing else ' (same)'}"
+
+
+def _short(metric: MetricValue | None) -> str:
+    """`.7312`, as a table has it."""
+    if metric is None or metric.value is None:
+        return "-"
+    return f"{metric.value:.4f}".replace("0.", ".", 1) if abs(metric.value) < 1 else f"{metric.value:.4f}"
 
 
 def show_runs(folders: Sequence[Path], count: int) -> str:

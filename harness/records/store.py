@@ -39,7 +39,8 @@ from harness.records.schema import (
     TaskConfig,
     json_value,
 )
-from harness.shown import say, without_credentials
+from harness.records.select import Places, record_folders
+from harness.shown import without_credentials
 from harness.task import Rating, Sample
 
 __all__ = [
@@ -108,15 +109,15 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def find_runs(
-    root: Path, *, model: str | None = None, task: str | None = None, method: str | None = None
+    places: Places, *, model: str | None = None, task: str | None = None, method: str | None = None
 ) -> list[RunRecord]:
-    """The records under `root`, in path order. One that cannot be read is named on stderr and left out."""
+    """The records at or below `places`, in path order. One that cannot be read is named on stderr and left out."""
     found = []
-    for path in sorted(root.glob("*/*/*/run.json")):
+    for folder in record_folders(places):
         try:
-            record = read_record(path.parent)
+            record = read_record(folder)
         except HarnessError as error:
-            say(f"warning: skipped a record: {error}", stream=sys.stderr)
+            print(f"warning: skipped a record: {error}", file=sys.stderr)
             continue
         names = (record.config.model.name, record.config.task.name, record.config.method.name)
         if all(wanted in (None, name) for wanted, name in zip((model, task, method), names, strict=True)):

@@ -16,6 +16,7 @@ from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.options import build_method, build_task
+from harness.records.select import OWN
 from harness.registry import method_row, task_class, task_name
 from harness.run.control import Control, controlled
 from harness.task import Selection, Task
@@ -44,7 +45,7 @@ class Settings:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
-    output_path: Path = Path("results")
+    output_path: Path = OWN
     allow_noop: bool = False
     retry_failed: bool = False
     """Whether the failed samples of a finished record are run again."""

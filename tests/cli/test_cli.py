@@ -111,9 +111,9 @@ def test_no_command_prints_help_and_is_exit_2(harness: Callable, command: str) -
 
 
 def test_both_spellings_of_an_option_and_of_a_task_are_one(harness: Callable, toy: Path) -> None:
-    harness(f"run --method plain --task LaMP_4 --model {toy} --limit 2 --max_new_tokens 2 --output_path results")
-    done = harness(f"run --method plain --task lamp-4 --model {toy} --limit 2 --max-new-tokens 2 --output-path results")
-    assert "already there: results/toy/lamp4/plain-" in done.err
+    harness(f"run --method plain --task LaMP_4 --model {toy} --limit 2 --max_new_tokens 2 --output_path runs")
+    done = harness(f"run --method plain --task lamp-4 --model {toy} --limit 2 --max-new-tokens 2 --output-path runs")
+    assert "already there: runs/toy/lamp4/plain-" in done.err
 
 
 # Data and models that are not as they should be
@@ -222,7 +222,7 @@ def test_an_empty_profile_is_answered_without_history(harness: Callable, tmp_pat
     for method in ("rag", "cad"):
         done = harness(f"run --method {method} --task lamp4 --data {data} --model {toy} --max_new_tokens 4")
         assert done.code == 0
-    first, second = sorted(read_samples(find_runs(Path("results"), method="rag")[0].folder), key=lambda s: s.id)
+    first, second = sorted(read_samples(find_runs(Path("runs"), method="rag")[0].folder), key=lambda s: s.id)
     assert (first.history_items, first.error) == (0, None)
     assert second.history_items == 1
 
@@ -234,7 +234,7 @@ def test_history_that_does_not_fit_is_dropped_item_by_item_and_counted(
     data = write_lamp(tmp_path / "data", [question("1", profile=profile)], GOLDS)
     done = harness(f"run --method rag --set k=9 --task lamp4 --data {data} --model {toy} --max_new_tokens 4")
     assert done.code == 0
-    run = find_runs(Path("results"))[0]
+    run = find_runs(Path("runs"))[0]
     (sample,) = read_samples(run.folder)
     assert 0 < sample.history_items < 9
     assert sample.history_items + sample.dropped_items == 9
@@ -249,7 +249,7 @@ def test_a_query_longer_than_the_context_is_exit_3_counted_named_and_not_scored(
     data = write_lamp(tmp_path / "data", [question("1"), question("2", text="very long " * 60)], GOLDS)
     done = harness(f"run --method plain --task lamp4 --data {data} --model {toy} --max_new_tokens 4")
     assert done.code == 3
-    run = find_runs(Path("results"))[0]
+    run = find_runs(Path("runs"))[0]
     assert (run.status, run.health.errors, run.metrics["rouge1"].n) == ("partial", 1, 1)
     failed = next(sample for sample in read_samples(run.folder) if sample.error)
     assert failed.id == "2" and "never cut" in failed.error and failed.metrics == {}
@@ -291,7 +291,7 @@ def test_a_full_disk_is_exit_1_and_loses_nothing(harness: Callable, monkeypatch:
     assert done.code == 1
     assert "cannot write" in done.error() and "No space left on device; nothing saved before is lost" in done.error()
     monkeypatch.setattr(os, "write", write)
-    (folder,) = Path("results").glob("*/*/*")
+    (folder,) = Path("runs").glob("*/*/*")
     assert len(read_samples(folder)) == 2
     assert harness(command).code == 0
     (whole,) = Path("whole").glob("*/*/*")
@@ -325,8 +325,8 @@ def test_a_reader_that_went_away_is_no_traceback() -> None:
 def test_a_second_run_on_one_record_says_so_and_is_exit_2(harness: Callable, toy: Path) -> None:
     command = f"run --method plain --task lamp4 --model {toy} --limit 2 --max_new_tokens 4"
     harness(command)
-    run = find_runs(Path("results"))[0]
-    with RunFolder.open(Path("results"), run.config):
+    run = find_runs(Path("runs"))[0]
+    with RunFolder.open(Path("runs"), run.config):
         done = harness(command)
     assert done.code == 2
     assert f"{run.folder} is being written by another run (pid {os.getpid()} on" in done.error()
@@ -338,13 +338,13 @@ def test_ctrl_c_is_exit_130_with_the_state_saved_and_the_same_command_goes_on(ha
     process = subprocess.Popen(
         [sys.executable, "-m", "harness", *line.split()], stderr=subprocess.PIPE, text=True, env=environment
     )
-    while process.poll() is None and not any(Path("results").glob("*/*/*/samples.jsonl")):
+    while process.poll() is None and not any(Path("runs").glob("*/*/*/samples.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("harness: interrupted; the state is saved")
-    (folder,) = Path("results").glob("*/*/*")
+    (folder,) = Path("runs").glob("*/*/*")
     before = read_samples(folder)
     assert read_record(folder).status == "interrupted" and 0 < len(before) < 10
     assert harness(line).code == 0
@@ -379,7 +379,7 @@ def test_a_method_that_changed_nothing_is_exit_1_unless_that_is_allowed(
     done = harness(command)
     assert done.code == 1
     assert "changed nothing" in done.err
-    assert find_runs(Path("results"))[0].health.noop
+    assert find_runs(Path("runs"))[0].health.noop
     assert harness(command).code == 1  # also when the record is there already
     assert harness(f"{command} --allow_noop").code == 0
 
@@ -407,7 +407,7 @@ def test_a_cell_that_fails_does_not_stop_the_grid(harness: Callable, tmp_path: P
     done = harness(f"run --method plain --method dps --task lamp3 --task lamp4 --data {data} --model {toy} {QUICK}")
     assert done.code == 4
     assert "harness: plain on lamp3: " in done.err and "harness: dps on lamp4: dps fits on a train split" in done.err
-    assert [run.config.method.name for run in find_runs(Path("results"))] == ["plain"]
+    assert [run.config.method.name for run in find_runs(Path("runs"))] == ["plain"]
 
 
 def test_a_dry_run_shows_each_stream_as_the_model_reads_it_and_writes_nothing(harness: Callable, toy: Path) -> None:
@@ -420,13 +420,13 @@ def test_a_dry_run_shows_each_stream_as_the_model_reads_it_and_writes_nothing(ha
         assert "Generate a headline for the following article" in text
     assert "tokens, 0 history items (0 dropped)" in second
     assert "forward pass" in second and "MiB of weights" in second
-    assert not Path("results").exists()
+    assert not Path("runs").exists()
 
 
 def test_a_dry_run_of_a_method_that_fits_does_not_fit(harness: Callable, toy: Path) -> None:
     done = harness(f"run --method dps --task lamp3 --model {toy} --users 3 --dry_run")
     assert "a run first fits on train of lamp3, 600 items" in done.out
-    assert not Path("cache").exists()
+    assert not Path("cache/artifacts").exists()
 
 
 def test_a_method_in_a_file_is_checked_run_and_recorded_with_its_source(
@@ -440,7 +440,7 @@ def test_a_method_in_a_file_is_checked_run_and_recorded_with_its_source(
     assert harness(command).code == 0
     (tmp_path / "mine.py").write_text(mine.replace("weight: float = 1.0", "weight: float = 2.0"))
     assert harness(command).code == 0
-    runs = find_runs(Path("results"))
+    runs = find_runs(Path("runs"))
     assert [run.config.method.name for run in runs] == ["mine", "mine"]
     assert len({run.config.method.options["source_sha256"] for run in runs}) == 2
 
@@ -470,7 +470,7 @@ def test_a_mistake_in_someones_method_is_a_traceback_in_the_grid_and_the_others_
     done = harness(f"run --method ./mine.py --method plain --task lamp4 --model {toy} {QUICK}")
     assert done.code == 1
     assert "ZeroDivisionError" in done.err and "mine.py" in done.err
-    assert {run.config.method.name: run.status for run in find_runs(Path("results"))} == {
+    assert {run.config.method.name: run.status for run in find_runs(Path("runs"))} == {
         "idle": "failed", "plain": "complete",
     }  # fmt: skip
 
@@ -489,19 +489,19 @@ def test_an_option_or_preset_of_one_of_several_methods_is_its_own(harness: Calla
 
 def test_local_weights_keep_the_row_of_their_alias(harness: Callable, toy: Path) -> None:
     assert harness(f"run --method plain --task lamp4 --model llama3-8b --model_path {toy} {QUICK}").code == 0
-    (run,) = find_runs(Path("results"))
+    (run,) = find_runs(Path("runs"))
     assert (run.config.model.name, run.config.model.id) == ("llama3-8b", str(toy))
     assert run.config.model.revision.startswith("sha256:")
 
 
 def test_the_embedded_model_is_recorded_without_the_path_of_this_machine(harness: Callable) -> None:
     assert harness("run --method plain --task lamp4 --limit 1 --max_new_tokens 2").code == 0
-    assert find_runs(Path("results"))[0].config.model.id == "harness/tiny/model"
+    assert find_runs(Path("runs"))[0].config.model.id == "harness/tiny/model"
 
 
 def test_export_lamp_writes_what_the_official_evaluator_reads(harness: Callable, toy: Path) -> None:
     done = harness(f"run --method plain --task lamp4 --model {toy} {QUICK} --export lamp")
-    (run,) = find_runs(Path("results"))
+    (run,) = find_runs(Path("runs"))
     exported = json.loads((run.folder / "predictions.json").read_text())
     assert exported["task"] == "LaMP_4"
     answers = {sample.id: sample.response for sample in read_samples(run.folder)}
@@ -511,16 +511,16 @@ def test_export_lamp_writes_what_the_official_evaluator_reads(harness: Callable,
 
 def test_show_puts_runs_of_a_task_side_by_side(harness: Callable, toy: Path) -> None:
     harness(f"run --method plain --method rag --task lamp4 --task lamp3 --model {toy} {QUICK}")
-    done = harness("show results/toy/lamp4/rag --beside results/toy/lamp4/plain --samples 2")
+    done = harness("show runs/toy/lamp4/rag --beside runs/toy/lamp4/plain --samples 2")
     assert done.code == 0
     assert done.out.count("95 % interval") == 2
     assert done.out.count("expected") == 2
     for words in ("retriever=bm25, k=5", "kl_to_base", "forward_passes", "rouge1"):
         assert words in done.out
-    assert "lamp4, lamp3" in harness("show results/toy/lamp4/rag --beside results/toy/lamp3/rag").error()
-    several = harness("show results")
+    assert "lamp4, lamp3" in harness("show runs/toy/lamp4/rag --beside runs/toy/lamp3/rag").error()
+    several = harness("show runs")
     assert several.code == 2
-    assert "results is 4 records; name one: results/toy/lamp3/plain-" in several.error()
+    assert "runs is 4 records; name one: runs/toy/lamp3/plain-" in several.error()
     nowhere = harness("show nowhere")
     assert (nowhere.code, "nowhere holds no run.json" in nowhere.error()) == (4, True)
 
@@ -532,16 +532,48 @@ def test_fit_keeps_what_a_run_reuses(harness: Callable) -> None:
     assert (Path(kept["folder"]) / "tensors.safetensors").is_file()
     done = harness("run --method dps --task lamp3 --set samples=4 --set gamma=1 --limit 2")
     assert f"reusing the fitted state {kept['key']}" in done.err
-    assert find_runs(Path("results"))[0].artifacts == {"fit": kept["key"]}
+    assert find_runs(Path("runs"))[0].artifacts == {"fit": kept["key"]}
     nothing = harness("fit --method rag --task lamp3")
     assert (nothing.code, "has nothing to fit" in nothing.error()) == (2, True)
 
 
 def test_a_leaderboard_that_is_not_up_to_date_is_exit_5(harness: Callable, toy: Path) -> None:
-    harness(f"run --method plain --task lamp4 --model {toy} {QUICK}")
+    harness(f"run --method plain --task lamp4 --model {toy} {QUICK} --output_path results")
     assert harness("leaderboard").code == 0
     assert harness("leaderboard --check").code == 0
-    harness(f"run --method rag --task lamp4 --model {toy} {QUICK}")
+    harness(f"run --method rag --task lamp4 --model {toy} {QUICK} --output_path results")
     done = harness("leaderboard --check")
     assert done.code == 5
     assert "leaderboard.md is not what results gives; run 'harness leaderboard'" in done.error()
+
+
+def test_a_run_that_a_published_record_matches_says_whether_it_reproduces_it(harness: Callable, toy: Path) -> None:
+    line = f"run --method plain --task lamp4 --model {toy} {QUICK}"
+    harness(f"{line} --output_path results")
+    (published,) = find_runs(Path("results"))
+    value = published.metrics["rouge1"].value
+    same = harness(line).err
+    assert f"reproduces {published.folder}: rouge1 " in same and "(same)" in same
+    assert published.folder
+    with RunFolder.open(Path("results"), published.config) as folder:
+        published.metrics["rouge1"].value = value + 0.25
+        folder.write(published)
+    differing = harness(line).err
+    assert f"differs from {published.folder}: rouge1 " in differing and ", published " in differing
+
+
+def test_a_run_ends_with_what_to_look_at_next(harness: Callable, toy: Path) -> None:
+    done = harness(f"run --method plain --method rag --task lamp4 --model {toy} {QUICK}")
+    look, after = done.err.splitlines()[-2:]
+    assert look.startswith("look at it: harness show runs/toy/lamp4/plain-")
+    assert after.startswith("next: harness compare runs/toy/lamp4/plain-") and after.endswith("harness report --open")
+    assert harness(look.removeprefix("look at it: harness ")).code == 0
+
+
+def test_the_report_opens_in_a_browser(harness: Callable, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    harness(f"run --method plain --task lamp4 --model {toy} {QUICK}")
+    (run,) = find_runs(Path("runs"))
+    assert harness(f"report {run.folder} --open").out == "report/index.html\n"
+    assert opened == [Path("report/index.html").resolve().as_uri()]

@@ -91,7 +91,7 @@ def test_a_curve_over_k_reuses_one_discovery_and_its_records_hold_the_maps(harne
     for setting in ("heads=3", "routing=hard", "control=random_heads"):
         assert "reusing the fitted state" in harness(f"{run} --set {setting}").err
     records = {
-        (r.config.method.options["heads"], r.config.method.options["routing"]): r for r in find_runs(Path("results"))
+        (r.config.method.options["heads"], r.config.method.options["routing"]): r for r in find_runs(Path("runs"))
     }
     one, three, hard = (records[key].analysis for key in [(1, "soft"), (3, "soft"), (None, "hard")])
     assert (one["k"], three["k"]) == (1, 3)

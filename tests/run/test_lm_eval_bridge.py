@@ -450,7 +450,7 @@ def test_an_lm_eval_task_runs_from_the_command_line_and_goes_on(harness: Callabl
     done = harness(f"{line} --limit 5")
     assert done.code == 0, done.err
     assert "already there" in harness(f"{line} --limit 5").err
-    (folder,) = Path("results/toy").glob("lm_eval*/rag-*")
+    (folder,) = Path("runs/toy").glob("lm_eval*/rag-*")
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(lines) == 5
     assert {line["user"] for line in lines} <= {f"{20_000 + n}" for n in range(200)}

@@ -176,11 +176,11 @@ def test_a_process_that_is_killed_ends_like_an_unbroken_one(harness: Callable, t
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and not any(Path("results").glob("*/*/*/samples.jsonl")):
+    while process.poll() is None and not any(Path("runs").glob("*/*/*/samples.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (folder,) = Path("results").glob("*/*/*")
+    (folder,) = Path("runs").glob("*/*/*")
     assert read_record(folder).status == "running"
     assert harness(line).code == 0
     assert harness(f"{line} --output_path whole").code == 0
@@ -497,7 +497,7 @@ def test_metrics_are_those_of_a_straightforward_computation_on_the_saved_samples
     from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_mean_squared_error
 
     assert harness("run --method rag --task lamp1 --task lamp2m --task lamp3 --task lamp4 --limit 20").code == 0
-    runs = {run.config.task.name: run for run in find_runs(Path("results"))}
+    runs = {run.config.task.name: run for run in find_runs(Path("runs"))}
     answers, golds, values = {}, {}, {}
     for task, run in runs.items():
         samples = read_samples(run.folder)

@@ -261,7 +261,7 @@ def test_a_run_evaluates_test_and_records_the_user_of_every_question(harness: Ca
     line = f"run --task mmlu --model {toy} --data {csvs} --task_set subjects={FIVE} --num_fewshot 1"
     done = harness(f"{line} --method plain --method rag --set rag.k=1 --batch_size 7")
     assert done.code == 0, done.err
-    folders = {path.parent.name.partition("-")[0]: path.parent for path in Path("results").glob("*/mmlu/*/run.json")}
+    folders = {path.parent.name.partition("-")[0]: path.parent for path in Path("runs").glob("*/mmlu/*/run.json")}
     records = {name: json.loads((folder / "run.json").read_text()) for name, folder in folders.items()}
     users = {name: {s["id"]: s["user"] for s in _samples(folder)} for name, folder in folders.items()}
     assert users["plain"] == users["rag"]

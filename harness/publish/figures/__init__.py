@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.records.schema import RunRecord
+from harness.records.select import Places, said
 from harness.records.store import find_runs
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Drawn:
 
 def write(
     ids: Sequence[str],
-    results: Path,
+    results: Places,
     output: Path,
     formats: Sequence[str] = FORMATS,
     *,
@@ -206,7 +207,9 @@ def write(
     if len(names) == 1 and missing:
         (name,) = names
         of = f" of {model}" if model else ""
-        raise DataMissing(f"no records{of} in {results} for figure {name}; make them: {' && '.join(missing[name])}")
+        raise DataMissing(
+            f"no records{of} in {said(results)} for figure {name}; make them: {' && '.join(missing[name])}"
+        )
     return Drawn(tuple(paths), missing)
 
 

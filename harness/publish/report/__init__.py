@@ -20,6 +20,7 @@ from harness.files import replacing_folder
 from harness.publish.report import content
 from harness.publish.report.items import Group, groups, read_items
 from harness.records.schema import json_value
+from harness.records.select import Places, said
 from harness.records.store import find_runs, read_samples
 
 PAGE = (
@@ -35,7 +36,7 @@ PAGE = (
 )
 
 
-def write(results: Path, output: Path, data: Sequence[str] = ()) -> Path:
+def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
     """The page over the records in `results`, written to the folder `output`; its index.html.
 
     `data` are folders where the tasks' files may be, for queries and histories that are not in the records. Raises DataMissing where
@@ -43,19 +44,19 @@ def write(results: Path, output: Path, data: Sequence[str] = ()) -> Path:
     """
     runs = [run for run in find_runs(results) if run.folder is not None]
     if not runs:
-        raise DataMissing(f"{results} holds no records; 'harness run' makes them, --results names another folder")
+        raise DataMissing(f"no records in {said(results)}; 'harness run' makes them")
     of_model = Counter(run.config.model.name for run in runs)
     runs.sort(key=lambda run: -of_model[run.config.model.name])  # what a reader sees first is of the model run most
     _check(output)
-    samples = {content.key(run, results): read_samples(run.folder) for run in runs if run.folder}
-    found = groups(runs, results, samples)
+    samples = {content.key(run): read_samples(run.folder) for run in runs if run.folder}
+    found = groups(runs, samples)
     with replacing_folder(output.resolve()) as draft:
         folder = draft / "data"
         _put(folder, "runs", content.overview(runs, results, found))
         _put(folder, "tables", content.tables(results))
         _put(folder, "figures", content.figures(results, draft / "figures"))
         for run in runs:
-            key = content.key(run, results)
+            key = content.key(run)
             _put(folder, f"records/{key}", content.record(run))
             if samples[key]:
                 _put(folder, f"samples/{key}", content.answers(samples[key]))

@@ -13,6 +13,7 @@ from harness.publish.leaderboard import Ranking, Row
 from harness.publish.tables import grids
 from harness.publish.tables.formats import notes_of
 from harness.records.schema import MetricValue, RunRecord
+from harness.records.select import Places, said
 from harness.registry import task_class
 from harness.task import Sample
 
@@ -24,13 +25,13 @@ UTILITY = "mmlu"
 """The task that tells what a method costs the model's general ability."""
 
 
-def key(run: RunRecord, results: Path) -> str:
+def key(run: RunRecord) -> str:
     """What the page calls a run: `tiny/lamp4/dps-1a2b3c4d`."""
     assert run.folder is not None
-    return run.folder.relative_to(results).as_posix()
+    return "/".join(run.folder.resolve().parts[-3:])
 
 
-def overview(runs: Sequence[RunRecord], results: Path, groups: Sequence[Group]) -> dict[str, Any]:
+def overview(runs: Sequence[RunRecord], results: Places, groups: Sequence[Group]) -> dict[str, Any]:
     """What the page needs at once: every run in a few numbers, the rankings, and which runs share items.
 
     Models come as in `runs`, and of one model first what ranks more than one run.
@@ -42,28 +43,28 @@ def overview(runs: Sequence[RunRecord], results: Path, groups: Sequence[Group]) 
     labels = {id(row.run): row.label for ranking in rankings for row in ranking.rows}
     grouped = {name for group in groups for name in group.keys}
     return {
-        "results": results.as_posix(),
+        "results": said(results),
         "runs": {
-            key(run, results): {
+            key(run): {
                 "label": labels.get(id(run), run.config.method.name),
                 "model": run.config.model.name,
                 "task": run.config.task.name,
                 "method": run.config.method.name,
                 "control": run.config.selection.control,
                 "status": run.status,
-                "answers": key(run, results) in grouped,
+                "answers": key(run) in grouped,
                 "heads": bool(run.analysis.get("heads")),
                 "metrics": {name: _metric(metric) for name, metric in run.metrics.items()},
             }
             for run in runs
         },
-        "rankings": [_ranking(ranking, results) for ranking in rankings],
+        "rankings": [_ranking(ranking) for ranking in rankings],
         "groups": [_group(group) for group in groups],
-        "trade_offs": trade_offs(rankings, results),
+        "trade_offs": trade_offs(rankings),
     }
 
 
-def _ranking(ranking: Ranking, results: Path) -> dict[str, Any]:
+def _ranking(ranking: Ranking) -> dict[str, Any]:
     config = ranking.rows[0].run.config
     return {
         "title": ranking.title,
@@ -76,7 +77,7 @@ def _ranking(ranking: Ranking, results: Path) -> dict[str, Any]:
         "higher_is_better": ranking.higher_is_better,
         "rows": [
             {
-                "run": key(row.run, results),
+                "run": key(row.run),
                 "place": row.place,
                 "passes": row.passes,
                 "tokens": row.tokens,
@@ -121,7 +122,7 @@ def _standing(named: tuple[RunRecord, str]) -> tuple[bool, int, str]:
     return config.selection.control != "none", place, named[1]
 
 
-def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any]]:
+def trade_offs(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     """What methods gain on a task against what they lose on MMLU, both against `plain` on the same samples.
 
     A method stands in one where both tasks have a run of it with equal options, fitted on the same. Gains are positive
@@ -137,7 +138,7 @@ def trade_offs(rankings: Sequence[Ranking], results: Path) -> list[dict[str, Any
                 continue
             lost = {_method(row): row for row in utility.rows}
             points = [
-                {"run": key(row.run, results), "gain": gain, "utility": change}
+                {"run": key(row.run), "gain": gain, "utility": change}
                 for row in ranking.rows
                 if (other := lost.get(_method(row)))
                 and (gain := _against_plain(row, ranking))
@@ -178,12 +179,12 @@ def _against_plain(row: Row, ranking: Ranking) -> list[float | None] | None:
     return [None if end is None else sign * (end - base.value) for end in (mine.value, low, high)]
 
 
-def tables(results: Path) -> list[dict[str, Any]]:
+def tables(results: Places) -> list[dict[str, Any]]:
     """The papers' tables, line by line as `harness table` prints them."""
     return [_table(grid) for grid in grids((), results)]
 
 
-def figures(results: Path, folder: Path) -> list[dict[str, Any]]:
+def figures(results: Places, folder: Path) -> list[dict[str, Any]]:
     """The papers' figures, those that can be drawn from the records as SVG files in `folder`."""
     from harness.publish.figures import FIGURES, commands, write
 

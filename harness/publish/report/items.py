@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.data import Example, Labelled
@@ -49,16 +48,13 @@ class Group:
         return {s.id: {"user": s.user, "targets": s.targets} for s in every}
 
 
-def groups(runs: Sequence[RunRecord], results: Path, samples: Mapping[str, Sequence[Sample]]) -> list[Group]:
+def groups(runs: Sequence[RunRecord], samples: Mapping[str, Sequence[Sample]]) -> list[Group]:
     """By task, its options and its data, in path order; those whose samples are at hand."""
     found: dict[str, list[RunRecord]] = {}
     for run in runs:
-        if samples[key(run, results)]:
+        if samples[key(run)]:
             found.setdefault(_group(run), []).append(run)
-    return [
-        Group(name, tuple(members), tuple(key(run, results) for run in members), samples)
-        for name, members in found.items()
-    ]
+    return [Group(name, tuple(members), tuple(key(run) for run in members), samples) for name, members in found.items()]
 
 
 def _group(run: RunRecord) -> str:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, did_you_mean
 from harness.publish.tables.published import Table, published
+from harness.records.select import Places
 
 if TYPE_CHECKING:
     from harness.publish.tables.grid import Grid
@@ -38,7 +38,7 @@ def table(id: str) -> Table:
 
 def grids(
     ids: Sequence[str],
-    results: Path,
+    results: Places,
     *,
     model: str | None = None,
     published_only: bool = False,
@@ -55,7 +55,7 @@ def grids(
     tables = [table(id) for id in ids or TABLES]
     from harness.publish.tables.sources import Sources, View
 
-    sources = Sources(Path(results), data)
+    sources = Sources(results, data)
     view = View(model, published=not measured_only, measured=not published_only)
     made = []
     for t in tables:
@@ -84,18 +84,18 @@ def _say_where_it_is_not(model: str, made: Sequence[Grid], sources: Sources) -> 
             grid.remarks.append(f"no rows of {model}")
 
 
-def commands(ids: Sequence[str], results: Path, *, model: str | None = None, data: str | None = None) -> list[str]:
+def commands(ids: Sequence[str], results: Places, *, model: str | None = None, data: str | None = None) -> list[str]:
     """What would fill the tables `ids` (all of them if empty), one command a line; see `missing.commands`."""
     tables = [table(id) for id in ids or TABLES]
     from harness.publish.tables import missing
     from harness.publish.tables.sources import Sources
 
-    return missing.commands(tables, Sources(Path(results), data), model)
+    return missing.commands(tables, Sources(results, data), model)
 
 
 def render(
     ids: Sequence[str],
-    results: Path,
+    results: Places,
     fmt: str = "terminal",
     *,
     model: str | None = None,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources
+from harness.records.select import places_of, select
 from harness.registry import task_class
 
 Options = tuple[tuple[str, str], ...]
@@ -131,8 +132,9 @@ def _commands_of(gaps: Sequence[Gap], flags: tuple[str, ...], sources: Sources) 
     data = _data(gaps[0], sources)
     of_lamp = any("lamp" in text for gap in gaps for text in (gap.task, *gap.flags))
     shared = [*flags, "--model", gaps[0].model, *(["--data", data] if data and of_lamp else [])]
-    if sources.results.as_posix() != "results":
-        shared += ["--output_path", str(sources.results)]
+    places = places_of(sources.results)
+    if len(places) == 1 and places[0] not in select():
+        shared += ["--output_path", str(places[0])]
     for command, variants in together.items():
         settings = [f"{name}={value}" for name, value in command.options]
         if command.swept:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.judge.pairwise_record import PairRecord, find_pairs
 from harness.records.schema import RunRecord
+from harness.records.select import Places
 from harness.records.store import find_runs
 
 
@@ -24,7 +25,7 @@ class View:
 
 @dataclass(frozen=True)
 class Sources:
-    results: Path
+    results: Places
     data: str | None = None
     """Folder of a benchmark's files; the embedded lamp-mini where none is given."""
 
