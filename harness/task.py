@@ -43,6 +43,8 @@ class Rating:
     """0 to 100; None unless `rated`, and where two responses were compared."""
     said: str = ""
     """The judge's words, or why none came."""
+    final: bool = True
+    """False where the answer is not whole (cut off, empty, nothing but thoughts) or none came: it is asked for again."""
     mass: float | None = None
     """Probability of all the numbers that `score` is the expectation over."""
     key: str = ""
@@ -54,6 +56,8 @@ class Rating:
     retries: int = 0
     cached: bool = False
     """Whether another run paid for it."""
+    sent: Mapping[str, Any] = field(default_factory=dict)
+    """What the judge was asked for beside the question: the fields of the request that its server took."""
 
 
 @dataclass(frozen=True)

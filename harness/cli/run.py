@@ -25,6 +25,7 @@ from harness.cli.declarations import (
 )
 from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.run.control import Control
+from harness.shown import without_credentials
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
@@ -306,14 +307,14 @@ def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Ju
     if not any(cell.task.judged for cell in cells):
         tasks = ", ".join(dict.fromkeys(cell.task_name for cell in cells))
         raise UsageError(f"{tasks}: no judge is asked; 'harness judge pairs RUN_A RUN_B' compares two runs of any task")
-    from harness.judge.endpoint import ENDPOINT
     from harness.judge.judges import open_judge
+    from harness.servers.endpoint import ENDPOINT
 
     for asked in {getattr(cell.method, "judge", None) or "" for cell in cells}:
         if base_url and asked.startswith(ENDPOINT) and base_url != os.environ.get("OPENAI_BASE_URL"):
             raise UsageError(
                 f"--judge_base_url is of the answers' judge; judge={asked} of the fit is asked at $OPENAI_BASE_URL: set that to "
-                f"{base_url} in place of --judge_base_url"
+                f"{without_credentials(base_url)} in place of --judge_base_url"
             )
     judge = open_judge(name, base_url, settings)
     why_not = judge.check()

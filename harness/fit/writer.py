@@ -18,9 +18,10 @@ from typing import Protocol
 from harness.data import Joint, Prompt, Rendered
 from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.judge.endpoint import ENDPOINT as ENDPOINT
-from harness.judge.endpoint import Ask, Endpoint, NoReply, Reply
 from harness.method import Fitted
+from harness.servers.chat import Ask, NoReply, Reply
+from harness.servers.endpoint import ENDPOINT as ENDPOINT
+from harness.servers.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ class EndpointWriter:
             if reply.hopeless:
                 raise HarnessError(reply.reason)
             return UserFailed(f"{nothing}: {reply.reason}")
-        text = reply.text.strip()
+        text = reply.answer.strip()
         if not text:
-            return UserFailed(f"{nothing}: its answer is empty")
+            return UserFailed(f"{nothing}: it gave {reply.fault}")
         tokens = {"prefill_tokens": reply.input_tokens, "decode_tokens": reply.output_tokens}
         return Written(text, len(prompt.items), cost={"seconds": seconds, **tokens})
 

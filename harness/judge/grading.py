@@ -6,6 +6,7 @@ get their ratings at the end; so whatever stops in between, nothing is lost and 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -41,7 +42,7 @@ def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge
         ratings = judge.rate([question for _, _, question in waiting], record.hash, console.progress)
         seconds = before.seconds + (time.perf_counter() - start if waiting else 0.0)
         for (i, name, question), rating in zip(waiting, ratings, strict=True):
-            rating = replace(rating, key=question_key(question))
+            rating = _with_costs(replace(rating, key=question_key(question)), samples[i].ratings.get(name))
             samples[i] = replace(samples[i], ratings={**samples[i].ratings, name: rating})
         rated = [samples[i].ratings[name] for i, name, _ in asked]
         mode = judge.mode() if waiting else before.mode
@@ -71,25 +72,44 @@ def questions(task: Task, sample: Sample) -> dict[str, Question]:
 
 def _final(sample: Sample, name: str, question: Question) -> bool:
     rating = sample.ratings.get(name)
-    return rating is not None and rating.outcome != "failed" and rating.key == question_key(question)
+    return rating is not None and rating.final and rating.outcome != "failed" and rating.key == question_key(question)
+
+
+def _with_costs(rating: Rating, before: Rating | None) -> Rating:
+    """With what was paid for an answer that was not whole, where the question was asked again."""
+    if before is None or before.final or before.cached or before.key != rating.key:
+        return rating
+    return replace(
+        rating,
+        input_tokens=(0 if rating.cached else rating.input_tokens) + before.input_tokens,
+        output_tokens=(0 if rating.cached else rating.output_tokens) + before.output_tokens,
+        cached=False,
+    )
 
 
 def ledger(ratings: Sequence[Rating], judge: Judge) -> Judging:
     """Outcomes of all ratings, and what those that this run paid for took."""
-    paid = {rating.key: rating for rating in ratings if not rating.cached and rating.outcome != "failed"}.values()
+    paid = {rating.key: rating for rating in ratings if not rating.cached}.values()
     tokens = [sum(rating.input_tokens for rating in paid), sum(rating.output_tokens for rating in paid)]
     outcomes = [rating.outcome for rating in ratings]
+    answered = [rating for rating in ratings if rating.outcome != "failed"]
+    sent = {json.dumps(rating.sent, sort_keys=True): dict(rating.sent) for rating in answered if rating.sent}
+    drawn = any(fields.get("temperature") != 0 for fields in sent.values())
+    known = bool(answered) and all(rating.sent for rating in answered)
     return Judging(
+        greedy=False if drawn else True if known else None,
         models=sorted({rating.model for rating in ratings} - {""}),
         ratings=len(ratings),
         cached=sum(rating.cached for rating in ratings),
         refused=outcomes.count("refused"),
         unparsable=outcomes.count("unparsable"),
         failed=outcomes.count("failed"),
+        not_final=sum(not rating.final or rating.outcome == "failed" for rating in ratings),
         retries=sum(rating.retries for rating in paid),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
         usd=judge.usd(*tokens),
+        sent=[sent[key] for key in sorted(sent)],
     )
 
 
@@ -105,12 +125,19 @@ def settle(task: Task, samples: Sequence[Sample], record: RunRecord) -> None:
         outcomes = [[_outcome(sample, name) for name in questions(task, sample)] for sample in answered]
         health.unjudged = _having(("", "failed"), outcomes)
         health.unrated = _having(("refused", "unparsable"), outcomes)
-    waits = record.config.judge is not None and health.unjudged
+        open_ = [any(not _settled(sample, name) for name in questions(task, sample)) for sample in answered]
+        health.unsettled = sum(open_) if record.config.judge is not None else None
+    waits = health.unsettled if task.judged else 0
     record.status = "partial" if health.errors or waits else "complete"
 
 
 def _outcome(sample: Sample, name: str) -> str:
     return sample.ratings[name].outcome if name in sample.ratings else ""
+
+
+def _settled(sample: Sample, name: str) -> bool:
+    rating = sample.ratings.get(name)
+    return rating is not None and rating.final and rating.outcome != "failed"
 
 
 def _having(wanted: Iterable[str], outcomes: Iterable[Sequence[str]]) -> int:

@@ -19,10 +19,10 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong
-from harness.judge.endpoint import Ask, NoReply, Reply
 from harness.judge.judges import REFUSAL
 from harness.plan import Plan, Stream
 from harness.registry import model_row
+from harness.servers.chat import Ask, NoReply, Reply
 
 NUMBERS = tuple(str(n) for n in range(101))
 _TEXTS = 8
@@ -117,7 +117,7 @@ class LocalModel:
         return found
 
     def _spent(self, request: Request, reply: Reply) -> Reply:
-        return replace(reply, model=self.lm.name, input_tokens=request.tokens)
+        return replace(reply, model=self.lm.name, input_tokens=request.tokens, sent={"temperature": 0})
 
     @cached_property
     def _digits(self) -> torch.Tensor:

@@ -21,7 +21,6 @@ from typing import Any
 
 from harness.data import Example, Record
 from harness.errors import UsageError
-from harness.judge.endpoint import Ask, NoReply, Reply
 from harness.judge.grading import ledger
 from harness.judge.judges import Heard, Judge, ModelJudge, refuses
 from harness.judge.pairwise_record import (
@@ -43,6 +42,7 @@ from harness.records.schema import JudgeConfig, MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
 from harness.registry import task_class
 from harness.run.console import Console
+from harness.servers.chat import Ask, NoReply, Reply
 from harness.statistics.intervals import mean_interval
 from harness.task import Sample, Selection
 
@@ -209,7 +209,7 @@ def judge_pairs(
     waiting = [key for key, prompt in prompts.items() if not _final(before.get(key), prompt)]
     asks = [Ask((("user", prompts[key]),), REPLY_TOKENS) for key in waiting]
     start = time.perf_counter()
-    heard = judge.ask(asks, record.hash, (console or Console()).progress)
+    heard = judge.ask(asks, record.hash, (console or Console()).progress, _fault)
     seconds = time.perf_counter() - start if waiting else 0.0
     looks = before | {key: _look(key[1], prompts[key], reply) for key, reply in zip(waiting, heard, strict=True)}
     for pair in comparison.pairs:
@@ -244,12 +244,21 @@ def _key(prompt: str) -> str:
 
 
 def _final(look: Look | None, prompt: str) -> bool:
-    return look is not None and look.rating.outcome != "failed" and look.rating.key == _key(prompt)
+    settled = look is not None and look.rating.final and look.rating.outcome != "failed"
+    return look is not None and settled and look.rating.key == _key(prompt)
+
+
+def _fault(reply: Reply) -> str:
+    """Why the reply is no whole answer; one that was cut off after its ratings is."""
+    return "" if opinion_in(reply.answer, "a") else reply.fault
 
 
 def _look(first: Side, prompt: str, heard: Heard) -> Look:
-    opinion = None if isinstance(heard.reply, NoReply) else opinion_in(heard.reply.text, first)
-    refused = isinstance(heard.reply, Reply) and (heard.reply.refused or refuses(heard.reply.text))
+    reply = heard.reply
+    if isinstance(reply, Reply) and (fault := _fault(reply)):
+        return Look(first, replace(heard.no_rating(fault), key=_key(prompt)))
+    opinion = None if isinstance(reply, NoReply) else opinion_in(reply.answer, first)
+    refused = isinstance(reply, Reply) and (reply.refused or refuses(reply.answer))
     rating = heard.rating("rated" if opinion else "refused" if refused else "unparsable")
     return Look(first, replace(rating, key=_key(prompt)), opinion)
 
@@ -263,7 +272,7 @@ def opinion_in(text: str, first: Side) -> Opinion | None:
         rated = {letters[name]: {d: _rated(scores[d]) for d in DIMENSIONS} for name, scores in said["ratings"].items()}
         winner, alignment = (letters[said[name].upper()] for name in ("winner", "alignment_winner"))
         return Opinion(winner, alignment, rated["a"], rated["b"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -295,7 +304,9 @@ def summarise(record: PairRecord, pairs: Sequence[Pair]) -> None:
     found = [(pair, opinion) for pair in pairs if (opinion := settled(pair))]
     users = [pair.user for pair, _ in found]
     record.compared = len(found)
-    record.failed = sum(any(look.rating.outcome == "failed" for look in pair.looks) for pair in pairs)
+    record.failed = sum(
+        any(look.rating.outcome == "failed" or not look.rating.final for look in pair.looks) for pair in pairs
+    )
     record.status = "partial" if record.failed else "complete"
     opinions = [opinion for _, opinion in found]
     record.metrics = shares(opinions, users)

@@ -102,7 +102,7 @@ class PairRecord(BaseModel):
     compared: int = 0
     """With an opinion that counts: of a judge in both orders, of people by a majority of at least one vote."""
     failed: int = 0
-    """Without an answer of the judge."""
+    """Without an answer of the judge, or with one that is not whole; the same command asks again."""
     annotators: list[str] = []
     metrics: dict[str, dict[str, MetricValue]] = {}
     """`a` and `b`: what each side got; `both`: of the pair; `b-a`: differences of ratings. Shares are 0 to 1."""

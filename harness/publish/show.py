@@ -61,6 +61,15 @@ def warnings(record: RunRecord) -> list[str]:
         lines.append(
             f"the judge refused to rate {health.unrated} samples or gave no number; they are in no metric of it"
         )
+    if health.unsettled and health.unrated:
+        lines.append(
+            f"{health.unsettled} samples have an answer of the judge that is not whole (cut off, empty, or nothing but thoughts) or "
+            "none; 'harness score RUN' asks again"
+        )
+    if record.judging is not None and record.judging.greedy is False:
+        lines.append(
+            "the judge's server takes no temperature 0: its ratings are draws, and another run of it gives others"
+        )
     if record.config.judge is not None and record.config.judge.name == "lexicon":
         lines.append("judged by word lists: not comparable with a language model's judgement")
     if health.unparsed:

@@ -211,6 +211,8 @@ class Health(_Part):
     """Answered, and no judge has answered about them yet."""
     unrated: int | None = None
     """The judge refused to rate them, or gave no number."""
+    unsettled: int | None = None
+    """Of the unjudged and unrated, those that the next `harness score` asks about again."""
     noop: bool | None = None
 
 
@@ -243,6 +245,8 @@ class Judging(_Part):
     """What came of the judge's questions, and what this run paid for them: equal questions once, and not the one question
     (some 20 tokens) that shows how a server writes numbers."""
 
+    greedy: bool | None = None
+    """Whether every rating was asked for at temperature 0; where False, some are draws. None where that is not known."""
     mode: str = ""
     """`logprobs` and `numbers`: an expectation over numbers, of the first token and of whole strings; `text`: the number
     in the answer; `lexicon`: word lists."""
@@ -254,6 +258,8 @@ class Judging(_Part):
     refused: int = 0
     unparsable: int = 0
     failed: int = 0
+    not_final: int = 0
+    """Of all these, how many the next `harness score` asks for again: failed, cut off, empty, or nothing but thoughts."""
     retries: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -261,6 +267,8 @@ class Judging(_Part):
     """None where no price is known."""
     seconds: float = 0.0
     """Waiting for the judge, in all sittings."""
+    sent: list[dict[str, Any]] = []
+    """What was asked for beside the questions: the fields of the requests, each set of them once."""
 
 
 Status = Literal["running", "complete", "partial", "failed", "interrupted"]

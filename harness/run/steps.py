@@ -80,7 +80,7 @@ def cell_steps(
         record = folder.record()
         finished = record is not None and record.status in ("complete", "partial")
         if record is not None and finished and not (cell.settings.retry_failed and record.status == "partial"):
-            failed = record.health.errors + (record.health.unjudged or 0)
+            failed = record.health.errors + (record.health.unsettled or record.health.unjudged or 0)
             again = f"; {failed} samples failed, --retry_failed tries them again"
             console.say(f"already there: {folder.path}{again if record.status == 'partial' else ''}")
         else:

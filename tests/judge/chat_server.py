@@ -33,6 +33,10 @@ class Server:
     gives_logprobs: bool = True
     refuses: tuple[str, ...] = ()
     """Request fields it does not take."""
+    scripted: Callable[[dict[str, Any]], tuple[int, dict[str, Any]] | None] = lambda request: None
+    """Request -> status and body; None where the server answers as usual."""
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     waiting: int = 0
     most_waiting: int = 0
     delay: float = 0.0
@@ -66,6 +70,8 @@ def serving(server: Server) -> Iterator[Server]:
             prompt = request["messages"][-1]["content"]
             with server.lock:
                 server.asked.append(request)
+                server.headers.append(dict(self.headers))
+                server.paths.append(self.path)
                 server.waiting += 1
                 server.most_waiting = max(server.waiting, server.most_waiting)
                 tries = sum(r["messages"] == request["messages"] for r in server.asked)
@@ -78,7 +84,10 @@ def serving(server: Server) -> Iterator[Server]:
 
         def react(self, request: dict[str, Any], prompt: str, fault: str) -> None:
             unknown = [name for name in server.refuses if name in request]
-            if self.headers["Authorization"] != "Bearer secret":
+            script = server.scripted(request)
+            if script is not None:
+                self.send(*script)
+            elif self.headers["Authorization"] != "Bearer secret":
                 self.send(401, {"error": {"message": "Incorrect API key provided"}})
             elif request["model"] == "missing" or self.path != "/v1/chat/completions":
                 self.send(404, {"error": {"message": "no such model"}})

@@ -26,10 +26,8 @@ from harness.data import Labelled
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, HarnessError, UsageError
-from harness.judge.endpoint import Ask, Endpoint, Limits, NoReply, Reply
 from harness.judge.judges import CALIBRATION, ModelJudge, expectation, number_in, open_judge, refuses
 from harness.judge.local import LocalModel
-from harness.judge.reply_cache import ReplyCache
 from harness.methods.plain import Plain
 from harness.publish.leaderboard import render
 from harness.publish.show import warnings
@@ -39,6 +37,9 @@ from harness.run.contract import random_lm, toy_examples
 from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import System
+from harness.servers.chat import Ask, NoReply, Reply
+from harness.servers.endpoint import Endpoint, Limits
+from harness.servers.reply_cache import ReplyCache
 from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
 from harness.tasks import TASKS

@@ -2,23 +2,31 @@
 
 At most `concurrency` requests wait together. A 429, a 5xx, a timeout, a broken connection or an answer that is no JSON
 is tried again after growing pauses; a wrong key, an unknown model or an empty account stops the rest, and so do many
-failures in a row. What a server does not take (log-probabilities, `max_tokens`, a temperature) is left out once it has
-said so. Ctrl-C sends nothing more and waits for the answers on their way, which are paid for; a second one does not.
+failures in a row. A field that a server does not take (`seed`, a temperature, log-probabilities, `max_tokens`) is left out
+once the server has named it as the reason and taken the request without it; every reply says what it was asked with. A
+model that spends its tokens on thoughts is given more of them. Ctrl-C sends nothing more and waits for the answers on
+their way, which are paid for; a second one does not.
+
+A server's address may hold credentials (`http://me:word@host/v1?api_key=...`): they are sent, and appear nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import email.utils
+import math
 import os
 import random
-from collections.abc import Callable, Coroutine, Sequence
+import time
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import DataMissing
+from harness.servers.address import Address
+from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields
 
 if TYPE_CHECKING:
     import openai
@@ -27,12 +35,12 @@ T = TypeVar("T")
 
 ENDPOINT = "openai/"
 OPENAI = "https://api.openai.com/v1"
-TOP = 20
-"""Candidates for the first token that a server is asked for: as many as OpenAI gives."""
 THOUGHTS = 4096
 """Tokens left to a model that thinks before it answers and counts its thoughts as output."""
 _PATIENCE = 8
 """Requests that fail one after the other before no more are sent."""
+_LONGEST_PAUSE = 60.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -48,46 +56,14 @@ class Limits:
     """Seconds before the first of them, doubled for each that follows, 30 at most."""
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One request."""
-
-    messages: tuple[tuple[str, str], ...]
-    """(role, content)."""
-    max_tokens: int
-    numbers: Literal["", "wanted", "needed"] = ""
-    """Whether the answer's likely first tokens are asked for; an answer without those needed is a broken one."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    candidates: tuple[tuple[str, float], ...] | None = None
-    """What the answer may begin with and its log-probability in nats; None where the server does not say."""
-    tokens: tuple[str, ...] = ()
-    """Of the text, where the server gives log-probabilities."""
-    refused: bool = False
-    """Whether the server marks it as a refusal."""
-    finish: str = ""
-    model: str = ""
-    """How the server names the model that answered."""
-    input_tokens: int = 0
-    output_tokens: int = 0
-    retries: int = 0
-
-
-@dataclass(frozen=True)
-class NoReply:
-    reason: str
-    hopeless: bool = False
-    """Whether no other request to this server can be answered either."""
-
-
 class Endpoint:
     """Asks one model. It cuts no prompt: one that is too long for the server has no reply."""
 
     def __init__(self, model: str, whose: str, base_url: str | None = None, limits: Limits = Limits()) -> None:
-        """`whose` request it is (judge, writer) says the message where neither a key nor a server is given: DataMissing."""
+        """`whose` request it is (judge, writer) says the message where neither a key nor a server is given: DataMissing.
+
+        Raises UsageError for an address that is none.
+        """
         self.model = model
         self.limits = limits
         self._key = os.environ.get("OPENAI_API_KEY")
@@ -96,8 +72,13 @@ class Endpoint:
             raise DataMissing(
                 f"{whose} '{ENDPOINT}{model}' needs $OPENAI_API_KEY, or $OPENAI_BASE_URL of a server that needs no key"
             )
-        self.base_url = (base_url or OPENAI).rstrip("/")
+        self._server = Address.at(base_url or OPENAI, whose)
         self._dialect = _Dialect()
+
+    @property
+    def base_url(self) -> str:
+        """Where the server is, without credentials."""
+        return self._server.shown
 
     def ask(
         self, asks: Sequence[Ask], done: Callable[[int, Reply | NoReply], None] = lambda number, reply: None
@@ -122,7 +103,12 @@ class Endpoint:
                 done(number, found[number])
 
         client = openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=self.base_url, timeout=self.limits.timeout, max_retries=0
+            api_key=self._key or "none",
+            base_url=self._server.url,
+            default_query=dict(self._server.query),
+            default_headers=dict(self._server.headers),
+            timeout=self.limits.timeout,
+            max_retries=0,
         )
         async with client:
             workers = [asyncio.create_task(work()) for _ in range(min(self.limits.concurrency, len(asks)))]
@@ -140,22 +126,36 @@ class Endpoint:
     async def _one(self, client: openai.AsyncOpenAI, ask: Ask, stop: _Stop) -> Reply | NoReply:
         import openai
 
-        attempt = 0
+        attempt, spent = 0, (0, 0)
+        trial: _Dialect | None = None
+        """What the server may take, until it has."""
         while True:
-            dialect, asked_to_wait = self._dialect, 0.0
+            dialect, asked_to_wait = trial or self._dialect, 0.0
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     reply = await self._send(client, ask, dialect)
                 if ask.numbers == "needed" and reply.candidates is None:
-                    raise _Malformed("an answer without the log-probabilities that were asked for")
+                    raise Malformed("an answer without the log-probabilities that were asked for")
+                if trial is not None:
+                    self._dialect, trial = self._dialect.and_(trial), None
                 stop.failures = 0
-                return replace(reply, retries=attempt)
-            except openai.APIStatusError as error:
-                simpler = dialect.without_refused(error)
-                if simpler is not None:
-                    self._dialect = simpler
+                reply = replace(
+                    reply,
+                    retries=attempt,
+                    input_tokens=reply.input_tokens + spent[0],
+                    output_tokens=reply.output_tokens + spent[1],
+                )
+                if reply.only_thoughts and ask.numbers != "needed" and not dialect.roomy:
+                    self._dialect = replace(self._dialect, roomy=True)
+                    spent = reply.input_tokens, reply.output_tokens
                     continue
-                reason, asked_to_wait = _line(error), _retry_after(error)
+                return reply
+            except openai.APIStatusError as error:
+                refused = refused_fields(error.status_code, error.body, self._fields(ask, dialect), ask)
+                if refused:
+                    trial = dialect.leaving(refused)
+                    continue
+                reason, asked_to_wait = self._line(error), _retry_after(error)
                 if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
                     stop.reason, stop.hopeless = f"{ENDPOINT}{self.model} at {self.base_url}: {reason}", True
                     return NoReply(stop.reason, hopeless=True)
@@ -163,8 +163,8 @@ class Endpoint:
                     return NoReply(reason)
             except (TimeoutError, openai.APITimeoutError):
                 reason = f"no answer within {self.limits.timeout:g} s"
-            except (openai.OpenAIError, _Malformed) as error:
-                reason = _line(error)
+            except (openai.OpenAIError, Malformed) as error:
+                reason = self._line(error)
             if attempt == self.limits.retries or stop.reason:
                 break
             attempt += 1
@@ -179,20 +179,28 @@ class Endpoint:
             stop.reason = f"not asked, since {stop.failures} requests in a row failed: {reason}"
         return NoReply(reason)
 
+    def _fields(self, ask: Ask, dialect: _Dialect) -> dict[str, Any]:
+        """What a request says beside its messages."""
+        room = ask.max_tokens + (THOUGHTS if dialect.roomy else 0)
+        fields = {"max_completion_tokens" if dialect.renamed else "max_tokens": room, **ask.sampling}
+        if ask.numbers:
+            fields |= {"logprobs": True, "top_logprobs": TOP}
+        return {name: value for name, value in fields.items() if name not in dialect.without}
+
     async def _send(self, client: openai.AsyncOpenAI, ask: Ask, dialect: _Dialect) -> Reply:
-        options: dict[str, Any] = {}
-        if dialect.thinks:
-            options["max_completion_tokens"] = ask.max_tokens + THOUGHTS
-        else:
-            options["max_tokens"] = ask.max_tokens
-        if dialect.greedy:
-            options |= {"temperature": 0, "seed": 0}
-        if ask.numbers and dialect.log_probabilities:
-            options |= {"logprobs": True, "top_logprobs": TOP}
+        fields = self._fields(ask, dialect)
         # a model may have answered half a surrogate pair, which cannot be sent
         messages: Any = [{"role": r, "content": c.encode(errors="replace").decode()} for r, c in ask.messages]
-        raw = await client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **options)
-        return _reply(raw.http_response.content)
+        raw = await client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **fields)
+        reply = read_reply(raw.http_response.content, strict=ask.numbers == "needed")
+        return replace(reply, sent=fields, model=self._shown(reply.model))
+
+    def _line(self, error: Exception) -> str:
+        """An error in one line, as it may be shown."""
+        return self._shown(" ".join(str(error).split()))[:200] or type(error).__name__
+
+    def _shown(self, text: str) -> str:
+        return self._server.hide(text, self._key or "")
 
 
 @dataclass
@@ -210,69 +218,35 @@ class _Stop:
 class _Dialect:
     """What a server takes, as far as it has not said otherwise."""
 
-    thinks: bool = False
-    """Whether the limit is called `max_completion_tokens` and covers thoughts."""
-    greedy: bool = True
-    """Whether it can be told a temperature and a seed."""
-    log_probabilities: bool = True
+    renamed: bool = False
+    """Whether the limit is called `max_completion_tokens`. It covers thoughts."""
+    roomy: bool = False
+    """Whether the model thinks before it answers, and needs tokens for that."""
+    without: frozenset[str] = frozenset()
+    """Fields it does not take."""
 
-    def without_refused(self, error: openai.APIStatusError) -> _Dialect | None:
-        """The dialect without what this error complains of; None where that is something else."""
-        said = str(error.body).lower()
-        if error.status_code not in (400, 403, 422):
-            return None
-        if self.log_probabilities and "logprobs" in said:
-            return replace(self, log_probabilities=False)
-        if not self.thinks and "max_completion_tokens" in said:
-            return replace(self, thinks=True)
-        if self.greedy and ("temperature" in said or "seed" in said):
-            return replace(self, greedy=False)
-        return None
+    def leaving(self, refused: Collection[str]) -> _Dialect:
+        """Without these fields, or with the other name of the limit."""
+        renamed = self.renamed or "max_tokens" in refused
+        numbers = {"logprobs", "top_logprobs"} if {"logprobs", "top_logprobs"} & set(refused) else set()
+        left_out = self.without | (set(refused) - {"max_tokens"}) | numbers
+        return _Dialect(renamed, self.roomy or renamed, frozenset(left_out))
 
-
-class _Malformed(Exception):
-    """An answer that is not what the protocol says."""
-
-
-def _reply(content: bytes) -> Reply:
-    try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-        message = choice["message"]
-        text, usage = message.get("content") or message.get("refusal") or "", body.get("usage") or {}
-        shown = (choice.get("logprobs") or {}).get("content") or []
-        candidates = (
-            [(str(top["token"]), float(top["logprob"])) for top in (shown[0].get("top_logprobs") or [])[:TOP]]
-            if shown
-            else []
-        )
-        if not isinstance(text, str):
-            raise TypeError("content is no text")
-        return Reply(
-            text,
-            tuple(candidates) or None,
-            tuple(str(token["token"]) for token in shown),
-            refused=bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter",
-            finish=str(choice.get("finish_reason") or ""),
-            model=str(body.get("model") or ""),
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        start = content[:80].decode(errors="replace")
-        raise _Malformed(f"an answer that is no chat completion ({type(error).__name__}): {start!r}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    def and_(self, other: _Dialect) -> _Dialect:
+        return _Dialect(self.renamed or other.renamed, self.roomy or other.roomy, self.without | other.without)
 
 
 def _retry_after(error: openai.APIStatusError) -> float:
-    """Seconds the server asks to wait, a minute at most."""
+    """Seconds the server asks to wait, a minute at most; it may say a date."""
+    said = error.response.headers.get("retry-after", "0")
     try:
-        return min(60.0, max(0.0, float(error.response.headers.get("retry-after", 0))))
-    except ValueError:  # a date; the pauses of our own will do
-        return 0.0
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(_LONGEST_PAUSE, max(0.0, seconds)) if not math.isnan(seconds) else 0.0
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
-from harness.fit.artifacts import ArtifactStore
-from harness.judge.endpoint import Reply
+from harness.servers.chat import Reply
+from harness.user_cache import user_cache
 
 _WAIT = 60.0
 """Seconds for another process to finish its write."""
@@ -34,7 +34,7 @@ class ReplyCache:
     """Rows are read and written inside `open`."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or ArtifactStore().root.parent / "judge.sqlite"
+        self.path = path or user_cache() / "judge.sqlite"
 
     @staticmethod
     def key(asked: Mapping[str, Any]) -> str:
@@ -66,10 +66,18 @@ class Rows:
         row = self._database.execute("SELECT reply, payer FROM replies WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
-        fields = json.loads(row[0])
-        candidates = fields["candidates"]
-        pairs = None if candidates is None else tuple((token, logprob) for token, logprob in candidates)
-        return Kept(Reply(**{**fields, "candidates": pairs, "tokens": tuple(fields["tokens"])}), row[1])
+        try:
+            fields = json.loads(row[0])
+            candidates = fields["candidates"]
+            pairs = None if candidates is None else tuple((token, logprob) for token, logprob in candidates)
+            return Kept(Reply(**{**fields, "candidates": pairs, "tokens": tuple(fields["tokens"])}), row[1])
+        except (ValueError, KeyError, TypeError):  # of another version
+            return None
+
+    def drop(self, key: str) -> None:
+        """Forget a reply that is none."""
+        with self._database:
+            self._database.execute("DELETE FROM replies WHERE key = ?", (key,))
 
     def put(self, key: str, asked: Mapping[str, Any], reply: Reply, payer: str) -> None:
         """It is on disk when this returns. Of two processes that paid for one question the first is kept."""

@@ -1,0 +1,62 @@
+"""Where a server is. Its address may hold credentials: they go with requests and appear nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from harness.errors import UsageError
+from harness.shown import without_credentials
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where requests go, and what goes with them that nobody may see."""
+
+    url: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    shown: str
+    secrets: Sequence[str]
+
+    @classmethod
+    def at(cls, address: str, whose: str) -> Address:
+        """Raises UsageError, which does not repeat the address, where it is none."""
+        wrong = UsageError(
+            f"the {whose}'s server has no valid address; give one as in http://HOST:PORT/v1, and in its user name and "
+            "password / ? # @ as %2F %3F %23 %40"
+        )
+        try:
+            parts = urlsplit(address.strip())
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            raise wrong from None
+        if (
+            parts.scheme.lower() not in ("http", "https")
+            or not host
+            or "@" in parts.path + parts.query + parts.fragment
+        ):
+            raise wrong
+        name, word = unquote(parts.username or ""), unquote(parts.password or "")
+        basic = base64.b64encode(f"{name}:{word}".encode()).decode()
+        place = f"[{host}]" if ":" in host else host
+        url = f"{parts.scheme}://{place}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
+        query = dict(parse_qsl(parts.query))
+        return cls(
+            url,
+            query,
+            {"Authorization": f"Basic {basic}"} if name or word else {},
+            without_credentials(f"{url}?{parts.query}" if parts.query else url),
+            [secret for secret in (word or name, parts.password or "", basic, *query.values()) if secret],
+        )
+
+    def hide(self, text: str, *more: str) -> str:
+        """`text` as it may be shown, whatever of the credentials, or of `more` of them, a server repeats in it."""
+        text = re.sub(r"([?&][\w.-]+)=[^\s&'\"]+", r"\1=***", without_credentials(text))
+        for secret in sorted({part for s in (*self.secrets, *more) for part in (s, unquote(s))}, key=len, reverse=True):
+            if len(secret) > 3:  # else it is a part of usual words
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+        return text
