@@ -123,7 +123,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a run with its 95 % interval (bootstrap over users where the metric is a mean over samples)."""
+    """One number of a run with its 95 % interval over users, where there is one (`harness.statistics.intervals`)."""
 
     value: float | None
     n: int
@@ -155,6 +155,9 @@ class Task(ABC):
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
     per_sample: ClassVar[Mapping[str, str]] = {}
     """Metric -> the number of a sample that it is the mean of, where that has another name."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Number of a sample -> its least and greatest possible value, for those that have both and can be others than 0 and 1.
+    With them an interval knows that all right so far is not always right."""
     independent: ClassVar[Literal["user", "item"]] = "user"
     """What is drawn for an interval, and exchanged in a test of two runs."""
 

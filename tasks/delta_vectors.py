@@ -8,6 +8,8 @@ What the paper leaves open, and what is done here:
   its template shows. Any other method is measured alike, against the task's plain prompt without its edits and adapters.
 - "The 16th layer" is read as the output of block 15 of 32 (`hidden_states[16]`), so of block L/2 - 1 of L.
 - Ranks are of the uncentred vectors (the collective shift is part of them), by variance; by sigma, and centred, beside it.
+- The collective share and the cosine to the mean are of pairs of different users, since a user compared with a mean that holds
+  their own vector agrees with it by 1/N; their intervals are jackknifes over users.
 - Distances of Figure 4 are Euclidean, to the mean vector, in the subspace that holds 95 %.
 """
 
@@ -26,6 +28,7 @@ from harness.errors import ContextTooLong, UsageError, UserFailed
 from harness.plan import LAST_PROMPT, Site, Stream
 from harness.registry import task_class, task_name
 from harness.statistics import metrics
+from harness.statistics.intervals import jackknife_interval
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
@@ -128,19 +131,7 @@ class DeltaVectors(Task):
         made |= {
             f"per_mille{round(100 * s)}": Metric(1000 * r / most, n, higher_is_better=False) for s, r in ranks.items()
         }
-        shown = [Sample(user, user) for user in users]
-
-        def share(chosen: np.ndarray) -> float:
-            return collective_share(vectors[chosen])
-
-        def cosine(chosen: np.ndarray) -> float:
-            return float(cosines[chosen].mean())
-
-        cosines = cosines_to_the_others(vectors)
-        made["collective_share"] = metrics.metric(shown, share, note=f"{1 / n:.4f} where directions are random")
-        made["cosine_to_mean"] = metrics.metric(shown, cosine)
-        made["norm"] = metrics.mean(graded, "norm")
-        return made
+        return made | _in_common(vectors) | {"norm": metrics.mean(graded, "norm")}
 
     def analysis(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
         """`delta_vectors`: what Figures 2 and 4 show, users in the order of `users`."""
@@ -170,7 +161,6 @@ class DeltaVectors(Task):
                     "centred": _named(ranks_of(subspace(centred).sigma ** 2)),
                 },
                 "energy": _rounded(energy[: int(np.searchsorted(energy, 0.99)) + 1]),
-                "random_share": 1 / len(users),
                 "mean": _rounded(coordinates.mean(axis=0)),
                 "std": _rounded(coordinates.std(axis=0)),
                 "users": users,
@@ -216,17 +206,74 @@ def ranks_of(energy: np.ndarray) -> dict[float, int]:
     return {share: int(np.searchsorted(held, share - 1e-12)) + 1 if whole else 0 for share in SHARES}
 
 
-def collective_share(vectors: np.ndarray) -> float:
-    """|mean v|^2 / mean |v|^2 of [N, D]: 1 where all vectors are equal, about 1/N where their directions are random."""
-    energy = float((vectors**2).sum(axis=1).mean())
-    return float((vectors.mean(axis=0) ** 2).sum()) / energy if energy else 0.0
+class Estimate(NamedTuple):
+    """A number, and what it is without each user in turn."""
+
+    value: float
+    without: np.ndarray
+    """[N], NaN where there is none."""
 
 
-def cosines_to_the_others(vectors: np.ndarray) -> np.ndarray:
-    """Cosine of each vector with the mean of all others, [N]: 0 on average where directions are random."""
-    others = vectors.sum(axis=0) - vectors
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
-    return (vectors * others).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
+def collective_share(vectors: np.ndarray) -> Estimate:
+    """|E v|^2 / E |v|^2 of vectors [N, D], N > 1: mean v_i . v_j of i != j by mean |v|^2.
+
+    1 where all vectors are equal, 0 on average where their directions are random, and below 0 by chance.
+    """
+    products, energy = _of_pairs(vectors, vectors), _means((vectors**2).sum(axis=1))
+    return Estimate(*_divided(products, energy))
+
+
+def cosine_to_mean(vectors: np.ndarray) -> Estimate:
+    """Mean cosine of a user's vector with the mean of all users: mean u_i . v_j of i != j by the root of mean v_i . v_j, where
+    u_i is v_i at length 1 (a vector of no length has no direction, and counts 0). NaN where that root has none."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    directions = vectors / np.where(lengths > 0, lengths, 1.0)[:, None]
+    whole, without = (np.sqrt(np.where(part > 0, part, np.nan)) for part in _of_pairs(vectors, vectors))
+    return Estimate(*_divided(_of_pairs(directions, vectors), (whole, without)))
+
+
+Parts = tuple[Any, Any]
+"""A mean, and the means without each user."""
+
+
+def _of_pairs(a: np.ndarray, b: np.ndarray) -> Parts:
+    """Mean of a_i . b_j over i != j, of [N, D] each."""
+    n, sum_a, sum_b, own = len(a), a.sum(axis=0), b.sum(axis=0), (a * b).sum(axis=1)
+    whole = sum_a @ sum_b - own.sum()
+    without = whole - a @ sum_b - b @ sum_a + 2 * own
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(whole, n * (n - 1)), np.divide(without, (n - 1) * (n - 2))
+
+
+def _means(values: np.ndarray) -> Parts:
+    n = len(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return values.mean(), np.divide(values.sum() - values, n - 1)
+
+
+def _divided(above: Parts, below: Parts) -> tuple[float, np.ndarray]:
+    """0 where there is nothing to divide by."""
+    value, without = (
+        np.where(under == 0, 0.0, over / np.where(under == 0, 1.0, under))
+        for over, under in zip(above, below, strict=True)
+    )
+    return float(value), without
+
+
+def _in_common(vectors: np.ndarray) -> dict[str, Metric]:
+    """What the users' vectors share. The cosine needs a direction in common: a share whose interval lies above 0."""
+    n = len(vectors)
+    if n < 2:
+        return {name: Metric(None, n, note="one user") for name in ("collective_share", "cosine_to_mean")}
+    share, cosine = collective_share(vectors), cosine_to_mean(vectors)
+    low, high = metrics.known(jackknife_interval(*share))
+    found = Metric(share.value, n, low, high, note="0 where directions are random")
+    ends = [min(max(end, -1.0), 1.0) for end in jackknife_interval(*cosine)]
+    if share.value <= 0 or (low is not None and low <= 0):
+        against = Metric(None, n, note="the users show no direction in common to hold them against")
+    else:
+        against = Metric(min(cosine.value, 1.0), n, *metrics.known(ends))
+    return {"collective_share": found, "cosine_to_mean": against}
 
 
 def _differs(system: System, example: Example) -> bool:

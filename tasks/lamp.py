@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.statistics import metrics
+from harness.statistics.intervals import UNIT
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 from harness.tasks import lamp_prompts, oppu_data
 
@@ -197,16 +198,16 @@ class Classification(Lamp):
         number = {label: i for i, label in enumerate(lamp_prompts.LABELS[self.name])}
         golds = np.array([number[sample.targets[0].strip()] for sample in graded], dtype=int)
 
-        def f1(answers: Sequence[Any]) -> Callable[[np.ndarray], float]:
+        def f1(answers: Sequence[Any]) -> Metric:
             codes = np.array([number.get(answer, -1) for answer in answers], dtype=int)
-            return lambda chosen: metrics.macro_f1(golds[chosen], codes[chosen], len(number))
+            return metrics.macro_f1_metric(graded, golds, codes, list(number))
 
         official, lenient = [s.parsed for s in graded], [s.extra["lenient"] for s in graded]
         return {
             "accuracy": metrics.mean(graded, "correct", note=_unparsed(official, "counted wrong")),
-            "f1": metrics.metric(graded, f1(official)),
+            "f1": f1(official),
             "accuracy_lenient": metrics.mean(graded, "correct_lenient", note=_unparsed(lenient, "counted wrong")),
-            "f1_lenient": metrics.metric(graded, f1(lenient)),
+            "f1_lenient": f1(lenient),
         }
 
 
@@ -215,6 +216,10 @@ class Rating(Lamp):
 
     max_new_tokens = 16
     per_sample = {"mae": "abs_error", "mae_lenient": "abs_error_lenient"}
+    # of ratings from 1 to 5; where an official answer lies outside, its error does too and the bounds are not used
+    ranges = {
+        f"{kind}_error{suffix}": (0, most) for kind, most in (("abs", 4), ("sq", 16)) for suffix in ("", "_lenient")
+    }
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         parsed, lenient = metrics.parse_rating(response), metrics.parse_rating_leniently(response)
@@ -234,15 +239,18 @@ class Rating(Lamp):
         lenient = _unparsed([sample.extra["lenient"] for sample in graded], "counted as the farther of 1 and 5")
         result = {}
         for suffix, text in (("", note), ("_lenient", lenient)):
-            result[f"mae{suffix}"] = metrics.mean(graded, f"abs_error{suffix}", note=text, higher_is_better=False)
-            result[f"rmse{suffix}"] = metrics.mean(
-                graded, f"sq_error{suffix}", note=text, root=True, higher_is_better=False
-            )
+            for metric, root in (("abs", False), ("sq", True)):
+                name = f"{metric}_error{suffix}"
+                result[f"{'rmse' if root else 'mae'}{suffix}"] = metrics.mean(
+                    graded, name, note=text, root=root, higher_is_better=False, bounds=self.ranges[name]
+                )
         return result
 
 
 class Generation(Lamp):
     """ROUGE-1, ROUGE-L and METEOR (with and without a split into sentences, see `harness.statistics.metrics`)."""
+
+    ranges = dict.fromkeys(("rouge1", "rougeL", "meteor", "meteor_unsplit"), UNIT)
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         answer = response.strip()
@@ -256,10 +264,10 @@ class Generation(Lamp):
         unsplit = sum(s.metrics["meteor"] is None and s.metrics["meteor_unsplit"] is not None for s in graded)
         note = f"{unsplit} answers or golds need NLTK's punkt_tab: {metrics.PUNKT_HINT}" if unsplit else ""
         return {
-            "rouge1": metrics.mean(graded, "rouge1"),
-            "rougeL": metrics.mean(graded, "rougeL"),
-            "meteor": metrics.mean(graded, "meteor", missing=note or metrics.wordnet_missing()),
-            "meteor_unsplit": metrics.mean(graded, "meteor_unsplit", missing=metrics.wordnet_missing()),
+            "rouge1": metrics.mean(graded, "rouge1", bounds=UNIT),
+            "rougeL": metrics.mean(graded, "rougeL", bounds=UNIT),
+            "meteor": metrics.mean(graded, "meteor", missing=note or metrics.wordnet_missing(), bounds=UNIT),
+            "meteor_unsplit": metrics.mean(graded, "meteor_unsplit", missing=metrics.wordnet_missing(), bounds=UNIT),
         }
 
 

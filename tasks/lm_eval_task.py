@@ -3,7 +3,7 @@
 lm-eval makes the documents, the contexts and the grades (EleutherAI/lm-evaluation-harness, 0.4.12 or newer); the engine
 answers, under any method, and keeps a record as of every task. `--data FOLDER` adds task files of one's own (lm-eval's
 include_path). Differs from `lm_eval run`: `--limit` counts documents of all the group's tasks together, metrics of a
-group are means over its documents, and intervals are bootstrapped (means only). Whole-text perplexity, several samples
+group are means over its documents, and only means have intervals. Whole-text perplexity, several samples
 a document and settings that differ between the tasks of a group are refused; the last of these run one by one.
 """
 
@@ -25,6 +25,7 @@ from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, query, written
 from harness.statistics.intervals import mean_interval
+from harness.statistics.metrics import known
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
@@ -301,8 +302,8 @@ def _metrics(graded: Sequence[Sample], sources: Mapping[str, Any]) -> dict[str, 
         higher = next((s.higher_is_better()[metric] for s in sources.values() if metric in s.higher_is_better()), True)
         if all(rule is None or getattr(rule, "__name__", "") == "mean" for rule in rules):
             array = np.array(list(values.values()), dtype=float)
-            low, high = (None if np.isnan(end) else end for end in mean_interval(array, list(values)))
-            found[name] = Metric(float(array.mean()), len(array), low, high, bool(higher))
+            ends = known(mean_interval(array, list(values)))
+            found[name] = Metric(float(array.mean()), len(array), *ends, bool(higher))
         elif len(rules) == 1 and rules[0] is not None:
             value = rules[0](list(values.values()))
             found[name] = Metric(float(value), len(values), None, None, bool(higher), "no interval: not a mean")

@@ -35,6 +35,7 @@ from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, written
 from harness.statistics.intervals import mean_interval
+from harness.statistics.metrics import known
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class MMLU(Task):
         return replace(sample, parsed=sample.response.strip(), metrics={"accuracy": correct})
 
     def aggregate(self, samples: Sequence[Sample]) -> Mapping[str, Metric]:
-        """Means over questions, as lm-eval's; intervals by a bootstrap over questions, whoever their users are."""
+        """Means over questions, as lm-eval's; intervals over questions, whoever their users are."""
         graded = [sample for sample in samples if sample.metrics]
         cut = sum(sample.cut_tokens > 0 for sample in graded)
         note = f"{cut} of {len(graded)} contexts cut from the left" if cut else ""
@@ -273,5 +274,4 @@ def _accuracy(graded: Sequence[Sample]) -> Metric:
     if not graded:
         return Metric(None, 0, note="no graded answer")
     values = np.array([sample.metrics["accuracy"] for sample in graded], dtype=float)
-    low, high = (None if np.isnan(end) else end for end in mean_interval(values, [sample.id for sample in graded]))
-    return Metric(float(values.mean()), len(graded), low, high, note="")
+    return Metric(float(values.mean()), len(graded), *known(mean_interval(values, [sample.id for sample in graded])))

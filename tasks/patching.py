@@ -38,6 +38,7 @@ from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, 
 from harness.json_files import read_json
 from harness.statistics import metrics
 from harness.statistics.intervals import ratio_intervals
+from harness.statistics.metrics import known
 from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
 from harness.tasks.mmlu import MMLU
 
@@ -385,8 +386,7 @@ def _first(patched: Sequence[Sample], part: str, positions: str) -> Metric:
         return Metric(None, 0, note="no sample was patched")
     shifts, swaps = _effects(patched, "denoised", part, positions)
     ends = ratio_intervals(shifts[:, :1], swaps, [sample.user for sample in patched])
-    low, high = (None if np.isnan(end[0]) else float(end[0]) for end in ends)
-    return Metric(float(shifts[:, 0].sum() / swaps.sum()), len(patched), low, high)
+    return Metric(float(shifts[:, 0].sum() / swaps.sum()), len(patched), *known([end[0] for end in ends]))
 
 
 def _matrices(patched: Sequence[Sample], *, heads: bool = True) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class Persona(Task):
 
     name = "persona"
     judged = True
+    ranges = {"trait": (0, 100), "coherence": (0, 100), "refused": (0, 1), "lexicon_share": (0, 1)}
     train_ignores = frozenset({"condition", "pairs", "rollouts"})
     source: ClassVar[str] = "all"
     """Which traits: what stands behind `persona:`."""
@@ -228,7 +229,7 @@ def _mean(graded: Sequence[Sample], name: str) -> Metric:
     if not rated:
         return Metric(None, 0, note=NO_JUDGE if not any(s.ratings for s in graded) else "no answer has a rating")
     note = f"{missing} of {len(graded)} answers have no rating and are left out" if missing else ""
-    return metrics.mean(rated, name, note=note)
+    return metrics.mean(rated, name, note=note, bounds=Persona.ranges[name])
 
 
 def _lexicon_share(text: str, name: str) -> float | None:

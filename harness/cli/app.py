@@ -13,7 +13,7 @@ from harness.cli import commands
 from harness.cli.commands import OldResults, RecordsArgument, with_options
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs
-from harness.cli.judge import judge_app, score
+from harness.cli.judge import judge_app, recompute, score
 from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
@@ -29,6 +29,7 @@ app.command()(run)
 app.command()(fit)
 app.command()(sweep)
 app.command()(score)
+app.command()(recompute)
 app.command()(compare)
 app.command()(figure)
 app.command()(table)

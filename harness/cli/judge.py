@@ -11,7 +11,7 @@ from harness.cli import commands
 from harness.cli.commands import with_options
 from harness.cli.declarations import Command, path_text
 from harness.cli.declarations import pairs as pairs_of
-from harness.errors import UsageError
+from harness.errors import DataMissing, UsageError
 
 if TYPE_CHECKING:
     from harness.judge.pairwise_record import PairRecord
@@ -62,6 +62,31 @@ def score(
     console.close()
     report(done, console, as_json=given["json"])
     raise typer.Exit(done.exit_code)
+
+
+def recompute(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 5 where a record would change.")] = False,
+) -> None:
+    """Compute metrics and intervals of all records again, from their saved samples; no model and no judge is asked.
+
+    For records that an older version of the harness made. Those without samples are named: run their commands again.
+    """
+    from collections import Counter
+
+    from harness.run.recompute import recompute
+
+    if not results.is_dir():
+        raise DataMissing(f"{results} is not a folder; give the folder that holds the records")
+    counts: Counter[str] = Counter()
+    for done in recompute(results, write=not check):
+        counts[done.outcome] += 1
+        if done.outcome != "same":
+            typer.echo(
+                ": ".join(filter(None, [f"{done.outcome}  {done.folder}", "; ".join(done.values), done.problem]))
+            )
+    typer.echo(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "no records", err=True)
+    raise typer.Exit(1 if counts["failed"] else 5 if check and counts["changed"] else 0)
 
 
 @judge_app.command()

@@ -4,7 +4,7 @@ Paper: Zhang et al., Preference Heads in Large Language Models, section 6.7 and 
 profile, the input, and two anonymous answers in random order; a judge rates five dimensions from 1 to 5, people choose the
 answer that suits the profile, majority of votes. It prints no prompt; ours is below.
 Differs: a judge sees each pair in both orders; ratings are their mean, and a side wins where it does in both. (The paper's
-judge saw one order.) Intervals are 95 % bootstrap over users, as everywhere.
+judge saw one order.) Intervals are 95 % over users, as everywhere.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from harness.records.store import read_record, read_samples
 from harness.registry import task_class
 from harness.run.console import Console
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.statistics.intervals import mean_interval
+from harness.statistics.intervals import UNIT, Bounds, mean_interval
 from harness.task import Sample, Selection
 
 REPLY_TOKENS = 400
@@ -312,8 +312,8 @@ def summarise(record: PairRecord, pairs: Sequence[Pair]) -> None:
     record.metrics = shares(opinions, users)
     for d in DIMENSIONS:
         a, b = [opinion.a[d] for opinion in opinions], [opinion.b[d] for opinion in opinions]
-        record.metrics["a"][d], record.metrics["b"][d] = mean(a, users), mean(b, users)
-        record.metrics["b-a"][d] = mean([y - x for x, y in zip(a, b, strict=True)], users)
+        record.metrics["a"][d], record.metrics["b"][d] = mean(a, users, (1, 5)), mean(b, users, (1, 5))
+        record.metrics["b-a"][d] = mean([y - x for x, y in zip(a, b, strict=True)], users, (-4, 4))
     looked = [(look, look.opinion) for pair, _ in found for look in pair.looks if look.opinion]
     same = [float(len({look.opinion.winner for look in pair.looks if look.opinion}) == 1) for pair, _ in found]
     decided = [float(o.winner == look.first) for look, o in looked if o.winner != "tie"]
@@ -333,13 +333,12 @@ def shares(opinions: Sequence[Opinion], users: Sequence[str]) -> dict[str, dict[
         won = {side: [float(choice == side) for choice, _ in voted] for side in ("a", "b", "tie")}
         found["a"][name], found["b"][name] = mean(won["a"], of), mean(won["b"], of)
         found["both"][name.replace("win", "tie")] = mean(won["tie"], of)
-        found["b-a"][name] = mean([y - x for x, y in zip(won["a"], won["b"], strict=True)], of)
+        found["b-a"][name] = mean([y - x for x, y in zip(won["a"], won["b"], strict=True)], of, (-1, 1))
     return found
 
 
-def mean(values: Sequence[float], users: Sequence[str]) -> MetricValue:
+def mean(values: Sequence[float], users: Sequence[str], bounds: Bounds = UNIT) -> MetricValue:
     if not values:
         return MetricValue(value=None, n=0, note="no pair has an opinion")
-    interval = mean_interval(values, users)
-    low, high = (None if math.isnan(end) else end for end in interval)
+    low, high = (None if math.isnan(end) else end for end in mean_interval(values, users, bounds))
     return MetricValue(value=sum(values) / len(values), n=len(values), low=low, high=high)

@@ -37,7 +37,7 @@ def score(
     Raises UsageError where it was not answered to the end, or by another version of the task.
     """
     console, record = console or Console(), read_record(folder)
-    task = _task(record, data)
+    task = task_of(record, data)
     answered = {sample.id for sample in read_samples(folder)}
     if not record.batches or not answered.issuperset(i for batch in record.batches for i in batch):
         raise UsageError(f"{folder} was not answered to the end; the same 'harness run' command goes on with it")
@@ -58,7 +58,8 @@ def score(
         return Outcome(record, target.path, 3 if record.status == "partial" else 0)
 
 
-def _task(record: RunRecord, data: str | None) -> Task:
+def task_of(record: RunRecord, data: str | None) -> Task:
+    """The task that made the record. Raises UsageError where it is of another version now."""
     config = record.config.task
     task = rebuild_task(task_class(config.name), config.options, data)
     if task.version != config.version:

@@ -26,11 +26,13 @@ from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
 from harness.run.system import Answer, Generation, System, _Asked
-from harness.statistics.intervals import RESAMPLES
 from harness.task import Sample
 
 POINT_ROWS = 8
 """Rows of a shared batch, in the largest batches of a single run; fewer where memory does not suffice."""
+
+RESAMPLES = 1000
+"""Of the users, to see where else the peak could be."""
 
 T = TypeVar("T")
 

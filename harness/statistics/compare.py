@@ -13,11 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.options import rebuild_task
 from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
 from harness.registry import task_class
+from harness.statistics.intervals import bounds_of
 from harness.statistics.paired_tests import ByLength, Effect, by_length, effect, holm
 from harness.task import Sample, Selection, Task
 
@@ -203,14 +206,15 @@ def _compared(
             units.append(pair[0] if cls.independent == "user" else pair[1])
     if not first:
         raise UsageError(f"{a.folder} and {b.folder} have no sample with {name} in common")
+    bounds = cls.ranges.get(of_sample) or bounds_of(np.array(first), np.array(second))
     gains = [(y - x) * (1 if better else -1) for x, y in zip(first, second, strict=True)]
     return Compared(
         letter=b.letter,
         metric=name,
         higher_is_better=better,
-        effect=effect(first, second, units, higher_is_better=better),
+        effect=effect(first, second, units, higher_is_better=better, bounds=bounds),
         unpaired=len(pairs) - len(first),
-        lengths=by_length(gains, units, lengths) if lengths is not None else None,
+        lengths=by_length(gains, units, lengths, bounds) if lengths is not None else None,
     )
 
 

@@ -202,7 +202,7 @@ def _lengths(lengths: ByLength) -> dict[str, object]:
 def _notes(comparison: Comparison) -> list[str]:
     unit = comparison.unit
     return [
-        f"difference = other minus A; its interval by a bootstrap over {unit}s",
+        f"difference = other minus A; its 95 % interval is over {unit}s",
         f"p = permutation test, two-sided, that exchanges the runs for whole {unit}s; p Holm = corrected for all tests shown",
         f"gain = difference, positive where the other run is better; d = mean of the {unit}s' gains by their standard "
         "deviation",

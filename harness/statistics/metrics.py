@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from harness.statistics.intervals import user_bootstrap
+from harness.statistics.intervals import UNIT, Bounds, jackknife, jackknife_interval, mean_interval
 from harness.task import Metric, Sample
 
 if TYPE_CHECKING:
@@ -102,12 +102,28 @@ def _label_pattern(label: str) -> re.Pattern[str]:
 def macro_f1(golds: np.ndarray, predictions: np.ndarray, labels: int) -> float:
     """Mean F1 over labels 0 .. labels-1, absent ones counting 0; a prediction of -1 is no label and costs recall only.
 
-    Equal to scikit-learn's `f1_score(average="macro", labels=range(labels), zero_division=0)`, and fast enough to be
-    bootstrapped. Both arrays are integers [N].
+    Equal to scikit-learn's `f1_score(average="macro", labels=range(labels), zero_division=0)`. Both arrays are integers [N].
     """
-    hits = np.bincount(golds[golds == predictions], minlength=labels)
-    sizes = np.bincount(golds, minlength=labels) + np.bincount(predictions[predictions >= 0], minlength=labels)
-    return float(np.mean(2 * hits / np.maximum(sizes, 1)))
+    hits, sizes = _counts(golds, predictions, np.zeros_like(golds), labels)
+    return float(_f1(hits[0], sizes[0]))
+
+
+def _counts(
+    golds: np.ndarray, predictions: np.ndarray, users: np.ndarray, labels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of each user and label, and golds plus predictions of it: [users, labels]."""
+    shape = (int(users.max(initial=-1)) + 1, labels)
+    hits, sizes = np.zeros(shape), np.zeros(shape)
+    right, named = golds == predictions, predictions >= 0
+    np.add.at(hits, (users[right], golds[right]), 1)
+    np.add.at(sizes, (users, golds), 1)
+    np.add.at(sizes, (users[named], predictions[named]), 1)
+    return hits, sizes
+
+
+def _f1(hits: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mean over the last axis."""
+    return np.mean(2 * hits / np.maximum(sizes, 1), axis=-1)
 
 
 # From samples to a metric
@@ -116,12 +132,17 @@ def macro_f1(golds: np.ndarray, predictions: np.ndarray, labels: int) -> float:
 def metric(
     graded: Sequence[Sample], statistic: Callable[[np.ndarray], float], *, note: str = "", higher_is_better: bool = True
 ) -> Metric:
-    """`statistic` of all samples (it gets their indices), and its interval when users are drawn again."""
+    """`statistic` of all samples (it gets their indices), and its interval by leaving out each user in turn."""
     if not graded:
         return Metric(None, 0, higher_is_better=higher_is_better, note="no graded answer")
-    interval = user_bootstrap([sample.user for sample in graded], statistic)
+    ends = known(jackknife([sample.user for sample in graded], statistic))
+    return Metric(float(statistic(np.arange(len(graded)))), len(graded), *ends, higher_is_better, note)
+
+
+def known(interval: Sequence[float]) -> tuple[float | None, float | None]:
+    """Its ends, None where it says nothing."""
     low, high = (None if np.isnan(end) else float(end) for end in interval)
-    return Metric(float(statistic(np.arange(len(graded)))), len(graded), low, high, higher_is_better, note)
+    return low, high
 
 
 def mean(
@@ -132,16 +153,50 @@ def mean(
     missing: str = "",
     root: bool = False,
     higher_is_better: bool = True,
+    bounds: Bounds | None = None,
 ) -> Metric:
-    """The mean (its root) of a per-sample number; where a sample has none, no value and `missing` as the note."""
+    """The mean (its root) of a per-sample number; where a sample has none, no value and `missing` as the note.
+
+    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`).
+    """
+    if not graded:
+        return Metric(None, 0, higher_is_better=higher_is_better, note="no graded answer")
     values = np.array([sample.metrics[name] for sample in graded], dtype=float)
     if np.isnan(values).any():
         return Metric(None, int(np.isfinite(values).sum()), higher_is_better=higher_is_better, note=missing)
+    ends: Sequence[float] = mean_interval(values, [sample.user for sample in graded], bounds)
+    value = float(values.mean())
+    if root:  # of a mean that is 0 or more; the interval of one without bounds may begin below
+        value, ends = value**0.5, [max(end, 0.0) ** 0.5 for end in ends]
+    return Metric(value, len(graded), *known(ends), higher_is_better, note)
 
-    def statistic(chosen: np.ndarray) -> float:
-        return float(values[chosen].mean()) ** (0.5 if root else 1)
 
-    return metric(graded, statistic, note=note, higher_is_better=higher_is_better)
+FEWEST = 5
+"""Users who have a label as their gold, below which macro-F1 has no interval: a label's F1 is then mostly chance."""
+
+
+def macro_f1_metric(
+    graded: Sequence[Sample], golds: np.ndarray, predictions: np.ndarray, labels: Sequence[str]
+) -> Metric:
+    """Macro-F1 of samples whose gold and answer are labels[golds[i]] and labels[predictions[i]] (-1: none of them).
+
+    The interval is a jackknife over users on the log-odds scale; none, and a note, where a label has fewer than FEWEST users.
+    """
+    if not graded:
+        return Metric(None, 0, note="no graded answer")
+    _, users = np.unique([sample.user for sample in graded], return_inverse=True)
+    hits, sizes = _counts(golds, predictions, users, len(labels))
+    value = float(_f1(hits.sum(axis=0), sizes.sum(axis=0)))
+    having = np.zeros((len(hits), len(labels)), dtype=bool)
+    having[users, golds] = True
+    of_label = having.sum(axis=0)
+    absent, rare = int((of_label == 0).sum()), int(((of_label > 0) & (of_label < FEWEST)).sum())
+    if rare or absent:
+        notes = [f"labels without a gold here, which count 0: {absent} of {len(labels)}"] if absent else []
+        notes += [f"labels that are the gold of fewer than {FEWEST} users: {rare}"] if rare else []
+        return Metric(value, len(graded), note="; ".join([*notes, "no interval"]))
+    without = _f1(hits.sum(axis=0) - hits, sizes.sum(axis=0) - sizes)
+    return Metric(value, len(graded), *known(jackknife_interval(value, without, UNIT)))
 
 
 # ROUGE

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.statistics.intervals import mean_interval, paired_difference
+from harness.statistics.intervals import Bounds, gain_interval, paired_difference
 
 PERMUTATIONS = 9999
 POWER, LEVEL = 0.8, 0.05
@@ -23,7 +23,7 @@ class Effect(NamedTuple):
     """Mean over the shared samples, of the first run and of the other."""
     b: float
     difference: float
-    """b - a, with its 95 % bootstrap interval over users."""
+    """b - a, with its 95 % interval over users."""
     low: float
     high: float
     n: int
@@ -62,10 +62,20 @@ class ByLength(NamedTuple):
     """Terciles of history length; users of one length stay together, so there may be fewer, and of unequal size."""
 
 
-def effect(a: Sequence[float], b: Sequence[float], users: Sequence[str], *, higher_is_better: bool = True) -> Effect:
-    """What run b's values differ from run a's. a[i], b[i] and users[i] belong to one sample; no value is missing."""
+def effect(
+    a: Sequence[float],
+    b: Sequence[float],
+    users: Sequence[str],
+    *,
+    higher_is_better: bool = True,
+    bounds: Bounds | None = None,
+) -> Effect:
+    """What run b's values differ from run a's. a[i], b[i] and users[i] belong to one sample; no value is missing.
+
+    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`).
+    """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    change = paired_difference(b, a, users)
+    change = paired_difference(b, a, users, bounds)
     gains = (second - first) * (1 if higher_is_better else -1)
     sums, counts = _by_user(gains, users)
     means = sums / counts
@@ -130,8 +140,10 @@ def detectable(sums: np.ndarray, counts: np.ndarray) -> float:
     return float(error * brentq(lambda shift: nct.sf(critical, users - 1, shift) - POWER, 0, 2 * critical + 20))
 
 
-def by_length(gains: Sequence[float], users: Sequence[str], length: Mapping[str, int]) -> ByLength:
-    """How users' gains go with the lengths of their histories."""
+def by_length(
+    gains: Sequence[float], users: Sequence[str], length: Mapping[str, int], bounds: Bounds | None = None
+) -> ByLength:
+    """How users' gains, differences of numbers with these bounds, go with the lengths of their histories."""
     from scipy.stats import spearmanr
 
     sums, counts = _by_user(np.asarray(gains, dtype=float), users)
@@ -147,7 +159,7 @@ def by_length(gains: Sequence[float], users: Sequence[str], length: Mapping[str,
         inside = np.flatnonzero(tercile == number).tolist()
         if inside:
             values, those = np.asarray(gains, dtype=float)[inside], [users[i] for i in inside]
-            low, high = mean_interval(values, those)
+            low, high = gain_interval(values, those, bounds)
             span = of_sample[inside]
             groups.append(Group(int(span.min()), int(span.max()), len(set(those)), float(values.mean()), low, high))
     return ByLength(rho, p, tuple(groups))

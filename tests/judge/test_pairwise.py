@@ -131,7 +131,7 @@ def test_ratings_are_means_of_both_orders_and_wins_hold_in_both(server: Server, 
     for d in DIMENSIONS:
         cad, dps, difference = (record.metrics[side][d] for side in ("a", "b", "b-a"))
         assert (cad.value, dps.value, difference.value) == (2.25, 4.25, 2.0)
-        assert (dps.n, dps.low, dps.high) == (12, 4.25, 4.25)
+        assert dps.n == 12 and dps.low < 4.25 < dps.high < 5  # nobody differs so far, and 12 is not everybody
     assert (record.metrics["a"]["win"].value, record.metrics["b"]["alignment_win"].value) == (0, 1)
     assert record.metrics["both"]["orders_agree"].value == 1
     assert record.metrics["both"]["first_wins"].value == 0.5

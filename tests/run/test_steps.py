@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import System
 from harness.statistics import metrics
-from harness.statistics.intervals import user_bootstrap
 from harness.task import Task
 from harness.tasks.lamp import Lamp1
 from harness.tasks.lamp_prompts import LABELS
@@ -48,12 +46,6 @@ def lm() -> LanguageModel:
     lm = random_lm(dtype=torch.float32)
     lm.revision = "random"
     return lm
-
-
-@pytest.fixture(autouse=True)
-def _quick_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two thousand resamples a metric would take most of these tests' time."""
-    monkeypatch.setattr(metrics, "user_bootstrap", partial(user_bootstrap, resamples=20))
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from harness.engine.decode import Decoder
 from harness.engine.rows import Cost
 from harness.errors import UsageError
 from harness.records.store import Outcome, RunRecord, find_runs, read_samples
-from harness.run.sweep import _plus, _shares, peak, points
-from harness.statistics.intervals import RESAMPLES
+from harness.run.sweep import RESAMPLES, _plus, _shares, peak, points
 from harness.task import Sample
 
 TRAIT = {

@@ -211,7 +211,7 @@ def test_every_format_says_the_same_numbers(harness):
     assert row["difference"] == float(line["difference"]) == pytest.approx(-0.035)
     assert "method.name rag -> dps" in content["runs"][1]["differs"]
     shown = harness(command).out
-    assert "-0.035 [-0.070, -0.005]" in shown and "| -0.035 [-0.070, -0.005]" in harness(f"{command} --format md").out
+    assert "-0.035 [-0.075, 0.000]" in shown and "| -0.035 [-0.075, 0.000]" in harness(f"{command} --format md").out
     assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS}").out
 
 

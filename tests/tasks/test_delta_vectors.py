@@ -23,7 +23,7 @@ from harness.task import Sample
 from harness.tasks.delta_vectors import (
     DeltaVectors,
     collective_share,
-    cosines_to_the_others,
+    cosine_to_mean,
     ranks_of,
     subspace,
 )
@@ -65,12 +65,43 @@ def test_a_shift_that_all_users_share_is_in_the_uncentred_rank_alone() -> None:
     assert ranks_of(subspace(centred).sigma ** 2)[0.9] > 5
 
 
-def test_the_collective_share_is_one_of_equal_vectors_and_nothing_of_opposite_ones() -> None:
+def test_the_collective_share_is_of_pairs_of_different_users() -> None:
     v = np.array([1.0, -2.0, 2.0])
-    assert collective_share(np.array([v, v, v])) == pytest.approx(1)
-    assert collective_share(np.array([v, -v])) == 0
-    assert collective_share(np.array([v, 3 * v])) == pytest.approx(4 / 5)  # |2 v|^2 / mean(|v|^2, |3 v|^2)
-    np.testing.assert_allclose(cosines_to_the_others(np.array([v, 2 * v, -v])), [1, 0, -1], atol=1e-12)
+    assert collective_share(np.array([v, v, v])).value == pytest.approx(1)
+    assert collective_share(np.array([v, -v])).value == pytest.approx(-1)
+    assert collective_share(np.array([v, 3 * v])).value == pytest.approx(3 / 5)  # 3 |v|^2 / mean(|v|^2, |3 v|^2)
+    assert collective_share(np.zeros((3, 2))).value == 0
+
+
+def test_the_cosine_to_the_mean_is_that_to_the_mean_of_all_users_there_are() -> None:
+    v = np.array([1.0, -2.0, 2.0])
+    assert cosine_to_mean(np.array([v, v, v])).value == pytest.approx(1)
+    # the shared direction is an axis and the users' own a random one: |mu| / E |v| of users alike in length
+    random = np.random.default_rng(0)
+    own = random.normal(size=(20_000, 40))
+    own *= 3 / np.linalg.norm(own, axis=1)[:, None]
+    vectors = own + np.eye(40)[0] * 2
+    wanted = float((vectors[:, 0] / np.linalg.norm(vectors, axis=1)).mean())
+    found = [cosine_to_mean(vectors[50 * k : 50 * k + 50]).value for k in range(400)]
+    assert np.mean(found) == pytest.approx(wanted, abs=0.005)
+
+
+@pytest.mark.parametrize("statistic", [collective_share, cosine_to_mean])
+def test_what_is_left_without_a_user_is_what_the_others_give(statistic: Callable) -> None:
+    vectors = _vectors(9, 4, shift=2.0)
+    without = [statistic(np.delete(vectors, user, axis=0)).value for user in range(9)]
+    np.testing.assert_allclose(statistic(vectors).without, without)
+
+
+def test_the_shared_share_lies_in_its_interval_and_users_without_one_have_no_cosine() -> None:
+    found = DeltaVectors().aggregate([_sample(f"u{n}", 0, row.tolist()) for n, row in enumerate(_vectors(60, 8, 1.0))])
+    for name in ("collective_share", "cosine_to_mean"):
+        assert 0 < found[name].low < found[name].value < found[name].high <= 1
+    none = DeltaVectors().aggregate([_sample(f"u{n}", 0, row.tolist()) for n, row in enumerate(_vectors(60, 8))])
+    assert none["collective_share"].low < 0 < none["collective_share"].high
+    assert none["cosine_to_mean"].value is None and "no direction in common" in none["cosine_to_mean"].note
+    one = DeltaVectors().aggregate([_sample("u", 0, [1.0, 2.0])])
+    assert one["collective_share"].value is None and one["collective_share"].note == "one user"
 
 
 def _sample(user: str, number: int, delta: list[float]) -> Sample:

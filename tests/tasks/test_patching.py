@@ -29,7 +29,6 @@ from harness.run import patch_runs as patching
 from harness.run.contract import random_lm
 from harness.run.patch_runs import PARTS, POSITIONS, Decision, Experiment, decide, experiment, identity
 from harness.run.system import Generation, System
-from harness.statistics.intervals import ratio_intervals, user_bootstrap
 from harness.task import Sample, Selection
 from harness.tasks.patching import Patching
 
@@ -315,17 +314,6 @@ def test_the_effect_is_a_ratio_of_means_turned_by_the_sign_of_the_swap() -> None
     assert found["first_mlp_all"].value == pytest.approx((1 + 1 + 0) / (2 + 4 + 1))
     assert (found["swap_nats"].value, found["disagree"].value) == (pytest.approx(7 / 3), 1.0)
     assert (found["accuracy_clean"].value, found["accuracy_corrupted"].value) == (1.0, 0.0)
-
-
-def test_intervals_of_ratios_are_those_of_the_bootstrap_over_users() -> None:
-    rng = np.random.default_rng(0)
-    above, below = rng.normal(size=(40, 3)), rng.uniform(1, 2, size=40)
-    users = [f"u{i % 7}" for i in range(40)]
-    low, high = ratio_intervals(above, below, users)
-    for k in range(3):
-        one = user_bootstrap(users, lambda i, k=k: above[i, k].sum() / below[i].sum())
-        assert (low[k], high[k]) == pytest.approx(tuple(one))
-    assert np.isnan(ratio_intervals(above, below, ["u"] * 40)[0]).all()
 
 
 def test_a_users_pairs_stand_beside_those_that_ship(pairs: Path) -> None:

@@ -326,7 +326,7 @@ def notes_of(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
             "runs with failed samples take no part."
         )
     if any(entry.low is not None for _, entry in entries):
-        notes.append("± = half the 95 % interval, bootstrap over users.")
+        notes.append("± = half the 95 % interval over users.")
     if "difference" in sources:
         notes.append(
             "difference = measured - published; ! where the published number is outside the measured interval by more "

@@ -1,0 +1,64 @@
+"""Records that an older version made get the metrics of this one, from their samples and without a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.records.store import find_runs, read_record
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A record with samples, as a version wrote it that gave accuracy an interval of no width."""
+    source = next(
+        r for r in find_runs(RESULTS, task="lamp2m", method="plain") if (r.folder / "samples.jsonl").is_file()
+    )
+    folder = tmp_path / "results" / source.folder.relative_to(RESULTS)
+    shutil.copytree(source.folder, folder)
+    content = json.loads((folder / "run.json").read_text())
+    content["metrics"]["accuracy"] |= {"low": 0.5, "high": 0.5}
+    (folder / "run.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_intervals_are_computed_again_and_nothing_else_moves(harness, old: Path) -> None:
+    before = read_record(old)
+    samples = (old / "samples.jsonl").read_bytes()
+    assert harness("recompute --check").code == 5
+    done = harness("recompute")
+    assert done.code == 0 and done.out.startswith("changed ") and "->" not in done.out and "1 changed" in done.err
+    after = read_record(old)
+    assert after.metrics["accuracy"].low < after.metrics["accuracy"].value < after.metrics["accuracy"].high
+    after.metrics["accuracy"] = before.metrics["accuracy"]
+    assert after == before
+    assert (old / "samples.jsonl").read_bytes() == samples and not (old / "lock").exists()
+    assert harness("recompute --check").out == ""
+
+
+def test_a_value_that_moves_is_named(harness, old: Path) -> None:
+    content = json.loads((old / "run.json").read_text())
+    content["metrics"]["accuracy"]["value"] = 0.5
+    (old / "run.json").write_text(json.dumps(content))
+    assert "accuracy 0.5000 -> " in harness("recompute").out
+
+
+def test_a_record_that_cannot_be_recomputed_is_named_and_left_alone(harness, old: Path) -> None:
+    (old / "samples.jsonl").unlink()
+    before = (old / "run.json").read_bytes()
+    done = harness("recompute")
+    assert done.code == 0 and done.out.startswith("no samples ") and (old / "run.json").read_bytes() == before
+    assert harness("recompute nowhere").code == 4
+
+
+def test_a_record_of_another_version_of_its_task_is_a_failure_that_names_it(harness, old: Path) -> None:
+    content = json.loads((old / "run.json").read_text())
+    content["config"]["task"]["version"] = 7
+    (old / "run.json").write_text(json.dumps(content))
+    done = harness("recompute")
+    assert done.code == 1 and done.out.startswith("failed ") and "version 7 of lamp2m" in done.out
