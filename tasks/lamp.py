@@ -67,8 +67,6 @@ class Lamp(Task):
         if train_from == "dev" and most_active is None:
             raise UsageError("train_from=dev fits on the dev users who are not evaluated; give most_active=100 or so")
         self.data = data or os.environ.get("HARNESS_DATA") or MINI
-        if complete and self.data == MINI:
-            raise UsageError("complete=true is about LaMP's own files; give their folder as --data")
         self.split_by = split_by
         self.most_active = most_active
         self.train_from = train_from
@@ -158,6 +156,8 @@ class Lamp(Task):
             hint = did_you_mean(split, SPLITS)
             raise UsageError(f"{self.name} has no split {split!r}{hint} it has {', '.join(SPLITS)}")
         split = self._source(split)
+        if self.complete and self.data == MINI:  # asked here: records are compared without their data
+            raise UsageError("complete=true is about LaMP's own files; give their folder as --data")
         if split not in self._splits:
             read = _read_mini if self.data == MINI else _read_files
             self._splits[split] = read(self, split)

@@ -200,7 +200,7 @@ def test_users_whose_profile_is_a_part_of_lamps_can_be_left_out(tmp_path):
     (folder / "profile_provenance.json").write_text(json.dumps({**about, "4": {"complete": True}}))
     assert before != Lamp4(**some).fingerprint(Selection())
     with pytest.raises(UsageError, match="LaMP's own files"):
-        Lamp4(complete=True)
+        Lamp4(complete=True).items(Selection())
 
 
 def test_oppus_files_are_the_same_users_as_lamps(tmp_path):
@@ -564,3 +564,11 @@ def test_every_registered_lamp_task_is_a_class_of_its_name_and_none_imports_torc
             assert getattr(import_module(module), attribute).name == name
     code = "import sys, harness.tasks.lamp, harness.cli.download; assert not {'torch', 'nltk', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(metrics.__file__).parents[1])
+
+
+def test_records_of_complete_profiles_are_read_without_their_files():
+    task = Lamp7(complete=True)
+    sample = task.grade(Sample("1", "u", response="a tweet", targets=("a tweet",)))
+    assert task.aggregate([sample])["rouge1"].value == 1.0
+    with pytest.raises(UsageError, match="give their folder as --data"):
+        task.items(Selection())
