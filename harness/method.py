@@ -75,6 +75,9 @@ class Method(ABC):
 
     fits_without_train: ClassVar[bool] = False
     """Whether `fit` gets no items where there is no train split; else the run is refused there."""
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Options that came after records were published -> the value that leaves everything as it was. At it an option is no
+    part of what names a record or a fitted state, so that those of before are found again."""
 
     context: Context = Context()
 
@@ -129,6 +132,10 @@ class Method(ABC):
         """Every option with its value, those of `context` among them: what a record holds."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
         return {**{f.name: getattr(self.context, f.name) for f in fields(Context)}, **own}
+
+    def identity(self) -> dict[str, Any]:
+        """The options that name a record and a fitted state: all but those of `later` that are as they ever were."""
+        return {k: v for k, v in self.options().items() if k not in self.later or v != self.later[k]}
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """A copy with options changed; names of `Context` fields (k, retriever) reach into `context`."""

@@ -7,6 +7,8 @@ The paper leaves open what this file makes options:
                 their unit vectors, as long as the published one; per_layer: in each block the mean of its own vectors
     op          subtract: x - coefficient u (`scale` says how long u is); project_out: x without its component along u;
                 neutral: that component set to the mean of neutral answers
+    numbering   blocks: the printed layer L is block L, from 0; hidden_states: it is what block L - 1 gives, as the tools the
+                paper builds on count. It does not say which.
 Peaks by default are the printed ones (Christianity 20, Islam 10, Hinduism 15, Judaism 13, races 20), as fractions of 28.
 To use all traits of a category: `--fit_task persona:religion`; a single trait's own vector: `--fit_task persona:islam`;
 as a control, the vectors of others: `--fit_task persona:race`; or `control=shuffled`, extracted with shuffled labels; or
@@ -42,9 +44,9 @@ class Clamp(Contrasts):
     universal: Literal["published", "unit", "per_layer"] = "published"
     op: Literal["subtract", "project_out", "neutral"] = "subtract"
     band: str = "0.39-0.57"
-    """First and last block as in 11-15, or fractions of the depth: the blocks whose middle lies between them."""
+    """First and last layer as in 11-15, or fractions of the depth: the layers whose middle lies between them."""
     peaks: tuple[int, ...] | None = None
-    """Each trait's block, in the order of the traits."""
+    """Each trait's layer, in the order of the traits; like the band's, numbered as `numbering` says."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,13 +77,14 @@ class Clamp(Contrasts):
         traits = shared.meta["traits"]
         vectors = {trait: self._vector(shared, trait) for trait in traits}
         layers = len(vectors[traits[0]])
-        blocks = blocks_of(self.band, layers)
+        first = 0 if self.numbering == "blocks" else 1
+        blocks = [number - first for number in blocks_of(self.band, layers, first=first)]
         if self.universal == "per_layer":
             return {block: _mean([at_block(vectors[t], block, shared, t) for t in traits]) for block in blocks}
         peaks = self.peaks or tuple(PEAKS.get(trait.title(), 20) * layers // 28 for trait in traits)
         if len(peaks) != len(traits):
             raise UsageError(f"clamp: {len(peaks)} peaks for {len(traits)} traits ({', '.join(traits)}); give one each")
-        at_peak = [at_block(vectors[t], peak, shared, t) for t, peak in zip(traits, peaks, strict=True)]
+        at_peak = [at_block(vectors[t], self._block(peak), shared, t) for t, peak in zip(traits, peaks, strict=True)]
         mean = _mean(at_peak)
         if self.universal == "unit":
             of_units = _mean([v / v.norm() for v in at_peak])
@@ -111,20 +114,23 @@ def _mean(vectors: Sequence[Tensor]) -> Tensor:
     return total / len(vectors)
 
 
-def blocks_of(band: str, layers: int, *, check: bool = True) -> list[int]:
-    """The blocks a band names: `11-15` both of them included, `0.39-0.57` of the depth. Raises UsageError for others."""
-    first, dash, last = band.partition("-")
+def blocks_of(band: str, layers: int, *, first: int = 0, check: bool = True) -> list[int]:
+    """The layers a band names: `11-15` both of them included, `0.39-0.57` of the depth; the lowest is called `first`.
+
+    Raises UsageError for others.
+    """
+    start, dash, last = band.partition("-")
     try:
         if "." in band:
-            low, high = float(first) * layers, float(last) * layers
-            blocks = [block for block in range(layers) if low <= block + 0.5 < high]
+            low, high = float(start) * layers, float(last) * layers
+            blocks = [block for block in range(first, layers) if low <= block + 0.5 < high]
         else:
-            blocks = list(range(int(first), int(last if dash else first) + 1))
+            blocks = list(range(int(start), int(last if dash else start) + 1))
     except ValueError:
         blocks = []
-    if not blocks or (check and blocks[-1] >= layers):
+    if not blocks or (check and not first <= blocks[0] <= blocks[-1] < layers + first):
         raise UsageError(
-            f"clamp: band={band} names no blocks of a model with blocks 0 to {layers - 1}; give as in 11-15, or fractions of "
-            "the depth as in 0.39-0.57"
+            f"clamp: band={band} names no blocks of a model with blocks {first} to {layers - 1 + first}; give as in "
+            "11-15, or fractions of the depth as in 0.39-0.57"
         )
     return blocks

@@ -7,6 +7,7 @@ adds it as it is; so `apply` and `scale` are options, all three readings:
     same_layer               v[layer] after block `layer`
     all_layers               v[layer] after every block, so that it accumulates
     all_layers_incremental   v[l] - v[l-1] after block l up to `layer` (Chen et al., J.3): by then v[layer] in all
+Whether its layer 20 is block 20 or hidden state 20, which block 19 gives, it does not say: `numbering`.
 It states neither coefficient nor positions; 1 and `response`, the first paper's command line's, are the defaults here.
 """
 
@@ -30,7 +31,7 @@ class PersonaVector(Contrasts):
     decode_only: ClassVar[frozenset[str]] = Contrasts.decode_only | {"layer", "apply", "trait"}
 
     layer: int | None = None
-    """0-based block whose vector is taken; by default the one 20/28 up, where the paper finds most peaks."""
+    """Whose vector is taken, as `numbering` counts; by default the one 20/28 up, where the paper finds most peaks."""
     apply: Literal["same_layer", "all_layers", "all_layers_incremental"] = "same_layer"
     trait: str | None = None
     """Whose vector, where several were extracted."""
@@ -40,7 +41,7 @@ class PersonaVector(Contrasts):
         trait = self._trait(shared)
         vectors = self._vector(shared, trait)
         layers = len(vectors)
-        layer = layers * 20 // 28 if self.layer is None else self.layer
+        layer = self._block(layers * 20 // 28 if self.layer is None else self.layer)
         if self.apply == "same_layer":
             added = {layer: self._scaled(at_block(vectors, layer, shared, trait), shared, layer)}
         elif self.apply == "all_layers":

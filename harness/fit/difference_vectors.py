@@ -9,6 +9,8 @@ Papers: Chen et al., Persona Vectors, 2507.21509; Phadke et al., Mechanistic Ori
 section 3. Code read: safety-research/persona_vectors@5faebb1. Differs from that code:
 - Blocks are 0-based and every vector is that of a block's output; theirs has the embeddings as row 0, block k - 1 as row
   k, and as last row what the final norm makes of the last block, which is no place to add anything.
+- Their layer L is therefore our block L - 1; the second paper prints layers and does not say which it means, so that is
+  the option `numbering`, and its numbers are read as blocks unless it is set.
 - An empty answer is left out and counted; theirs makes the whole vector NaN.
 - The mean over the prompt leaves out the BOS token, whose activation is huge and weighted by 1 / length.
 """
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Pooling: TypeAlias = Literal["response", "prompt", "last_prompt"]
 Scale: TypeAlias = Literal["raw", "unit", "residual"]
 Positions: TypeAlias = Literal["response", "generated", "prompt", "all_but_bos", "all"]
+Numbering: TypeAlias = Literal["blocks", "hidden_states"]
 Control: TypeAlias = Literal["none", "random", "shuffled"]
 
 WHERE: Mapping[Positions, Where] = {
@@ -76,8 +79,9 @@ class Contrasts(Extraction, Method):
     """Base of the methods that steer by difference vectors."""
 
     decode_only: ClassVar[frozenset[str]] = frozenset(
-        {"pooling", "scale", "positions", "coefficient", "control", "draw"}
+        {"pooling", "scale", "positions", "coefficient", "control", "draw", "numbering"}
     )
+    later: ClassVar[Mapping[str, Any]] = {"numbering": "blocks"}
 
     pairs: int = 200
     """Pairs of prompts a trait at most, a seeded draw."""
@@ -93,6 +97,9 @@ class Contrasts(Extraction, Method):
     """Instead of the vector one of the same norm: in a random direction, or extracted with shuffled labels."""
     draw: int = 0
     """Which draw of the random direction."""
+    numbering: Numbering = "blocks"
+    """What a layer number means, printed defaults included: `blocks` counts blocks from 0; `hidden_states` counts as
+    persona-vector tools do, where 0 is the embeddings, so that layer L is what block L - 1 gives."""
 
     def __post_init__(self) -> None:
         if self.rollouts < 1 or self.pairs < 1 or self.temperature < 0:
@@ -191,6 +198,12 @@ class Contrasts(Extraction, Method):
                 raise UsageError("control=shuffled needs vectors extracted here; a file holds no shuffled ones")
             other = shared.tensors[name]
         return other * (vector.norm(dim=-1) / other.norm(dim=-1))[:, None]
+
+    def _block(self, layer: int) -> int:
+        """The 0-based block that a layer number means. Raises UsageError for the embeddings."""
+        if self.numbering == "hidden_states" and layer == 0:
+            raise UsageError("layer 0 of the hidden states is the embeddings, which no block gives; give a layer >= 1")
+        return layer if self.numbering == "blocks" else layer - 1
 
     def _scaled(self, vector: Tensor, shared: Fitted, layer: int) -> Tensor:
         """A vector [D] as long as `scale` says at this block."""

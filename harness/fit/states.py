@@ -170,7 +170,7 @@ def _common(lm: LanguageModel, cell: Cell) -> dict[str, Any]:
         "artifact_version": 1,
         "model": [lm.name, lm.revision, lm.dtype],
         "method": [cell.method_name, cell.method_source, type(method).__qualname__],
-        "options": {k: v for k, v in method.options().items() if k not in method.decode_only},
+        "options": {k: v for k, v in method.identity().items() if k not in method.decode_only},
         "seed": cell.settings.seed,
         "max_new_tokens": cell.max_new_tokens,
     }

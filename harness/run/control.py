@@ -6,9 +6,9 @@ Personalization gain = a method with the user's own history minus the same metho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, NoReturn, overload
 
 from harness.data import Labelled, User
 from harness.errors import UsageError
@@ -19,6 +19,9 @@ Control = Literal["none", "wrong_user", "shuffled"]
 def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequence[Labelled]:
     """The items with their users' histories changed: `wrong_user` gives everyone the history of another user of the
     selection, `shuffled` puts the own history in another order. Users keep their ids. Raises UsageError for one user.
+
+    A shuffled history has no (input, output) pairs: whoever reads them raises UsageError, since what is learnt from a set of
+    pairs does not depend on their order, and the control would be the run it is to be compared with.
     """
     if control == "none":
         return items
@@ -46,4 +49,33 @@ def _exchanged(users: Sequence[User], seed: int) -> dict[str, User]:
 def _shuffled(user: User, seed: int) -> User:
     order = list(user.history)
     Random(f"shuffled/{seed}/{user.id}").shuffle(order)
-    return replace(user, history=tuple(order))
+    return ShuffledUser(user.id, tuple(order), NoPairs())
+
+
+class NoPairs(Sequence[Labelled]):
+    """The pairs of a shuffled history: not to be read."""
+
+    def __len__(self) -> int:
+        self._refuse()
+
+    @overload
+    def __getitem__(self, index: int) -> Labelled: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Labelled]: ...
+    def __getitem__(self, index: int | slice) -> Labelled | list[Labelled]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UsageError(
+            "--control shuffled puts a history in another order, and this method learns from its (input, output) pairs, whatever "
+            "their order, so the control would change nothing; give --control wrong_user"
+        )
+
+
+@dataclass(frozen=True)
+class ShuffledUser(User):
+    """A user whose own history is in another order."""
+
+    @property
+    def owner(self) -> str:
+        return self.id

@@ -248,7 +248,7 @@ def _exit_code(record: RunRecord, settings: Settings) -> int:
 
 def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
     """Everything that can change a number on purpose."""
-    options = cell.method.options()
+    options = cell.method.identity()
     if cell.method_source is not None:
         options["source_sha256"] = cell.method_source
     settings, fit, decoding = cell.settings, cell.fit_data, _generation(cell)

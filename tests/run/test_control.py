@@ -3,6 +3,11 @@
 import pytest
 
 from harness.errors import UsageError
+from harness.fit.kit import Kit
+from harness.method import Context
+from harness.options import build_method
+from harness.registry import method_class
+from harness.run.contract import random_lm, toy_examples
 from harness.run.control import controlled
 from harness.task import Selection
 from harness.tasks.lamp import Lamp4
@@ -33,6 +38,24 @@ def test_shuffling_keeps_a_history_but_for_its_order(items):
     for before, after in zip(items, shuffled, strict=True):
         assert {id(r) for r in before.example.user.history} == {id(r) for r in after.example.user.history}
     assert any(b.example.user.history != a.example.user.history for b, a in zip(items, shuffled, strict=True))
+
+
+@pytest.mark.parametrize("method", ["lora_p", "oppu", "reft", "perfit", "style_vector"])
+def test_a_shuffled_history_is_refused_by_a_method_that_learns_from_its_pairs(items, method):
+    shuffled = controlled(items, "shuffled", 0)
+    users = [item.example.user for item in shuffled[:2]]
+    made = build_method(method_class(method), method, None, ["rank=1"] if method in ("lora_p", "reft") else [])
+    lm = random_lm()
+    shared = made.fit(Kit(lm, max_new_tokens=4), toy_examples(2)) if made.fits() else None
+    with pytest.raises(UsageError, match="whatever their order, so the control would change nothing; give --control wrong"):
+        made.adapt(Kit(lm, max_new_tokens=4), users, shared)
+
+
+def test_a_shuffled_history_is_read_by_a_method_that_puts_it_into_the_prompt(items):
+    shuffled = controlled(items, "shuffled", 0)
+    recent = Context("recency", k=2)
+    assert [recent.prompt(i.example).render() for i in items] != [recent.prompt(i.example).render() for i in shuffled]
+    assert [item.example.user.owner for item in shuffled] == [item.example.user.id for item in items]
 
 
 def test_no_control_changes_nothing_and_one_user_has_no_other(items):

@@ -599,6 +599,40 @@ def test_a_band_is_numbers_or_fractions_of_the_depth() -> None:
             blocks_of(wrong, 5)
 
 
+def test_layers_can_be_numbered_as_hidden_states_which_are_one_block_later() -> None:
+    state = _state(layers=28, width=4, traits=tuple(PEAKS))
+    expected = torch.stack([state.tensors[f"{t}.response.vector"][p - 1] for t, p in PEAKS.items()]).mean(0)
+    directions = Clamp(numbering="hidden_states").directions(state)
+    assert list(directions) == [10, 11, 12, 13, 14]
+    torch.testing.assert_close(directions[10], expected)
+    assert list(Clamp(numbering="hidden_states", band="28").directions(state)) == [27]
+    one = _state(layers=28, width=4)
+    for numbering, layer, block in (("blocks", None, 20), ("hidden_states", None, 19), ("hidden_states", 28, 27)):
+        (edit,) = _edits(PersonaVector(numbering=numbering, layer=layer), one)  # type: ignore[arg-type]
+        assert edit.site.layer == block
+    with pytest.raises(UsageError, match="layer 0 of the hidden states is the embeddings"):
+        _edits(PersonaVector(numbering="hidden_states", layer=0), one)
+    for band in ("0", "29"):
+        with pytest.raises(UsageError, match="blocks 1 to 28"):
+            Clamp(numbering="hidden_states", band=band).directions(state)
+
+
+def test_an_option_that_came_later_leaves_the_records_of_before_their_names() -> None:
+    records = [r for r in find_runs(RESULTS) if r.config.method.name in ("clamp", "persona_vector")]
+    assert len(records) > 10
+    for record in records:
+        options = record.config.method.options
+        if options["vectors"] is None:
+            method = method_class(record.config.method.name)().with_options(options)
+            same = MethodConfig(name=record.config.method.name, options=method.identity()).options
+            assert {k: tuple(v) if isinstance(v, list) else v for k, v in same.items()} == {
+                k: tuple(v) if isinstance(v, list) else v for k, v in options.items()
+            }
+        assert record.hash == record.config.hash8()
+    assert Clamp(numbering="hidden_states").identity()["numbering"] == "hidden_states"
+    assert "numbering" in Clamp().options()
+
+
 def test_options_that_mean_nothing_together_are_refused() -> None:
     with pytest.raises(UsageError, match="direction alone"):
         Clamp(op="project_out", scale="unit")
