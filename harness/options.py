@@ -38,6 +38,9 @@ def build_method(
 
 def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | None) -> tuple[Task, dict[str, Any]]:
     """The task with its options, and those options without `data`, which a record describes by its content."""
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise UsageError(f"task {name!r}: class {cls.__name__} lacks {', '.join(missing)} (see harness/task.py)")
     hints = typing.get_type_hints(cls.__init__)
     allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")

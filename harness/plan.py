@@ -246,6 +246,7 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        """Whether it is more than one bare stream, so that it should differ from the unedited model."""
+        """Whether it is more than one bare stream as it is, so that it should differ from the unedited model."""
         first = self.streams[0]
-        return len(self.streams) > 1 or bool(first.edits or first.adapters or first.exits or first.early)
+        edited = bool(first.edits or first.adapters or first.exits or first.early)
+        return len(self.streams) > 1 or edited or self.mix != _First()

@@ -9,7 +9,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,12 +108,37 @@ def _weights_in(path: str) -> str:
 def method_class(name: str) -> type[Method]:
     """The class behind a registered name or `file.py:Class`."""
     if name.partition(":")[0].endswith(".py"):
-        return from_file(name, Method)
+        return checked_method(from_file(name, Method), name)
     if name not in METHODS:
         raise UsageError(
             f"unknown method {name!r}{did_you_mean(name, METHODS)} 'harness list methods' shows all {len(METHODS)}"
         )
     return _load(METHODS[name])
+
+
+def checked_method(cls: type[Method], whose: str) -> type[Method]:
+    """The class, if options can be given to it. Raises UsageError where it is abstract or no dataclass of its options."""
+    where = f"{whose}: class {cls.__name__}"
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise UsageError(
+            f"{where} lacks {', '.join(missing)}; a method has at least plan(self, example, shared, personal)"
+        )
+    known = cls.__dataclass_fields__
+    for base in cls.__mro__[: cls.__mro__.index(Method)]:
+        if "__dataclass_params__" in vars(base):
+            continue
+        named = [n for n, hint in vars(base).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
+        lost = [name for name in named if name not in known]
+        if lost or "__init__" in vars(base):
+            what = f"options {', '.join(lost)} would be lost" if lost else "a constructor of its own"
+            raise UsageError(
+                f"{where} is no dataclass: {what}; put @dataclass(frozen=True) before class {base.__name__}"
+            )
+    bare = [f.name for f in fields(cls) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    if bare:
+        raise UsageError(f"{where}: option {bare[0]!r} has no default; give it one, as in {bare[0]}: float = 1.0")
+    return cls
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,10 @@ class Task(ABC):
     version: ClassVar[int] = 1
     default_split: ClassVar[str] = "dev"
     """What is evaluated where the command does not say."""
-    needs_train: ClassVar[bool] = True
-    """Whether a method that fits may fit on this task's own train split."""
     train_ignores: ClassVar[frozenset[str]] = frozenset()
     """Options that leave the train split as it is: what was fitted is reused where they change."""
+    closed: ClassVar[bool] = False
+    """Whether answers come from a short list, as labels do: then a history that has one gives nothing away by itself."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
     per_sample: ClassVar[Mapping[str, str]] = {}

@@ -183,6 +183,7 @@ class Lamp(Task):
 class Classification(Lamp):
     """Accuracy and macro-F1 over the full label list."""
 
+    closed = True
     max_new_tokens = 16
     per_sample = {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
 
@@ -214,6 +215,7 @@ class Classification(Lamp):
 class Rating(Lamp):
     """MAE and RMSE; an answer that is no number counts as the farther of 1 and 5, and is counted as unparsed."""
 
+    closed = True
     max_new_tokens = 16
     per_sample = {"mae": "abs_error", "mae_lenient": "abs_error_lenient"}
     # of ratings from 1 to 5; where an official answer lies outside, its error does too and the bounds are not used

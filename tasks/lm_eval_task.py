@@ -40,7 +40,6 @@ class LmEvalTask(Task):
 
     name = "lm_eval"
     default_split = "test"
-    needs_train = False
     independent = "item"
     source: ClassVar[str] = ""
     """lm-eval's name of the task or group."""

@@ -93,7 +93,6 @@ class Patching(Task):
 
     name = "patching"
     default_split = "test"
-    needs_train = False
 
     def __init__(
         self,

@@ -121,6 +121,7 @@ class Options(Judged, total=False):
     split: Annotated[str, Option("Split to evaluate [default: dev; mmlu: test].", DATA, "", metavar="NAME")]
     limit: Annotated[int | None, Option("At most this many items.", DATA, minimum=1)]
     users: Annotated[int | None, Option("Items of at most this many users.", DATA, minimum=1)]
+    exclude_leaks: Annotated[bool, Option("Leave out items whose user's history holds the answer.", DATA)]
     seed: Annotated[int, Option("Decides every draw: fits, sampling, splits.", SAMPLING)]
     max_new_tokens: Annotated[int | None, Option("Tokens of an answer [default: the task's].", SAMPLING, minimum=1)]
     temperature: Annotated[float, Option("0 is greedy.", SAMPLING, minimum=0)]

@@ -53,6 +53,7 @@ RUN = (
     "split",
     "limit",
     "users",
+    "exclude_leaks",
     "seed",
     "max_new_tokens",
     "temperature",
@@ -78,7 +79,7 @@ FIT = tuple(
     name
     for name in RUN
     if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "batch_size", "output_path", "json"}
-    and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed"}
+    and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed", "exclude_leaks"}
 )
 
 
@@ -270,6 +271,7 @@ def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Optio
         split=asked["split"],
         limit=asked["limit"],
         users=asked["users"],
+        exclude_leaks=asked["exclude_leaks"],
         control=asked["control"],
         fit_split=asked["fit_split"],
         batch_size=_batch_size(asked["batch_size"]),

@@ -24,6 +24,7 @@ from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
 from harness.errors import ContextTooLong, UsageError
 from harness.plan import Exit, Mix, Plan, Site, Stream, StreamOutput
+from harness.returned import mixed
 
 _LOGITS_BYTES = 256 * 2**20
 """Logits held at once while scoring; positions are chunked to stay below."""
@@ -287,7 +288,7 @@ class Decoder:
                     ]
                     outputs.append(StreamOutput(self.lm.logits(hidden[index, span]), tuple(early)))
                     self.cost.flops += self.lm.sizes.head(outputs[-1].logits[..., 0].numel() * (1 + len(early)))
-                logp = mix(outputs)
+                logp = mixed(mix, mix(outputs), outputs[0].logits.shape)
                 if len(groups) == 1:
                     out = logp
                     break

@@ -14,6 +14,7 @@ from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
+from harness.returned import adapted, fitted
 from harness.run.cell import Cell
 from harness.run.console import Console
 
@@ -76,7 +77,7 @@ def _fit(
     kit = _kit(lm, cell, store, console, cell.fit_max_new_tokens)
     ungrouped = {k: v for k, v in made_from["options"].items() if k not in cell.method.grouping}
     kit.checkpoint = checkpoint = store.checkpoint(store.key({**made_from, "options": ungrouped}))
-    state = cell.method.fit(kit, items)
+    state = fitted(cell.method, cell.method.fit(kit, items))
     if state is not None:
         seconds = time.perf_counter() - start + checkpoint.restored_seconds
         state = replace(_timed(state, seconds), notes=(*state.notes, *kit.notes))
@@ -93,14 +94,8 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     """
     if not cell.method.adapts():
         return Personal()
-    chosen: dict[str, User] = {}
-    for item in cell.items:
-        user = item.example.user
-        if user.id not in chosen or len(user.history) < len(chosen[user.id].history):
-            chosen[user.id] = user
-    users = list(chosen.values())
-    settings = _common(lm, cell) | {"shared": shared.key, "task": [cell.task_name, cell.task.version]}
-    made_from = {user.id: settings | {"history": _digest(user)} for user in users}
+    users = _users(cell)
+    made_from = _personal_from(lm, cell, shared.key, users)
     keys = {name: store.key(content) for name, content in made_from.items()}
     with store.alone(store.key({"users": sorted(keys.values())})):
         states = _adapted(lm, cell, shared, store, console, users, keys, made_from)
@@ -129,7 +124,7 @@ def _adapted(
         # the whole part, though some may be stored: the last bits of a state depend on the users it was made with
         console.progress("adapting users", first, len(users))
         start = time.perf_counter()
-        found = cell.method.adapt(kit, part, shared.state)
+        found = adapted(cell.method, cell.method.adapt(kit, part, shared.state), part)
         seconds = (time.perf_counter() - start) / len(part)
         for user, state in zip(part, found, strict=True):
             if isinstance(state, Fitted):
@@ -137,6 +132,32 @@ def _adapted(
             states[user.id] = state
     console.progress("adapting users", len(users), len(users))
     return states
+
+
+def stored_state(
+    lm: LanguageModel, cell: Cell, shared_key: str | None, user: str, store: ArtifactStore
+) -> Fitted | None:
+    """What an earlier run learnt of the user; None where none did."""
+    made_from = _personal_from(lm, cell, shared_key, [one for one in _users(cell) if one.id == user])
+    return store.get(store.key(made_from[user]))
+
+
+def _users(cell: Cell) -> list[User]:
+    """Each user of the evaluated items once, with the shortest of their histories."""
+    chosen: dict[str, User] = {}
+    for item in cell.items:
+        user = item.example.user
+        if user.id not in chosen or len(user.history) < len(chosen[user.id].history):
+            chosen[user.id] = user
+    return list(chosen.values())
+
+
+def _personal_from(
+    lm: LanguageModel, cell: Cell, shared_key: str | None, users: Sequence[User]
+) -> dict[str, dict[str, Any]]:
+    """By user, what a state is made from."""
+    settings = _common(lm, cell) | {"shared": shared_key, "task": [cell.task_name, cell.task.version]}
+    return {user.id: settings | {"history": _digest(user)} for user in users}
 
 
 def _digest(user: User) -> dict[str, Any]:

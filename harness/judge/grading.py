@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.judge.judges import Judge, question_key
 from harness.records.schema import Judging, MetricValue, RunRecord, json_value
 from harness.records.store import RunFolder
+from harness.returned import graded, metrics_of, questions_of
 from harness.run.console import Console
 from harness.task import Question, Rating, Sample, Task
 
@@ -47,7 +48,7 @@ def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge
         rated = [samples[i].ratings[name] for i, name, _ in asked]
         mode = judge.mode() if waiting else before.mode
         record.judging = ledger(rated, judge).model_copy(update={"mode": mode, "seconds": seconds})
-    folder.keep([task.grade(sample) for sample in samples.values()])
+    folder.keep([graded(task, sample) for sample in samples.values()])
 
 
 def check_targets(samples: Sequence[Sample], file: Path) -> None:
@@ -67,7 +68,7 @@ def check_targets(samples: Sequence[Sample], file: Path) -> None:
 def questions(task: Task, sample: Sample) -> dict[str, Question]:
     """What a judge is asked about the sample; nothing about one that failed."""
     answered = sample.error is None and sample.response is not None
-    return dict(task.to_judge(sample)) if answered else {}
+    return questions_of(task, sample) if answered else {}
 
 
 def _final(sample: Sample, name: str, question: Question) -> bool:
@@ -115,7 +116,7 @@ def ledger(ratings: Sequence[Rating], judge: Judge) -> Judging:
 
 def settle(task: Task, samples: Sequence[Sample], record: RunRecord) -> None:
     """Metrics of graded samples, what is missing from them, and whether that leaves the record complete."""
-    record.metrics = {name: MetricValue(**asdict(metric)) for name, metric in task.aggregate(samples).items()}
+    record.metrics = {name: MetricValue(**asdict(metric)) for name, metric in metrics_of(task, samples).items()}
     record.analysis = {**record.analysis, **json_value(task.analysis(samples))}
     answered = [sample for sample in samples if not sample.error]
     health = record.health

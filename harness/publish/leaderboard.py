@@ -123,6 +123,7 @@ def _group(run: RunRecord) -> tuple[str, ...]:
         config.task.name,
         *(f"{n:09d}" for n in selected),
         config.selection.control,
+        str(config.selection.exclude_leaks),
         config.data.split,
         config.data.fingerprint,
         json.dumps(config.task.options, sort_keys=True),
@@ -227,6 +228,7 @@ def _limits(run: RunRecord) -> str:
     selection = run.config.selection
     given = [f"{flag} {n}" for flag, n in (("--limit", selection.limit), ("--users", selection.users)) if n is not None]
     only = f" · {' '.join(given)} only" if given else ""
+    only += " · --exclude_leaks" if selection.exclude_leaks else ""
     return only if selection.control == "none" else f"{only} · --control {selection.control}"
 
 
@@ -319,6 +321,7 @@ def health_flags(run: RunRecord) -> tuple[str, ...]:
         "failed": health.errors,
         "not judged": health.unjudged,
         "without a rating": health.unrated,
+        "with the answer in their history": health.leaks,
         "unparsed": health.unparsed,
         "truncated": health.truncated,
         "history items dropped": health.dropped_items,

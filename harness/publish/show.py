@@ -11,6 +11,7 @@ from harness.errors import UsageError
 from harness.judge.pairwise_record import PairRecord
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
+from harness.run.leaks import said
 
 
 def metrics_table(record: RunRecord) -> str:
@@ -76,6 +77,8 @@ def warnings(record: RunRecord) -> list[str]:
         lines.append(f"{health.unparsed} responses could not be parsed by the official rule")
     if health.truncated:
         lines.append(f"{health.dropped_items} history items did not fit the context, in {health.truncated} samples")
+    if record.leaks:
+        lines.append(said(record.leaks, sum(map(len, record.batches))))
     if health.cut_contexts:
         lines.append(f"{health.cut_contexts} contexts did not fit and were cut from the left, as lm-eval does")
     return lines

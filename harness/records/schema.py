@@ -106,6 +106,8 @@ class SelectionConfig(_Config):
     users: int | None = None
     control: Literal["none", "wrong_user", "shuffled"] = "none"
     """Whose history the items have: the user's own unless a control was asked for."""
+    exclude_leaks: bool = False
+    """Whether items whose history holds the answer were left out."""
 
 
 class SamplingConfig(_Config):
@@ -144,6 +146,8 @@ class RunConfig(_Config):
         content = self.model_dump(mode="json", exclude=unhashed)
         if self.selection.control == "none":  # as records were hashed before there were controls
             del content["selection"]["control"]
+        if not self.selection.exclude_leaks:  # and before leaks were looked for
+            del content["selection"]["exclude_leaks"]
         if self.judge is None:  # and before there were judges
             del content["judge"]
         if not self.data.fit_options:  # and options of the task to fit on
@@ -213,6 +217,8 @@ class Health(_Part):
     """The judge refused to rate them, or gave no number."""
     unsettled: int | None = None
     """Of the unjudged and unrated, those that the next `harness score` asks about again."""
+    leaks: int | None = None
+    """Their history holds the answer; `RunRecord.leaks` names them."""
     noop: bool | None = None
 
 
@@ -307,6 +313,8 @@ class RunRecord(_Part):
     batch_costs: dict[str, dict[str, int | float]] = {}
     """First sample of a finished batch -> what it took: the fields of `harness.engine.decode.Cost`, and seconds. A batch
     repeated after a kill replaces its own numbers, so nothing is counted twice."""
+    leaks: dict[str, Literal["question", "answer", "near"]] = {}
+    """Items whose history holds the answer -> how (`harness.run.leaks`)."""
     folder: Path | None = Field(default=None, exclude=True)
     """Where the record was read from."""
 
@@ -320,13 +328,14 @@ class RunRecord(_Part):
     def to_json(self) -> str:
         """Indented, but one line a batch: a thousand samples should not be a thousand lines of a diff."""
         content = json_value(self.model_dump(mode="json"))
-        apart = ("analysis", "held_out_users", "batches", "batch_costs")
-        analysis, held_out, batches, costs = (content.pop(name) for name in apart)
+        apart = ("analysis", "held_out_users", "leaks", "batches", "batch_costs")
+        analysis, held_out, leaks, batches, costs = (content.pop(name) for name in apart)
         batch_lines = ",\n  ".join(json.dumps(batch) for batch in batches)
         return (
             f"{json.dumps(content, indent=1)[:-2]},\n"
             f' "analysis": {{\n  {_one_line_each(analysis)}\n }},\n'
             f' "held_out_users": {json.dumps(held_out)},\n'
+            f' "leaks": {json.dumps(leaks)},\n'
             f' "batches": [\n  {batch_lines}\n ],\n'
             f' "batch_costs": {{\n  {_one_line_each(costs)}\n }}\n}}\n'
         )

@@ -18,7 +18,9 @@ from harness.method import Method
 from harness.options import build_method, build_task
 from harness.records.select import OWN
 from harness.registry import method_row, task_class, task_name
+from harness.returned import generation_of, items_of
 from harness.run.control import Control, controlled
+from harness.run.leaks import check_apart, without_leaks
 from harness.task import Selection, Task
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Settings:
     seed: int = 0
     output_path: Path = OWN
     allow_noop: bool = False
+    exclude_leaks: bool = False
+    """Whether items whose history holds the answer are left out (`harness.run.leaks`)."""
     retry_failed: bool = False
     """Whether the failed samples of a finished record are run again."""
 
@@ -75,7 +79,7 @@ class FitData:
         if self.split is None:
             return []
         name, _, share = self.split.partition(":")
-        items = self.task.items(Selection(split=name))
+        items = items_of(self.task, Selection(split=name))
         if share:
             items = [item for item in items if item.example.user.id in self.held_out]
         if not items:
@@ -103,13 +107,13 @@ class Cell:
 
     @property
     def max_new_tokens(self) -> int:
-        return self.settings.max_new_tokens or self.task.generation().max_new_tokens
+        return self.settings.max_new_tokens or generation_of(self.task).max_new_tokens
 
     @property
     def fit_max_new_tokens(self) -> int:
         """Of answers a method makes while it fits: as long as the task it fits on wants them."""
         _, task = self.fit_task or (self.task_name, self.task)
-        return self.settings.max_new_tokens or task.generation().max_new_tokens
+        return self.settings.max_new_tokens or generation_of(task).max_new_tokens
 
     @cached_property
     def selection(self) -> Selection:
@@ -118,14 +122,30 @@ class Cell:
 
     @cached_property
     def items(self) -> Sequence[Labelled]:
-        """What is evaluated, in file order."""
-        items = self.task.items(self.selection)
+        """What is evaluated, in file order, with the histories the control gives."""
+        return controlled(self.own_items, self.settings.control, self.settings.seed)
+
+    @cached_property
+    def own_items(self) -> Sequence[Labelled]:
+        """What is evaluated, under its users' own histories; which items these are no control changes."""
+        items = items_of(self.task, self.selection)
         if not items:
             raise DataMissing(
                 f"{self.task_name}: nothing to evaluate; split {self.settings.split} has no users besides the "
                 f"{len(self.fit_data.held_out)} held out for fitting"
             )
-        return controlled(items, self.settings.control, self.settings.seed)
+        kept = without_leaks(self.task, items) if self.settings.exclude_leaks else items
+        if not kept:
+            raise DataMissing(f"{self.task_name}: nothing to evaluate; the history of each item holds its answer")
+        return kept
+
+    @cached_property
+    def shared_with_fit(self) -> Sequence[str]:
+        """Notes on what the evaluated items share with those that are fitted on. Raises UsageError where items are both."""
+        fit = self.fit_data
+        if fit.split is None or not self.method.needs_train():
+            return ()
+        return check_apart(self.task, self.own_items, fit.items(), same_task=self.fit_task is None)
 
     @cached_property
     def fit_data(self) -> FitData:
@@ -254,7 +274,7 @@ def _fraction(given: str, share: str) -> float:
 def _share_of_users(task: Task, split: str, fraction: float, seed: int) -> frozenset[str]:
     import numpy as np
 
-    users = list(dict.fromkeys(item.example.user.id for item in task.items(Selection(split))))
+    users = list(dict.fromkeys(item.example.user.id for item in items_of(task, Selection(split))))
     if not users:
         return frozenset()
     count = max(1, round(fraction * len(users)))

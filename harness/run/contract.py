@@ -25,6 +25,7 @@ from harness.errors import HarnessError, UserFailed
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.plan import Plan, StreamOutput
+from harness.returned import adapted, fitted, mixed, plan_of
 from harness.run.system import Generation, System
 
 CHAT_TEMPLATE = (
@@ -134,17 +135,22 @@ def _pairs(user: str, history: tuple[Record, ...]) -> tuple[Labelled, ...]:
 
 
 def check_method(
-    method: Method, *, lm: LanguageModel | None = None, say: Callable[[str], None] = lambda _: None
+    method: Method,
+    *,
+    lm: LanguageModel | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    skip: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Raises ContractBroken at the first promise `method` does not keep; `say` gets a line for each kept one."""
+    """Raises HarnessError at the first promise `method` does not keep: ContractBroken, or what it gave back that is no plan.
+
+    `say` gets a line for each kept one, `skip` one for each that says nothing about this method, and why.
+    """
     lm = lm or random_lm()
     before = _fingerprint(lm)
     train, test = toy_examples(4, seed=1), toy_examples(5, seed=2)
     kit = Kit(lm, seed=0, max_new_tokens=8)
-    shared = method.fit(kit, train) if method.fits() else None
-    users = [item.example.user for item in test]
-    personal = _states(method.adapt(kit, users, shared))
-    plans = [method.plan(item.example, shared, p) for item, p in zip(test, personal, strict=True)]
+    shared, personal = _learnt(method, kit, train, test)
+    plans = [_plan(method, item.example, shared, p) for item, p in zip(test, personal, strict=True)]
 
     _check_purity(method, test, shared, personal, plans)
     say("plan is pure: equal arguments give equal prompts, edits and mix")
@@ -167,10 +173,17 @@ def check_method(
     say("a row in a mixed or shuffled batch equals the row alone (1e-8, same tokens)")
     _check_normalised(decoder, requests, together)
     say("the mix returns normalised log-probabilities")
-    _check_neutral(method, lm, train, test)
-    say("zero strength equals the prompt-only form (1e-10, same tokens)")
-    _check_fired(decoder, requests, together, plans)
-    say("it fires: outputs differ from the unedited model's where the plan asks for a change")
+    neutral = method.neutral()
+    if neutral is None:
+        skip("zero strength: the method has no such setting (neutral() is None)")
+    else:
+        _check_neutral(neutral, lm, train, test)
+        say("zero strength equals the prompt-only form (1e-10, same tokens)")
+    if any(plan.changes for plan in plans):
+        _check_fired(decoder, requests, together, plans)
+        say("it fires: outputs differ from the unedited model's where the plan asks for a change")
+    else:
+        skip("whether it fires: its plans are a prompt for the unedited model; a run compares it with the plain prompt")
     _check_left_as_found(method, lm, before, requests)
     say("the model is left as found, also after an exception")
 
@@ -194,11 +207,21 @@ def _check_given(
         )
 
 
-def _states(found: Sequence[Fitted | UserFailed | None]) -> list[Fitted | None]:
+def _learnt(
+    method: Method, kit: Kit, train: Sequence[Labelled], test: Sequence[Labelled]
+) -> tuple[Fitted | None, list[Fitted | None]]:
+    """What `fit` and `adapt` make, the latter of the test items' users."""
+    shared = fitted(method, method.fit(kit, train)) if method.fits() else None
+    users = [item.example.user for item in test]
+    found = adapted(method, method.adapt(kit, users, shared), users)
     for state in found:
         if isinstance(state, UserFailed):
             raise _broken("adapt makes every user's state", str(state))
-    return [state for state in found if not isinstance(state, UserFailed)]
+    return shared, [state for state in found if not isinstance(state, UserFailed)]
+
+
+def _plan(method: Method, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
+    return plan_of(method, method.plan(example, shared, personal))
 
 
 def _fingerprint(lm: LanguageModel) -> tuple[Any, ...]:
@@ -212,24 +235,29 @@ def _broken(promise: str, detail: str) -> ContractBroken:
 
 
 def _signature(plan: Plan) -> tuple[Any, ...]:
-    streams = tuple(
+    return tuple(
         (
             s.prompt.render(),
-            tuple(_edit_signature(e) for e in s.edits),
+            tuple(_by_value(e) for e in s.edits),
             tuple(a.key for a in s.adapters),
             s.exits,
             s.early,
         )
         for s in plan.streams
     )
-    return streams, plan.mix
 
 
-def _edit_signature(edit: Any) -> tuple[Any, ...]:
-    if not dataclasses.is_dataclass(edit):
-        return (type(edit), id(edit))
-    values = [getattr(edit, f.name) for f in dataclasses.fields(edit)]
-    return (type(edit), *(v.cpu().numpy().tobytes() if isinstance(v, torch.Tensor) else v for v in values))
+def _by_value(value: Any) -> Any:
+    """What tells two edits or mixes apart, tensors by their content."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), str(value.dtype), value.detach().cpu().double().numpy().tobytes())
+    if isinstance(value, np.ndarray):
+        return (value.shape, str(value.dtype), value.tobytes())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (type(value), *(_by_value(getattr(value, f.name)) for f in dataclasses.fields(value)))
+    if isinstance(value, tuple | list):
+        return tuple(map(_by_value, value))
+    return value
 
 
 def _check_purity(
@@ -240,8 +268,15 @@ def _check_purity(
     plans: Sequence[Plan],
 ) -> None:
     for item, mine, plan in zip(test, personal, plans, strict=True):
-        if _signature(method.plan(item.example, shared, mine)) != _signature(plan):
+        again = _plan(method, item.example, shared, mine)
+        if _signature(again) != _signature(plan) or again.answer != plan.answer:
             raise _broken("plan is pure", f"two calls for example {item.example.id} gave different plans")
+        if _by_value(again.mix) != _by_value(plan.mix):
+            raise _broken(
+                "plan is pure",
+                f"two calls for example {item.example.id} gave mixes that are not equal, {plan.mix!r} and {again.mix!r}; "
+                "make the mix a frozen dataclass",
+            )
 
 
 def _check_no_gold(plans: Sequence[Plan]) -> None:
@@ -285,26 +320,25 @@ def _check_normalised(decoder: Decoder, requests: Sequence[Request], generated: 
         off = logp.logsumexp(-1).abs().max().item()
         if not off <= 1e-8:
             raise _broken("a mix is normalised", f"log-sum-exp of its output is {off:.2e}, not 0")
+    shape = (2, 1, decoder.lm.vocabulary)  # of the model's vocabulary: a mix may hold a number a token
     for plan in (request.plan for request in requests):
         outputs = [
-            StreamOutput(torch.randn(2, 1, 7, dtype=torch.float64), tuple(torch.randn(2, 1, 7, dtype=torch.float64) for _ in s.exits))
-            for s in plan.streams
-        ]  # fmt: skip
-        off = plan.mix(outputs).logsumexp(-1).abs().max().item()
+            StreamOutput(
+                torch.randn(shape, dtype=torch.float64),
+                tuple(torch.randn(shape, dtype=torch.float64) for _ in stream.exits),
+            )
+            for stream in plan.streams
+        ]
+        off = mixed(plan.mix, plan.mix(outputs), shape).logsumexp(-1).abs().max().item()
         if not off <= 1e-8:
             raise _broken("a mix is normalised", f"log-sum-exp of {plan.mix!r} is {off:.2e} on random logits")
 
 
-def _check_neutral(method: Method, lm: LanguageModel, train: Sequence[Labelled], test: Sequence[Labelled]) -> None:
-    neutral = method.neutral()
-    if neutral is None:
-        return
-    kit = Kit(lm, seed=0, max_new_tokens=8)
-    shared = neutral.fit(kit, train) if neutral.fits() else None
-    personal = _states(neutral.adapt(kit, [item.example.user for item in test], shared))
+def _check_neutral(neutral: Method, lm: LanguageModel, train: Sequence[Labelled], test: Sequence[Labelled]) -> None:
+    shared, personal = _learnt(neutral, Kit(lm, seed=0, max_new_tokens=8), train, test)
     decoder = Decoder(lm)
     for item, mine in zip(test, personal, strict=True):
-        plan = neutral.plan(item.example, shared, mine)
+        plan = _plan(neutral, item.example, shared, mine)
         bare = Plan((plan.streams[0].bare(),))
         request, plain = (decoder.prepare(item.example.id, p, 8) for p in (plan, bare))
         (a,), (b,) = (decoder.generate([r], max_new_tokens=8) for r in (request, plain))
@@ -321,8 +355,6 @@ def _check_neutral(method: Method, lm: LanguageModel, train: Sequence[Labelled],
 def _check_fired(
     decoder: Decoder, requests: Sequence[Request], generated: Sequence[Generated], plans: Sequence[Plan]
 ) -> None:
-    if not any(plan.changes for plan in plans):
-        return
     bare = [Plan((plan.streams[0].bare(),)) for plan in plans]
     base = [decoder.prepare(r.key, p, 8) for r, p in zip(requests, bare, strict=True)]
     ids = [g.ids for g in generated]

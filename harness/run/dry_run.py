@@ -9,9 +9,10 @@ from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.states import shared_key
+from harness.fit.states import shared_key, stored_state
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
+from harness.returned import plan_of
 from harness.run.cell import Cell
 
 
@@ -20,38 +21,48 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
     store = store or ArtifactStore()
     lines = [f"{cell.method_name} on {cell.task_name} with {lm.name}: {len(cell.items)} items"]
     example = cell.items[0].example
-    shared = store.get(shared_key(lm, cell)) if cell.method.fits() else None
-    fitted = shared is not None or not cell.method.fits()
-    if not fitted:
+    method, key = cell.method, shared_key(lm, cell) if cell.method.fits() else None
+    shared = store.get(key) if key else None
+    if method.fits() and shared is None:
         fit = cell.fit_data
         on = f" on {fit.split} of {fit.task_name}, {len(fit.items())} items" if fit.split else ""
         lines.append(f"not fitted yet: a run first fits{on}")
-    plan = _plan(cell.method, example, shared) if fitted else None
-    if plan is None:
-        lines.append("below is the prompt without what a run still has to learn")
-        plan = Plan((Stream(cell.method.context.prompt(example)),))
-    if plan.answer is not None:
+    fitted = shared is not None or not method.fits()
+    personal = stored_state(lm, cell, key, example.user.id, store) if fitted and method.adapts() else None
+    if fitted and method.adapts() and personal is None:
+        lines.append("not adapted yet: a run first learns from each user's history")
+    whole = fitted and (personal is not None or not method.adapts())
+    plan = _plan(method, example, shared, personal, whole=whole) if fitted else None
+    if not whole:
+        lines.append(
+            "below is the prompt without what a run still has to learn; that may add streams, edits, adapters or a mix"
+        )
+    if plan is not None and plan.answer is not None:
         return "\n".join([*lines, "--- no forward pass: the answer is", plan.answer])
+    plan = plan or Plan((Stream(method.context.prompt(example)),))
     request = Decoder(lm).prepare(example.id, plan, cell.max_new_tokens)
     for number, (stream, prompt) in enumerate(zip(plan.streams, request.prompts, strict=True)):
+        what = f", {len(stream.edits)} edits, {len(stream.adapters)} adapters" if whole else ""
         lines.append(
             f"--- stream {number}: {len(prompt.encoded.ids)} tokens, {prompt.items} history items "
-            f"({prompt.dropped} dropped), {len(stream.edits)} edits, {len(stream.adapters)} adapters"
+            f"({prompt.dropped} dropped){what}"
         )
         lines.append(lm.encoder.tokenizer.decode(list(prompt.encoded.ids)))
-    lines.append(f"--- mix {plan.mix!r}")
+    lines.append(f"--- mix {plan.mix!r}" if whole else "--- mix not known before that is learnt")
     lines.append(_costs(lm, cell, request))
     return "\n".join(lines)
 
 
-def _plan(method: Method, example: Example, shared: Fitted | None) -> Plan | None:
-    """The plan without anything learnt of the user; None where the method needs that."""
+def _plan(
+    method: Method, example: Example, shared: Fitted | None, personal: Fitted | None, *, whole: bool
+) -> Plan | None:
+    """The plan; None where the method needs what was not learnt yet of the user."""
     try:
-        return method.plan(example, shared, None)
-    except Exception:  # a method may fail in any way on a state it did not make
-        if method.adapts():
-            return None
-        raise
+        return plan_of(method, method.plan(example, shared, personal))
+    except Exception:  # a method may fail in any way without a state it counts on
+        if whole:
+            raise
+        return None
 
 
 def _costs(lm: LanguageModel, cell: Cell, request: Request) -> str:

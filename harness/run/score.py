@@ -18,6 +18,7 @@ from harness.records import provenance
 from harness.records.schema import RunRecord
 from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
 from harness.registry import task_class
+from harness.returned import graded
 from harness.run.console import Console
 from harness.shown import without_credentials
 from harness.task import Task
@@ -113,7 +114,7 @@ def _score(task: Task, folder: RunFolder, record: RunRecord, judge: Judge | None
     try:
         judge_samples(task, folder, record, judge, console)
         if not task.judged:
-            folder.keep([task.grade(sample) for sample in folder.samples()])
+            folder.keep([graded(task, sample) for sample in folder.samples()])
         settle(task, folder.samples(), record)
     except BaseException as error:
         record.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -8,13 +8,15 @@ unbroken one.
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost
+from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
@@ -33,9 +35,11 @@ from harness.records.store import (
     TaskConfig,
     json_value,
 )
+from harness.returned import generation_of, graded, options_of, plan_of, samples_of
 from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings
 from harness.run.console import Console
+from harness.run.leaks import leaks
 from harness.run.system import Generation, System
 from harness.task import Sample
 
@@ -91,7 +95,7 @@ def cell_steps(
 
 def _generation(cell: Cell) -> Generation:
     """How the cell's responses are decoded."""
-    return Generation(cell.max_new_tokens, cell.task.generation().stop, cell.settings.sampling())
+    return Generation(cell.max_new_tokens, generation_of(cell.task).stop, cell.settings.sampling())
 
 
 def _run(
@@ -109,9 +113,10 @@ def _run(
     record.versions, record.hardware = provenance.versions(), provenance.hardware(lm)
     record.git_sha, record.dirty = provenance.commit()
     try:
+        notes = cell.shared_with_fit  # before anything is fitted
         shared = shared_state(lm, cell, store, console)
         personal = personal_states(lm, cell, shared, store, console)
-        _note_fit(cell, record, shared, personal, console)
+        _note_fit(cell, record, shared, personal, console, notes)
         system = yield from _answer(lm, cell, folder, record, shared, personal, console, make_system)
         _measure(cell, folder, record, system)
         folder.write(record)
@@ -136,13 +141,40 @@ def _of_known_users(cell: Cell) -> list[str]:
         return []
     users = {item.example.user.id for item in cell.items if item.example.user.history}
     known = users & {item.example.user.id for item in fit.items()}
-    keep_apart = "--task_set most_active=100 fits on other users alone"
-    return [f"{len(known)} of {len(users)} users also ask questions that were fitted on; {keep_apart}"] if known else []
+    if not known:
+        return []
+    keep_apart = f"--fit_split {cell.settings.split}:0.2 fits on other users alone"
+    if "most_active" in inspect.signature(type(cell.task)).parameters:
+        keep_apart = "--task_set most_active=100 fits on other users alone"
+    return [f"{len(known)} of {len(users)} users also ask questions that were fitted on; {keep_apart}"]
 
 
-def _note_fit(cell: Cell, record: RunRecord, shared: Shared, personal: Personal, console: Console) -> None:
+def _of_the_control(cell: Cell, shared: Shared, personal: Personal) -> list[str]:
+    """What to know where the control gave no prompt another history, so that the run is the one without it."""
+    if cell.settings.control == "none":
+        return []
+    for item, own in zip(cell.items, cell.own_items, strict=True):
+        state = personal.states.get(own.example.user.id)
+        if not isinstance(state, UserFailed):
+            given, before = (
+                plan_of(cell.method, cell.method.plan(one.example, shared.state, state)) for one in (item, own)
+            )
+            if [s.prompt for s in given.streams] != [s.prompt for s in before.streams]:
+                return []
+    rest = (
+        "only what was learnt of the users can differ" if cell.method.adapts() else "the numbers are those without it"
+    )
+    return [f"--control {cell.settings.control} changed no prompt of {cell.method_name}; {rest}"]
+
+
+def _note_fit(
+    cell: Cell, record: RunRecord, shared: Shared, personal: Personal, console: Console, notes: Sequence[str]
+) -> None:
     """What was fitted and what it took, here or in the run that kept it."""
-    record.notes = [*warnings_of(cell.method, shared), *_of_known_users(cell), *personal.notes()]
+    record.notes = [*warnings_of(cell.method, shared), *notes, *_of_known_users(cell), *personal.notes()]
+    record.notes += _of_the_control(cell, shared, personal)
+    record.leaks = dict(leaks(cell.task, cell.items))
+    record.health.leaks = len(record.leaks)
     for note in record.notes:
         console.say(f"warning: {note}")
     record.held_out_users = sorted(cell.fit_data.held_out)
@@ -195,19 +227,17 @@ def _answer(
 
     batching.changed = save
     yield
-    batch: list[Sample] = []
     spent, start = replace(system.decoder.cost), time.perf_counter()
-    for sample in cell.task.respond(system, cell.items):
-        batch.append(sample)
-        ids = batching.planned[sample.batch]
-        if len(batch) == len(ids):
-            counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
-            record.batch_costs[ids[0]] = {**counted, "seconds": time.perf_counter() - start}
-            graded = [cell.task.grade(sample) for sample in batch]
-            save()  # before the samples: a batch on disk without its cost would not be run again
-            folder.append(graded)
-            yield
-            batch, spent, start = [], replace(system.decoder.cost), time.perf_counter()
+    answers = cell.task.respond(system, cell.items)
+    for batch in samples_of(cell.task, answers, cell.items, batching.planned, batching.done):
+        counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
+        first = batching.planned[batch[0].batch][0]
+        record.batch_costs[first] = {**counted, "seconds": time.perf_counter() - start}
+        finished = [graded(cell.task, sample) for sample in batch]
+        save()  # before the samples: a batch on disk without its cost would not be run again
+        folder.append(finished)
+        yield
+        spent, start = replace(system.decoder.cost), time.perf_counter()
     return system
 
 
@@ -248,7 +278,7 @@ def _exit_code(record: RunRecord, settings: Settings) -> int:
 
 def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
     """Everything that can change a number on purpose."""
-    options = cell.method.identity()
+    options = options_of(cell.method)
     if cell.method_source is not None:
         options["source_sha256"] = cell.method_source
     settings, fit, decoding = cell.settings, cell.fit_data, _generation(cell)
@@ -265,7 +295,9 @@ def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
             fit_fingerprint=fit.fingerprint,
             fit_options=dict(cell.fit_options),
         ),
-        selection=SelectionConfig(limit=settings.limit, users=settings.users, control=settings.control),
+        selection=SelectionConfig(
+            limit=settings.limit, users=settings.users, control=settings.control, exclude_leaks=settings.exclude_leaks
+        ),
         sampling=SamplingConfig(
             temperature=decoding.sampling.temperature,
             top_p=decoding.sampling.top_p,

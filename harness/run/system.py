@@ -27,6 +27,7 @@ from harness.fit.kit import Progress
 from harness.method import Fitted, Method
 from harness.mix import First
 from harness.plan import Plan, Site, Stream, Where
+from harness.returned import plan_of
 from harness.run.batches import AUTO_MOST, Batching
 from harness.task import Sample
 
@@ -158,7 +159,7 @@ class System:
         personal = self.personal.get(example.user.id)
         if isinstance(personal, UserFailed):
             raise personal
-        return self.method.plan(example, self.shared, personal)
+        return plan_of(self.method, self.method.plan(example, self.shared, personal))
 
     def encode(self, example: Example) -> Encoded:
         """The prompt of the plan's first stream, cut to the context."""

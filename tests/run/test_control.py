@@ -47,14 +47,16 @@ def test_a_shuffled_history_is_refused_by_a_method_that_learns_from_its_pairs(it
     made = build_method(method_class(method), method, None, ["rank=1"] if method in ("lora_p", "reft") else [])
     lm = random_lm()
     shared = made.fit(Kit(lm, max_new_tokens=4), toy_examples(2)) if made.fits() else None
-    with pytest.raises(UsageError, match="whatever their order, so the control would change nothing; give --control wrong"):
+    with pytest.raises(
+        UsageError, match="whatever their order, so the control would change nothing; give --control wrong"
+    ):
         made.adapt(Kit(lm, max_new_tokens=4), users, shared)
 
 
 def test_a_shuffled_history_is_read_by_a_method_that_puts_it_into_the_prompt(items):
     shuffled = controlled(items, "shuffled", 0)
-    recent = Context("recency", k=2)
-    assert [recent.prompt(i.example).render() for i in items] != [recent.prompt(i.example).render() for i in shuffled]
+    drawn = Context("random", k=2)
+    assert [drawn.prompt(i.example).render() for i in items] != [drawn.prompt(i.example).render() for i in shuffled]
     assert [item.example.user.owner for item in shuffled] == [item.example.user.id for item in items]
 
 

@@ -27,12 +27,14 @@ from harness.methods.clamp import PEAKS, Clamp, blocks_of
 from harness.methods.persona_vector import PersonaVector
 from harness.options import build_method
 from harness.plan import ALL, GENERATED, LAST_PROMPT, Edit, Plan, Site, Stream
+from harness.records.store import MethodConfig, find_runs
 from harness.registry import method_class, task_class
 from harness.run.contract import check_method, random_lm
 from harness.task import Question, Rating, Sample, Selection
 from harness.tasks.persona import SHIPPED, Persona, PersonaTemplate
 from harness.tiny.personas import LEXICONS
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute()
 needs_traits = pytest.mark.skipif(
     not (SHARED / "persona_traits").is_dir(), reason=f"no persona_traits in {SHARED} (set HARNESS_SHARED)"

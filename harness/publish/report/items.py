@@ -20,6 +20,7 @@ from harness.records.schema import RunRecord, hash_of
 from harness.registry import task_class
 from harness.retrieve import retrieve
 from harness.run.control import Control, controlled
+from harness.run.leaks import without_leaks
 from harness.run.lm_eval_contexts import MINI
 from harness.task import Sample, Selection, Task
 
@@ -86,7 +87,9 @@ def read_items(group: Group, data: Sequence[str] = ()) -> dict[str, Any]:
 
 def _evaluated(task: Task, run: RunRecord) -> Sequence[Labelled]:
     """The items of a run, with the histories it gave."""
-    return controlled(task.items(_selection(run)), run.config.selection.control, run.config.sampling.seed)
+    asked, items = run.config.selection, task.items(_selection(run))
+    kept = without_leaks(task, items) if asked.exclude_leaks else items
+    return controlled(kept, asked.control, run.config.sampling.seed)
 
 
 def _selection(run: RunRecord) -> Selection:

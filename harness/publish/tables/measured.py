@@ -158,6 +158,8 @@ def why_incomplete(record: RunRecord) -> list[str]:
         reasons.append(f"{task} --limit {config.selection.limit}")
     if config.selection.users is not None:
         reasons.append(f"{task} --users {config.selection.users}")
+    if config.selection.exclude_leaks:
+        reasons.append(f"{task} --exclude_leaks")
     if config.judge and config.judge.name == "lexicon":
         reasons.append("judged by word lists")
     if health.unjudged:

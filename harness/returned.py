@@ -1,0 +1,297 @@
+"""What a method or a task gave back, checked where the engine receives it, so that a stranger's mistake is one line.
+
+Each function takes what was returned and gives it back as it belongs there, or raises HarnessError saying whose function it
+was, what came, and what was expected. Nothing is guessed: a text is never taken for a list of letters, a short list never
+for a whole one.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from os import PathLike
+from typing import Any
+
+from harness.data import Example, Labelled, Prompt, Record, User
+from harness.errors import HarnessError, UsageError, UserFailed
+from harness.method import Fitted, Method
+from harness.plan import Edit, Exit, LoRA, Plan, Stream
+from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
+
+
+def options_of(method: Method) -> dict[str, Any]:
+    """What `Method.identity` gives: what a record holds of the method. Raises UsageError for values that JSON cannot hold."""
+    found = method.identity()
+    for name, value in found.items():
+        if not _plain(value):
+            raise UsageError(
+                f"method {type(method).__name__}: option {name} is {_said(value)}; expected a number, a text, or a list of them"
+            )
+    return found
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _plain(part) for name, part in value.items())
+    if isinstance(value, tuple | list | set | frozenset):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, str | bool | numbers.Real | PathLike) or is_dataclass(value)
+
+
+def plan_of(method: Method, plan: object) -> Plan:
+    """What `Method.plan` returned."""
+    who = f"method {type(method).__name__}: plan"
+    if not isinstance(plan, Plan):
+        raise _wrong(f"{who} returned", plan, "a Plan, as in Plan((Stream(prompt),))")
+    if not isinstance(plan.streams, tuple | list) or not plan.streams:
+        raise _wrong(f"{who}: streams is", plan.streams, "a tuple of Stream, as in Plan((Stream(prompt),))")
+    for stream in plan.streams:
+        if not isinstance(stream, Stream):
+            raise _wrong(f"{who}: a stream is", stream, "a Stream, as in Plan((Stream(prompt),))")
+        if not isinstance(stream.prompt, Prompt):
+            raise _wrong(
+                f"{who}: a stream's prompt is", stream.prompt, "a Prompt, as self.context.prompt(example) gives"
+            )
+        for name, kind in (("edits", Edit), ("adapters", LoRA), ("exits", Exit)):
+            values = getattr(stream, name)
+            if not isinstance(values, tuple):
+                raise _wrong(f"{who}: {name} of a stream is", values, f"a tuple of {kind.__name__}")
+            for value in values:
+                if not isinstance(value, kind) or isinstance(value, type):
+                    raise _wrong(f"{who}: {name} of a stream hold", value, f"{kind.__name__} alone")
+        if stream.early is not None and not callable(stream.early):
+            raise _wrong(f"{who}: early of a stream is", stream.early, "an ExitRule, a function of the model's depth")
+    _check_mix(who, plan.mix)
+    return plan
+
+
+def _check_mix(who: str, mix: object) -> None:
+    value = "a value that is called, as a frozen dataclass with __call__ (see harness/mix.py)"
+    if not callable(mix) or isinstance(mix, type):
+        raise _wrong(f"{who}: mix is", mix, value)
+    name = getattr(mix, "__qualname__", "")
+    if "<lambda>" in name or "<locals>" in name:  # a new one in each call, so that no two plans have the same mix
+        raise HarnessError(
+            f"{who}: mix is the function {name}, made anew for each plan, and rows run together where their mixes are equal; "
+            f"expected {value}"
+        )
+    try:
+        hash(mix)
+    except TypeError as error:
+        raise HarnessError(
+            f"{who}: mix {type(mix).__name__} cannot be hashed ({error}), and rows run together where their mixes are equal; "
+            "make it a frozen dataclass of numbers and tuples, or of tensors with eq=False"
+        ) from None
+
+
+def mixed(mix: object, logp: Any, shape: Sequence[int]) -> Any:
+    """What a mix returned for logits of `shape` [R, T, V]."""
+    if tuple(getattr(logp, "shape", ())) != tuple(shape):
+        given = f"a tensor {list(logp.shape)}" if hasattr(logp, "shape") else _said(logp)
+        raise HarnessError(
+            f"mix {type(mix).__name__} returned {given}; expected log-probabilities {list(shape)} [rows, tokens, vocabulary]"
+        )
+    return logp
+
+
+def fitted(method: Method, state: object, function: str = "fit") -> Fitted | None:
+    """What `Method.fit` returned, or `adapt` for one user."""
+    who = f"method {type(method).__name__}: {function}"
+    if state is None:
+        return None
+    if not isinstance(state, Fitted):
+        raise _wrong(f"{who} returned", state, "a Fitted of named tensors and JSON values, or None")
+    for name, tensor in _items(f"{who}: tensors", state.tensors):
+        if not hasattr(tensor, "contiguous"):
+            raise _wrong(f"{who}: tensors[{name!r}] is", tensor, "a torch.Tensor; other values go into meta")
+    for part in ("meta", "cost"):
+        _items(f"{who}: {part}", getattr(state, part))
+    if isinstance(state.notes, str):
+        raise _wrong(f"{who}: notes is", state.notes, "a list of texts")
+    return state
+
+
+def adapted(method: Method, states: object, users: Sequence[User]) -> list[Fitted | UserFailed | None]:
+    """What `Method.adapt` returned for `users`."""
+    who = f"method {type(method).__name__}: adapt"
+    expected = f"a list of {len(users)} states, one a user in their order, each a Fitted, a UserFailed or None"
+    if not isinstance(states, Sequence) or isinstance(states, str | bytes):
+        raise _wrong(f"{who} returned", states, expected)
+    if len(states) != len(users):
+        raise HarnessError(f"{who} returned {len(states)} states for {len(users)} users; expected {expected}")
+    return [state if isinstance(state, UserFailed) else fitted(method, state, "adapt") for state in states]
+
+
+def items_of(task: Task, selection: Selection) -> Sequence[Labelled]:
+    """What `Task.items` gives for a selection, which it must have kept to. Raises UsageError where it has not."""
+    items = task.items(selection)
+    who = f"task {_task_name(task)}: items"
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise _wrong(f"{who} returned", items, "a list of Labelled, as selection.of(...) gives")
+    for item in items:
+        _check_item(who, item)
+    users = dict.fromkeys(item.example.user.id for item in items)
+    held_out = [user for user in users if user in selection.exclude_users]
+    kept_to = "; it keeps to the selection where it returns selection.of(all items of the split)"
+    if selection.limit is not None and len(items) > selection.limit:
+        raise UsageError(f"{who} gave {len(items)} items for --limit {selection.limit}{kept_to}")
+    if selection.users is not None and len(users) > selection.users:
+        raise UsageError(f"{who} gave items of {len(users)} users for --users {selection.users}{kept_to}")
+    if held_out:
+        raise UsageError(f"{who} gave items of user {held_out[0]!r}, who is held out for fitting{kept_to}")
+    return items
+
+
+def _check_item(who: str, item: object) -> None:
+    if not isinstance(item, Labelled):
+        raise _wrong(f"{who} hold", item, "Labelled(example, targets) alone")
+    example = item.example
+    if not isinstance(example, Example) or not isinstance(example.user, User):
+        raise _wrong(f"{who}: example or its user is", example, "an Example with a User")
+    for name, value in (("id", example.id), ("user id", example.user.id)):
+        if not isinstance(value, str) or not value:
+            raise _wrong(f"{who}: {name} of example {example.id!r} is", value, "a text that names it")
+    where = f"{who}: example {example.id!r}"
+    for name, value in (("text", example.text), ("query", example.query)):
+        if not isinstance(value, str):
+            raise _wrong(f"{where}: {name} is", value, "a text")
+    for name, values in (("targets", item.targets), ("choices", example.choices)):
+        if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
+            raise _wrong(f"{where}: {name} is", values, "a tuple of texts, as in ('gold answer',)")
+    history = example.user.history
+    if not isinstance(history, tuple | list) or not all(isinstance(record, Record) for record in history):
+        raise _wrong(f"{where}: its user's history is", history, "a tuple of Record")
+    if not callable(example.template):
+        raise _wrong(f"{where}: template is", example.template, "a Template, called with text, items and summary")
+
+
+def generation_of(task: Task) -> GenerationDefaults:
+    """What `Task.generation` gives."""
+    found = task.generation()
+    if not isinstance(found, GenerationDefaults) or isinstance(found.stop, str):
+        raise _wrong(
+            f"task {_task_name(task)}: generation returned", found, "GenerationDefaults(max_new_tokens, stop=(...,))"
+        )
+    return found
+
+
+def samples_of(
+    task: Task,
+    samples: Iterable[Sample],
+    items: Sequence[Labelled],
+    planned: Sequence[Sequence[str]],
+    done: Collection[str] = (),
+) -> Iterator[list[Sample]]:
+    """The samples `Task.respond` yields, a whole batch at a time, each sample once and with its item's targets.
+
+    `planned` is read as samples come, since batches are planned, and halved, while they do; `done` are not to be answered.
+    Raises HarnessError at the first sample that is not as it should be, and where the last has come and some are missing.
+    """
+    who = f"task {_task_name(task)}: respond"
+    targets = {item.example.id: tuple(item.targets) for item in items}
+    seen: set[str] = set()
+    batch: list[Sample] = []
+    if isinstance(samples, Sample | str) or not isinstance(samples, Iterable):
+        raise _wrong(f"{who} returned", samples, "an iterator of Sample, as system.respond(examples) gives")
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise _wrong(f"{who} yielded", sample, "a Sample, as system.respond(examples) gives")
+        name = f"{who} yielded sample {sample.id!r}"
+        if sample.id not in targets or sample.id in seen:
+            why = "a second time" if sample.id in seen else "which is none of its items"
+            raise HarnessError(f"{name} {why}; expected each item once")
+        if not 0 <= sample.batch < len(planned) or sample.id not in planned[sample.batch]:
+            raise HarnessError(
+                f"{name} in batch {sample.batch}, where it was not planned; keep the batch that system.respond gave it"
+            )
+        if batch and batch[0].batch != sample.batch:
+            raise HarnessError(f"{name} before batch {batch[0].batch} was whole; yield samples as system.respond does")
+        if sample.response is not None and not isinstance(sample.response, str):
+            raise _wrong(f"{name}, its response", sample.response, "a text, or None where it failed")
+        if sample.targets and tuple(sample.targets) != targets[sample.id]:
+            raise HarnessError(
+                f"{name} with targets {sample.targets!r}; expected those of its item, {targets[sample.id]!r}"
+            )
+        seen.add(sample.id)
+        batch.append(replace(sample, targets=targets[sample.id]))
+        if len(batch) == len(planned[sample.batch]):
+            yield batch
+            batch = []
+    missing = [name for name in targets if name not in seen and name not in done]
+    if missing:
+        raise HarnessError(
+            f"{who} gave no sample for {len(missing)} of {len(targets)} items, first {missing[0]!r}; one that cannot be "
+            "answered is a Sample with an error"
+        )
+
+
+def graded(task: Task, sample: Sample) -> Sample:
+    """What `Task.grade` makes of a sample."""
+    found: object = task.grade(sample)
+    who = f"task {_task_name(task)}: grade"
+    if not isinstance(found, Sample):
+        raise _wrong(
+            f"{who} returned", found, "the Sample with its metrics, as in replace(sample, metrics={'accuracy': 1.0})"
+        )
+    if (found.id, found.user, found.targets) != (sample.id, sample.user, sample.targets):
+        raise HarnessError(
+            f"{who} returned sample {found.id!r} for {sample.id!r}; expected the same id, user and targets"
+        )
+    for name, value in _items(f"{who}: metrics", found.metrics):
+        if value is not None and not isinstance(value, numbers.Real):
+            raise _wrong(
+                f"{who}: metric {name!r} of sample {sample.id!r} is", value, "a number, or None where there is none"
+            )
+    return found
+
+
+def questions_of(task: Task, sample: Sample) -> dict[str, Question]:
+    """What `Task.to_judge` asks about a sample."""
+    who = f"task {_task_name(task)}: to_judge"
+    asked = _items(f"{who} returned", task.to_judge(sample))
+    for name, question in asked:
+        if not isinstance(question, Question) or not isinstance(question.prompt, str):
+            raise _wrong(f"{who}: {name!r} is", question, "a Question(prompt, text)")
+    return dict(asked)
+
+
+def metrics_of(task: Task, samples: Sequence[Sample]) -> dict[str, Metric]:
+    """What `Task.aggregate` makes of graded samples."""
+    who = f"task {_task_name(task)}: aggregate"
+    found = _items(f"{who} returned", task.aggregate(samples), "a dict of name -> Metric, the main one first")
+    for name, metric in found:
+        if not isinstance(metric, Metric):
+            raise _wrong(f"{who}: {name!r} is", metric, "a Metric, as in Metric(value, n)")
+        if metric.value is not None and not isinstance(metric.value, numbers.Real):
+            raise _wrong(f"{who}: value of {name!r} is", metric.value, "a number, or None with a note")
+        if not isinstance(metric.n, numbers.Integral):
+            raise _wrong(f"{who}: n of {name!r} is", metric.n, "how many samples it is of")
+    return dict(found)
+
+
+def _items(what: str, values: object, expected: str = "a dict by name") -> list[tuple[str, Any]]:
+    if not isinstance(values, Mapping):
+        raise _wrong(what if what.endswith("returned") else f"{what} is", values, expected)
+    for name in values:
+        if not isinstance(name, str):
+            raise _wrong(f"{what}: a name is", name, "a text")
+    return list(values.items())
+
+
+def _task_name(task: Task) -> str:
+    return getattr(task, "name", None) or type(task).__name__
+
+
+def _wrong(what: str, given: object, expected: str) -> HarnessError:
+    return HarnessError(f"{what} {_said(given)}; expected {expected}")
+
+
+def _said(value: object) -> str:
+    """`a tuple (1, 2)`, cut."""
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    kind = type(value).__name__
+    shown = " ".join(repr(value).split())
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    return f"{article} {kind} ({shown[:57]}...)" if len(shown) > 60 else f"{article} {kind} ({shown})"

@@ -1,0 +1,281 @@
+"""Every registered method keeps the contract, and what a stranger's method gives back that it should not is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.data import Example, Labelled, User
+from harness.engine.model import LanguageModel
+from harness.errors import HarnessError, UsageError
+from harness.fit.artifacts import ArtifactStore
+from harness.method import Fitted, Method
+from harness.methods import METHODS
+from harness.methods.plain import Plain
+from harness.mix import Contrast
+from harness.options import build_method
+from harness.plan import Plan, Stream, StreamOutput
+from harness.registry import method_class
+from harness.run.cell import Cell, Settings
+from harness.run.contract import check_method, random_lm
+from harness.run.steps import run_cell
+from harness.tasks.lamp import Lamp3
+
+SMALL: Mapping[str, Sequence[str]] = {
+    "dps": ("samples=2", "heads=2"),
+    "decore": ("heads=2", "samples=2"),
+    "oppu": ("rank=2", "collective_epochs=1", "epochs=1"),
+    "perfit": ("rank=2", "personal_rank=1", "collective_epochs=1", "epochs=1"),
+    "lora_c": ("rank=2", "epochs=1"),
+    "lora_p": ("rank=2", "epochs=1"),
+    "reft": ("rank=2", "epochs=1"),
+    "pag": ("profile_tokens=4",),
+    "style_vector": ("negative_tokens=4",),
+    "persona_vector": ("rollouts=1", "coefficient=2"),
+    "clamp": ("rollouts=1", "band=1"),
+    "dola": ("layers=0,1,2",),
+}
+"""Options that make a check quick; where a method has none here it is checked as it is by default."""
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    lm = random_lm()
+    lm.revision = "random"
+    return lm
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_registered_method_keeps_the_contract(name: str, lm: LanguageModel) -> None:
+    kept: list[str] = []
+    skipped: list[str] = []
+    method = build_method(method_class(name), name, None, SMALL.get(name, ()))
+    check_method(method, lm=lm, say=kept.append, skip=skipped.append)
+    assert len(kept) + len(skipped) == 8
+    assert [line.partition(":")[0] for line in skipped if line.startswith("whether it fires")] == (
+        ["whether it fires"] if name in ("plain", "rag", "pag") else []
+    )
+
+
+@dataclass(frozen=True)
+class Mine(Method):
+    """Plans what `made` makes of an example's stream."""
+
+    made: ClassVar[Any] = None
+
+    def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Any:
+        return self.made(Stream(example.prompt()))
+
+
+def mine(made: Callable[[Stream], Any]) -> Method:
+    return type("Mine", (Mine,), {"made": staticmethod(made)})()
+
+
+@dataclass
+class Unhashable:
+    weight: float = 1.0
+
+    def __call__(self, outputs: Sequence[StreamOutput]) -> Tensor:
+        return outputs[0].logits.log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A number a token, added to the logits."""
+
+    values: tuple[float, ...] = (0.0,) * 259
+
+    def __call__(self, outputs: Sequence[StreamOutput]) -> Tensor:
+        logits = outputs[0].logits
+        return (logits + logits.new_tensor(self.values)).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Flat:
+    def __call__(self, outputs: Sequence[StreamOutput]) -> Any:
+        return outputs[0].logits.log_softmax(-1).sum(-1)
+
+
+PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
+    "tuple": (lambda s: (s,), r"plan returned a tuple \(.*; expected a Plan, as in Plan\(\(Stream\(prompt\),\)\)"),
+    "none": (lambda s: None, "plan returned None; expected a Plan"),
+    "text for a stream": (lambda s: Plan(("hello",)), r"a stream is a str \('hello'\); expected a Stream"),  # type: ignore[arg-type]
+    "one stream": (lambda s: Plan(s), "streams is a Stream .*; expected a tuple of Stream"),  # type: ignore[arg-type]
+    "text for a prompt": (lambda s: Plan((Stream("hi"),)), "prompt is a str .*; expected a Prompt"),  # type: ignore[arg-type]
+    "no edit": (lambda s: Plan((Stream(s.prompt, (1,)),)), r"edits of a stream hold an int \(1\); expected Edit"),  # type: ignore[arg-type]
+    "list of edits": (
+        lambda s: Plan((Stream(s.prompt, []),)),
+        "edits of a stream is a list .*expected a tuple of Edit",
+    ),  # type: ignore[arg-type]
+    "no mix": (lambda s: Plan((s,), 0.5), r"mix is a float \(0.5\); expected a value that is called"),  # type: ignore[arg-type]
+    "mix class": (lambda s: Plan((s,), Contrast), "mix is a type .*; expected a value that is called"),  # type: ignore[arg-type]
+    "lambda": (
+        lambda s: Plan((s,), lambda o: o[0].logits.log_softmax(-1)),
+        "mix is the function .*<lambda>, made anew",
+    ),
+    "unhashable": (
+        lambda s: Plan((s,), Unhashable()),
+        "mix Unhashable cannot be hashed .*; make it a frozen dataclass",
+    ),
+    "flat": (lambda s: Plan((s,), Flat()), r"mix Flat returned a tensor \[.*; expected log-probabilities \["),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_is_no_plan_is_one_line_in_a_check_and_in_a_run(name: str, lm: LanguageModel, tmp_path: Path) -> None:
+    made, words = PLANS[name]
+    with pytest.raises(HarnessError, match=words) as caught:
+        check_method(mine(made), lm=lm)
+    assert "plan is pure" not in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(HarnessError, match=words):
+        run_cell(lm, _cell(mine(made), tmp_path))
+
+
+def _cell(method: Method, tmp_path: Path, **settings: Any) -> Cell:
+    return Cell("mine", method, "lamp3", Lamp3(), Settings(limit=2, max_new_tokens=2, output_path=tmp_path, **settings))
+
+
+def test_a_mix_that_is_another_value_in_each_plan_is_said_to_be_so(lm: LanguageModel) -> None:
+    mix = partial(lambda weight, o: o[0].logits.log_softmax(-1), 1.0)
+    with pytest.raises(HarnessError, match=r"gave mixes that are not equal, .*; make the mix a frozen dataclass"):
+        check_method(mine(lambda s: Plan((s,), partial(mix))), lm=lm)
+
+
+@dataclass(frozen=True)
+class Adapting(Plain):
+    states: ClassVar[Any] = None
+
+    def adapt(self, kit: Any, users: Sequence[User], shared: Fitted | None) -> Any:
+        return self.states(users)
+
+
+@dataclass(frozen=True)
+class Fitting(Plain):
+    state: ClassVar[Any] = None
+
+    def fit(self, kit: Any, train: Sequence[Labelled]) -> Any:
+        return self.state
+
+
+def _like(cls: type[Method], **given: Any) -> Method:
+    return type(cls.__name__, (cls,), given)()
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            _like(Adapting, states=staticmethod(lambda users: [])),
+            "adapt returned 0 states for . users; expected a list of . states, one a user",
+        ),
+        (
+            _like(Adapting, states=staticmethod(lambda users: {u.id: Fitted() for u in users})),
+            "adapt returned a dict .*expected a list of",
+        ),
+        (_like(Adapting, states=staticmethod(lambda users: None)), "adapt returned None; expected a list of"),
+        (
+            _like(Adapting, states=staticmethod(lambda users: ["x" for _ in users])),
+            "adapt returned a str .*; expected a Fitted",
+        ),
+        (_like(Fitting, state={"vector": 1}), "fit returned a dict .*; expected a Fitted of named tensors"),
+        (_like(Fitting, state=Fitted({"v": [1.0]})), r"fit: tensors\['v'\] is a list .*; expected a torch.Tensor"),
+        (_like(Fitting, state=Fitted([torch.ones(1)])), "fit: tensors is a list .*; expected a dict by name"),  # type: ignore[arg-type]
+    ],
+)
+def test_states_that_are_none_are_one_line(method: Method, words: str, lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=words):
+        check_method(method, lm=lm)
+    with pytest.raises(HarnessError, match=words):
+        run_cell(lm, _cell(method, tmp_path), store=ArtifactStore(tmp_path / "store"))
+
+
+# Methods that change the mix alone
+
+
+def test_a_mix_that_holds_a_number_a_token_is_checked_on_the_models_vocabulary(lm: LanguageModel) -> None:
+    kept: list[str] = []
+    bias = Bias(tuple(3.0 * (token % 7) for token in range(lm.vocabulary)))
+    check_method(mine(lambda s: Plan((s,), bias)), lm=lm, say=kept.append)
+    assert any(line.startswith("it fires") for line in kept)
+
+
+def test_a_mix_of_no_strength_is_caught_and_one_of_some_has_a_divergence(lm: LanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="changed nothing is caught"):
+        check_method(mine(lambda s: Plan((s,), Bias())), lm=lm)
+    nothing = run_cell(lm, _cell(mine(lambda s: Plan((s,), Bias())), tmp_path / "nothing"))
+    assert (nothing.exit_code, nothing.record.health.noop, nothing.record.health.kl_to_base) == (1, True, 0.0)
+    bias = Bias(tuple(3.0 * (token % 7) for token in range(lm.vocabulary)))
+    some = run_cell(lm, _cell(mine(lambda s: Plan((s,), bias)), tmp_path / "some"))
+    assert some.exit_code == 0 and (some.record.health.kl_to_base or 0) > 0.01
+
+
+# Files
+
+
+BODY = "from harness.plan import Plan, Stream\nfrom harness.method import Method\nfrom dataclasses import dataclass\n"
+PLAN = "    def plan(self, example, shared, personal):\n        return Plan((Stream(example.prompt()),))\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"class Mine(Method):\n    alpha: float = 1.0\n{PLAN}", "alpha would be lost; put @dataclass(frozen=True) before class Mine"),
+        (f"class Mine(Method):\n    def __init__(self):\n        pass\n{PLAN}", "is no dataclass: a constructor of its own"),
+        ("@dataclass(frozen=True)\nclass Mine(Method):\n    alpha: float = 1.0\n", "class Mine lacks plan; a method has at least"),
+        (f"@dataclass(frozen=True, kw_only=True)\nclass Mine(Method):\n    alpha: float\n{PLAN}", "option 'alpha' has no default"),
+        (f"@dataclass\nclass Mine(Method):\n    alpha: float = 1.0\n{PLAN}", "cannot inherit non-frozen dataclass"),
+    ],
+)  # fmt: skip
+def test_a_class_that_is_no_method_is_one_line(harness: Callable[[str], Any], text: str, words: str) -> None:
+    Path("mine.py").write_text(BODY + text)
+    for line in ("check ./mine.py", "run --method ./mine.py --task lamp3"):
+        done = harness(line)
+        assert done.code == 2
+        assert words.replace("(", ".").replace(")", ".") in done.error().replace("(", ".").replace(")", ".")
+
+
+def test_a_check_says_what_it_did_not_check(harness: Callable[[str], Any]) -> None:
+    done = harness("check rag")
+    assert done.code == 0
+    assert "--  not checked: whether it fires: its plans are a prompt for the unedited model" in done.out
+    assert "ok  it fires" not in done.out
+
+
+# Before a user's state is there
+
+
+def test_a_dry_run_says_nothing_of_a_mix_that_is_not_known_before_the_users_states(
+    harness: Callable[[str], Any], toy: Path
+) -> None:
+    line = f"run --method lora_p --task lamp3 --model {toy} --limit 2 --set rank=1 --set epochs=1 --set items=2 --max_new_tokens 2"
+    out = harness(f"{line} --dry_run").out
+    assert "not adapted yet" in out and "mix not known before that is learnt" in out
+    assert "First()" not in out and "adapters" not in out.partition("---")[2]
+    assert harness(f"{line} --allow_noop").code == 0
+    again = harness(f"{line} --dry_run").out
+    assert "1 adapters" in again and "--- mix First()" in again and "not adapted" not in again
+
+
+def test_an_option_that_a_record_cannot_hold_is_one_line(lm: LanguageModel, tmp_path: Path) -> None:
+    method = _like(Plain)
+    object.__setattr__(method, "context", replace(method.context, seed=torch.ones(1)))  # type: ignore[type-var]
+    with pytest.raises(UsageError, match=r"option seed is a Tensor .*; expected a number, a text, or a list of them"):
+        run_cell(lm, _cell(method, tmp_path))
+
+
+def test_an_instance_is_its_options(lm: LanguageModel) -> None:
+    assert replace(Plain(), context=replace(Plain().context, k=2)).options()["k"] == 2
+    with pytest.raises(UsageError):
+        method_class("no_such_method")
