@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -69,14 +69,26 @@ class Scored:
     """Whether the token is the most likely one at its position."""
 
 
+class Chooser(Protocol):
+    def __call__(self, logp: Tensor, samples: Sequence[int], step: int) -> list[int]:
+        """The next token of each of `samples` from their log-probabilities [len(samples), V]."""
+        ...
+
+
 class Decoder:
     """Generation and scoring of plans on one language model."""
+
+    passes: ClassVar[type[Pass]] = Pass
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
         self.cost = Cost()
         # a sliding window counts columns of the cache, and padding behind a shared beginning would be counted with them
         self._begins_once = not any(layer.is_sliding for layer in lm.new_cache().layers)
+
+    def chooser(self, sampling: Sampling, requests: Sequence[Request], steps: int) -> Chooser:
+        """What chooses the samples' tokens."""
+        return _Chooser(sampling, [request.key for request in requests], steps)
 
     def prepare(self, key: str, plan: Plan, new_tokens: int) -> Request:
         """The plan with every prompt encoded and cut so that `new_tokens` more fit the context.
@@ -111,13 +123,13 @@ class Decoder:
         """One response a request, as one batch. Stops on any end-of-text id, on a stop string, or at the limit."""
         for request in requests:
             self._check_room(request, max_new_tokens)
-        chooser = _Chooser(sampling, [request.key for request in requests], max_new_tokens)
+        chooser = self.chooser(sampling, requests, max_new_tokens)
         answers = [_Answer(self.lm, stop) for _ in requests]
         live = list(range(len(requests)))
         rows = Rows.of(requests)
         with contextlib.ExitStack() as stack:
             state = self._prefill(rows, max_new_tokens)
-            current = stack.enter_context(Pass(self.lm, rows, self.cost))
+            current = stack.enter_context(self.passes(self.lm, rows, self.cost))
             hidden = state.hidden
             if hidden is None:
                 hidden = state.step(current, [prompt.encoded.ids[-1] for prompt in rows.prompts])
@@ -140,7 +152,7 @@ class Decoder:
                     live, tokens = [live[n] for n in going], [tokens[n] for n in going]
                     state.select(kept)
                     stack.close()
-                    current = stack.enter_context(Pass(self.lm, rows, self.cost))
+                    current = stack.enter_context(self.passes(self.lm, rows, self.cost))
                 hidden = state.step(current, [tokens[n] for n in current.rows.sample_of])
         return [answer.result() for answer in answers]
 
@@ -196,7 +208,7 @@ class Decoder:
             [prompt.encoded.ids[-1], *continuations[sample][:-1]]
             for prompt, sample in zip(rows.prompts, rows.sample_of, strict=True)
         ]
-        with Pass(self.lm, rows, self.cost) as current:
+        with self.passes(self.lm, rows, self.cost) as current:
             hidden = state.tail(current, tails) if state.hidden is None else state.hidden
             current.exits = current.exits or state.exits
             yield from self._mixed(current, [request.plan.mix for request in requests], hidden)
@@ -243,7 +255,7 @@ class Decoder:
                     ids, positions = _pad_right(rest, [start] * len(rest))
                     seen = torch.ones(len(rest), start + ids.shape[1], dtype=torch.long, device=mask.device)
                     keep = torch.tensor([[len(tokens) - 1] for tokens in rest], device=mask.device)
-                with Pass(self.lm, leaders.pick(numbers), self.cost) as current:
+                with self.passes(self.lm, leaders.pick(numbers), self.cost) as current:
                     hidden = current.run(ids, positions, seen, cache, keep=keep)
                 if not shared:
                     state.keep(numbers, hidden, current.exits)
@@ -258,7 +270,7 @@ class Decoder:
     def _beginning(self, row: Rows, ids: Sequence[int]) -> Any:
         """Keys and values of the tokens a family's prompts begin with, [1, ...]."""
         cache, tokens = self.lm.new_cache(), np.asarray([ids])
-        with Pass(self.lm, row, self.cost) as current:
+        with self.passes(self.lm, row, self.cost) as current:
             everything = torch.ones(tokens.shape, dtype=torch.long, device=self.lm.device)
             current.run(tokens, np.arange(len(ids))[None], everything, cache, keep=slice(0))
         return cache

@@ -140,13 +140,13 @@ class Pass:
         self.exits: dict[Site, Tensor] = {}
         self._keep: slice | Tensor = slice(None)
         self._adapter_flops = adapter_flops([stream.adapters for stream in rows.streams])
+        self._stack = contextlib.ExitStack()
         self._wanted = {exit.site for stream in rows.streams for exit in stream.exits}
 
     def __enter__(self) -> Pass:
         transforms = self.edits.transforms()
         for site in self._wanted:  # after the edits of the same site, so that exits see them
             transforms.setdefault(site, []).append(partial(self._read, site))
-        self._stack = contextlib.ExitStack()
         try:
             self._stack.enter_context(self.lm.sites.hooked(transforms))
             if any(stream.adapters for stream in self.rows.streams):
@@ -175,6 +175,15 @@ class Pass:
     ) -> Tensor:
         """Final hidden states [R, kept, D] of a pass over ids [R, T] at absolute positions [R, T] (-1 = padding)."""
         self._keep = keep
+        self.count(ids, positions, mask)
+        device = self.lm.device
+        hidden = self.lm.hidden(
+            torch.from_numpy(ids).to(device), mask=mask, positions=torch.from_numpy(positions).to(device), cache=cache
+        )
+        return self._kept(hidden)
+
+    def count(self, ids: np.ndarray, positions: np.ndarray, mask: Tensor) -> None:
+        """Add a pass to the cost, and prepare its edits."""
         self.edits.at(positions)
         lengths = np.asarray(self.rows.prompt_lengths())[:, None]
         real = positions >= 0
@@ -185,11 +194,6 @@ class Pass:
         count, tokens = ids.shape
         row = self.lm.sizes.blocks(tokens, past=mask.shape[1] - tokens) + tokens * self._adapter_flops
         self.cost.flops += count * row
-        device = self.lm.device
-        hidden = self.lm.hidden(
-            torch.from_numpy(ids).to(device), mask=mask, positions=torch.from_numpy(positions).to(device), cache=cache
-        )
-        return self._kept(hidden)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

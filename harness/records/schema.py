@@ -223,11 +223,17 @@ class Health(_Part):
 
 
 class Cost(_Part):
+    """What answering took, in a run of its own: a point of a sweep counts as if it had shared nothing."""
+
     forward_passes: int | None = None
     prefill_tokens: int | None = None
     decode_tokens: int | None = None
     flops: Number = None
     seconds: Number = None
+    """As measured. Of a point of a sweep, its part of the shared batches by operations: alone it would take longer."""
+    saved_forward_passes: int | None = None
+    """Of a point of a sweep, how much less than the above it took, as its batches were answered beside other points'."""
+    saved_flops: Number = None
     effect_seconds: Number = None
     """Of comparing the method with the unedited model; not part of `seconds`."""
     fit_seconds: Number = None
@@ -311,8 +317,8 @@ class RunRecord(_Part):
     batches: list[list[str]] = []
     """Sample ids of every batch, planned before the first one runs."""
     batch_costs: dict[str, dict[str, int | float]] = {}
-    """First sample of a finished batch -> what it took: the fields of `harness.engine.decode.Cost`, and seconds. A batch
-    repeated after a kill replaces its own numbers, so nothing is counted twice."""
+    """First sample of a finished batch -> what it took: the fields of `harness.engine.rows.Cost`, and seconds; of a sweep
+    also what sharing saved. A batch repeated after a kill replaces its own numbers, so nothing is counted twice."""
     leaks: dict[str, Literal["question", "answer", "near"]] = {}
     """Items whose history holds the answer -> how (`harness.run.leaks`)."""
     folder: Path | None = Field(default=None, exclude=True)

@@ -47,6 +47,7 @@ EFFECT_SAMPLES = 32
 """Samples on which the method is compared with the unedited model."""
 
 _COUNTS = [field.name for field in fields(Cost)]
+_SAVED = ("forward_passes", "prefill_tokens", "decode_tokens", "flops")
 
 
 def run_cell(
@@ -227,17 +228,22 @@ def _answer(
 
     batching.changed = save
     yield
-    spent, start = replace(system.decoder.cost), time.perf_counter()
+    spent, start, saved, elsewhere = replace(system.decoder.cost), time.perf_counter(), replace(system.saved), 0.0
     answers = cell.task.respond(system, cell.items)
     for batch in samples_of(cell.task, answers, cell.items, batching.planned, batching.done):
         counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
         first = batching.planned[batch[0].batch][0]
-        record.batch_costs[first] = {**counted, "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start + system.elsewhere - elsewhere
+        record.batch_costs[first] = {**counted, "seconds": seconds}
+        if system.saved != saved:
+            less = {f"saved_{name}": getattr(system.saved, name) - getattr(saved, name) for name in _SAVED}
+            record.batch_costs[first] |= less
         finished = [graded(cell.task, sample) for sample in batch]
         save()  # before the samples: a batch on disk without its cost would not be run again
         folder.append(finished)
         yield
         spent, start = replace(system.decoder.cost), time.perf_counter()
+        saved, elsewhere = replace(system.saved), system.elsewhere
     return system
 
 
@@ -260,6 +266,10 @@ def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: System) -
     health.edits_prefill, health.edits_decode = int(spent["edits_prefill"]), int(spent["edits_decode"])
     cost.forward_passes, cost.flops, cost.seconds = int(spent["forward_passes"]), spent["flops"], spent["seconds"]
     cost.prefill_tokens, cost.decode_tokens = int(spent["prefill_tokens"]), int(spent["decode_tokens"])
+    shared = [costs for costs in record.batch_costs.values() if "saved_flops" in costs]
+    if shared:
+        cost.saved_forward_passes = int(sum(costs["saved_forward_passes"] for costs in shared))
+        cost.saved_flops = sum(costs["saved_flops"] for costs in shared)
     compared, start = answered[:EFFECT_SAMPLES], time.perf_counter()
     effect = system.effect([example for example, _ in compared], [sample.response or "" for _, sample in compared])
     if effect is not None:

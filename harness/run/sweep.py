@@ -3,19 +3,22 @@
 All points run in step. When the first of them comes to a batch, the batch's prompts are answered under the plans of all
 points that have the same batch before them, in the same forward passes; rows that differ in edits of generated positions
 only share the prefill. Each point keeps its own record and its own samples, so that a killed sweep goes on, and a point
-run alone is the same record.
+run alone is the same record: its cost is what it takes alone, and what sharing saved stands in fields of its own.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from harness.data import Example
+from harness.engine.decode import Generated
 from harness.engine.model import LanguageModel
+from harness.engine.replay import cost_of_generating, cost_of_scoring
 from harness.engine.rows import Cost
 from harness.errors import UsageError
 from harness.fit.artifacts import ArtifactStore
@@ -102,8 +105,8 @@ class _Joint:
 
     examples: Mapping[str, Example]
     points: list[_Point] = field(default_factory=list)
-    kept: dict[tuple[int, tuple[str, ...]], tuple[list[Answer], Cost]] = field(default_factory=dict)
-    """(point, ids of a batch) -> its answers and its share of what they took."""
+    kept: dict[tuple[int, tuple[str, ...]], _Kept] = field(default_factory=dict)
+    """(point, ids of a batch) -> its answers, until the point comes to the batch."""
 
     def make(self, *args: Any, **options: Any) -> _Point:
         point = _Point(*args, **options)
@@ -117,13 +120,33 @@ class _Joint:
             asked = [[p._ask(self.examples[i]) for i in ids] for p in waiting]
             before = _minus(point.decoder.cost, Cost())
             rows = POINT_ROWS * (point.batching.size or AUTO_MOST[point.lm.device.type])
+            start = time.perf_counter()
             found = list(point._in_pieces([one for part in asked for one in part], rows, point.answer_alone))
+            seconds = time.perf_counter() - start
             spent, point.decoder.cost = _minus(point.decoder.cost, before), before
-            for number, (p, share) in enumerate(zip(waiting, _shares(spent, len(waiting)), strict=True)):
-                self.kept[p.number, ids] = found[number * len(ids) : (number + 1) * len(ids)], share
-        answers, share = self.kept.pop((point.number, ids))
-        point.decoder.cost = _plus(point.decoder.cost, share)
-        return answers
+            parts = [found[n * len(ids) : (n + 1) * len(ids)] for n in range(len(waiting))]
+            alone = [p.cost_alone(one, part) for p, one, part in zip(waiting, asked, parts, strict=True)]
+            total = sum(cost.flops for cost in alone)
+            for p, part, cost, share in zip(waiting, parts, alone, _shares(spent, len(waiting)), strict=True):
+                own = seconds * cost.flops / total
+                self.kept[p.number, ids] = _Kept(part, cost, _minus(cost, share), own - seconds if p is point else own)
+        kept = self.kept.pop((point.number, ids))
+        point.decoder.cost = _plus(point.decoder.cost, kept.alone)
+        point.saved = _plus(point.saved, kept.saved)
+        point.elsewhere += kept.elsewhere
+        return kept.answers
+
+
+class _Kept(NamedTuple):
+    """A batch of a point, answered beside those of others."""
+
+    answers: list[Answer]
+    alone: Cost
+    """What it takes in a run of its own."""
+    saved: Cost
+    """That less an equal share of what was spent."""
+    elsewhere: float
+    """See `System.elsewhere`; seconds are shared out by operations."""
 
 
 class _Point(System):
@@ -148,6 +171,20 @@ class _Point(System):
 
     def answer_alone(self, asked: Sequence[_Asked]) -> list[Answer]:
         return super()._answer(asked)
+
+    def cost_alone(self, asked: Sequence[_Asked], answers: Sequence[Answer]) -> Cost:
+        """Of answering a batch that was answered beside others, had it been by itself."""
+        written = [
+            (a.requests[0], answer)
+            for a, answer in zip(asked, answers, strict=True)
+            if isinstance(answer, Generated) and a.given is None
+        ]
+        pairs = [pair for a in asked for pair in zip(a.requests, a.choices, strict=False)]
+        g = self.generation
+        generated = cost_of_generating(
+            self.decoder, [r for r, _ in written], [a for _, a in written], max_new_tokens=g.max_new_tokens, stop=g.stop
+        )
+        return _plus(generated, cost_of_scoring(self.decoder, [r for r, _ in pairs], [c for _, c in pairs]))
 
     def _answer(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Answer]:
         if not self._responding or any(one.given is not None for one in asked):

@@ -21,7 +21,7 @@ from harness.engine.capture import capture
 from harness.engine.decode import GREEDY, Decoder, Generated, Sampling, Scored
 from harness.engine.encoder import Encoded, FittedPrompt
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Request
+from harness.engine.rows import Cost, Request
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.fit.kit import Progress
 from harness.method import Fitted, Method
@@ -151,6 +151,10 @@ class System:
         self.batching = batching or Batching()
         self.progress = progress
         self.decoder = Decoder(lm)
+        self.saved = Cost()
+        """What sharing forward passes with other systems saved; `decoder.cost` counts what this one costs alone."""
+        self.elsewhere = 0.0
+        """Seconds of this system's part of what others ran, less theirs of what it ran."""
         self.cut_tokens: dict[str, int] = {}
         """Of the examples asked so far whose context was cut from the left: the tokens cut, over all streams."""
 

@@ -56,6 +56,8 @@ def test_a_point_of_a_sweep_is_the_record_it_is_alone_and_takes_fewer_passes(
     (swept,) = [run for run in find_runs(Path("swept")) if run.hash == one.hash]
     assert swept.folder is not None
     assert _answers(swept) == _answers(one)
+    assert _costs(swept) == _costs(one)
+    assert swept.cost.saved_flops and swept.cost.saved_forward_passes and one.cost.saved_flops is None
     assert (swept.batches, swept.health.edits_decode) == (one.batches, one.health.edits_decode)
     assert len(find_runs(Path("swept"))) == 3
     assert in_sweep < 3 * (len(passes) - in_sweep)
@@ -74,6 +76,36 @@ def test_a_killed_sweep_goes_on_and_ends_with_an_unbroken_ones_samples(
     for a, b in zip(find_runs(Path("whole")), find_runs(Path("killed")), strict=True):
         assert (a.hash, a.status, b.status) == (b.hash, "complete", "complete")
         assert _answers(a) == _answers(b)
+        assert _costs(a) == _costs(b)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--method cad --task lamp4 --set alpha=0|0.5|1 --set k=1 --batch_size 3",
+        "--method dola --task lamp3 --set layers=0,1|0,2 --set k=1 --batch_size 2",
+        "--method lora_p --task lamp3 --set rank=1|2 --set epochs=1 --set items=2 --batch_size 3",
+        "--method cad --task mmlu --data mmlu --task_set subjects=virology --set alpha=0|0.5|1 --set k=1 --batch_size 3",
+    ],
+)
+def test_the_cost_of_a_point_is_that_of_a_run_whatever_the_method(
+    harness: Callable[[str], Any], toy: Path, line: str
+) -> None:
+    Path("mmlu/test").mkdir(parents=True)
+    rows = [f"Question {'long ' * n}{n}?,a,b,c,d,{'ABCD'[n % 4]}" for n in range(7)]
+    Path("mmlu/test/virology_test.csv").write_text("\n".join(rows) + "\n")
+    common = f"{line} --model {toy} --dtype float64 --limit 5 --max_new_tokens 6"
+    done = harness(f"sweep {common} --output_path swept")
+    assert done.code == 0, done.err
+    varied = next(part for part in line.split() if "|" in part)
+    key, _, values = varied.partition("=")
+    for value in values.split("|"):
+        alone = harness(f"run {common.replace(varied, f'{key}={value}')} --output_path alone --allow_noop")
+        assert alone.code == 0, alone.err
+    for one, swept in zip(find_runs(Path("alone")), find_runs(Path("swept")), strict=True):
+        assert one.hash == swept.hash
+        assert _answers(swept) == _answers(one)
+        assert _costs(swept) == _costs(one)
 
 
 def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], command: str) -> None:
@@ -135,6 +167,17 @@ def test_an_answer_that_no_judge_rated_is_left_out_of_the_peak(
     assert peak(outcomes | swept({"e": [1.0] * 3}), "trait") is None
 
 
+def _costs(run: RunRecord) -> dict[str, Any]:
+    """Of the record and of its batches, but for what is measured and what sharing saved."""
+    measured = ("seconds", "fit_seconds", "effect_seconds", "setup_seconds_per_user", "peak_memory_bytes")
+    whole = {k: v for k, v in run.cost.model_dump().items() if k not in measured and not k.startswith("saved_")}
+    batches = {
+        first: {k: v for k, v in costs.items() if k != "seconds" and not k.startswith("saved_")}
+        for first, costs in run.batch_costs.items()
+    }
+    return {**whole, "batches": batches}
+
+
 def _answers(run: RunRecord) -> dict[str, tuple[str | None, dict[str, float | None]]]:
     assert run.folder is not None
     samples: list[Sample] = read_samples(run.folder)
@@ -147,6 +190,8 @@ def _count_generations(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = No
     original = getattr(Decoder.generate, "original", Decoder.generate)
 
     def generate(self: Decoder, requests: Any, **options: Any) -> Any:
+        if type(self) is not Decoder:  # what counts a batch's cost computes nothing
+            return original(self, requests, **options)
         counted.append(len(requests))
         if len(counted) == stop_at:
             raise KeyboardInterrupt
