@@ -30,6 +30,9 @@ vector="--set judge=lexicon"
 traits="christianity islam hinduism judaism african_american asian_american native_american hispanic caucasian"
 harness sweep --method persona_vector $(printf -- '--task persona:%s ' $traits) $persona $vector \
     --set layer=0..4 --task_set rollouts=5 --users 10
+# the printed layers read as blocks, and as hidden states, which are what the block before gives
+harness sweep --method persona_vector $(printf -- '--task persona:%s ' christianity islam hinduism judaism) $persona $vector \
+    --set "numbering=blocks|hidden_states" --task_set rollouts=5 --users 10
 # universal clamps are chosen on the questions the vectors were extracted with, a clamp an operation ...
 prompted="--task persona:religion $persona --task_set condition=prompted"
 choose="harness sweep --method clamp $prompted $vector --split tune --task_set pairs=2 --lowest"
@@ -38,7 +41,7 @@ $choose --set op=neutral --set "$either" --set "band=1|2|3|1-3"
 $choose --set op=subtract --set scale=residual --set "$either" --set "band=1|2" --set "coefficient=0.5|0.6|0.7|0.8"
 # ... and the lowest coherent ones reported on others, with their controls (table persona-1)
 harness run --method plain $prompted
-harness run --method clamp $prompted $vector
+harness sweep --method clamp $prompted $vector --set "numbering=blocks|hidden_states"
 harness run --method clamp $prompted $vector --set peaks=1,1,1,3 # as published, with the peaks of the sweep
 neutral="--set op=neutral --set universal=per_layer --set band=1-3"
 subtract="--set scale=residual --set coefficient=0.7 --set band=1 --set universal=published"
