@@ -62,6 +62,8 @@ def plan_of(method: Method, plan: object) -> Plan:
                     raise _wrong(f"{who}: {name} of a stream hold", value, f"{kind.__name__} alone")
         if stream.early is not None and not callable(stream.early):
             raise _wrong(f"{who}: early of a stream is", stream.early, "an ExitRule, a function of the model's depth")
+    if plan.answer is not None and not isinstance(plan.answer, str):
+        raise _wrong(f"{who}: answer is", plan.answer, "a text, or None where the model answers")
     _check_mix(who, plan.mix)
     return plan
 

@@ -63,7 +63,9 @@ def test_every_registered_method_keeps_the_contract(name: str, lm: LanguageModel
     skipped: list[str] = []
     method = build_method(method_class(name), name, None, SMALL.get(name, ()))
     check_method(method, lm=lm, say=kept.append, skip=skipped.append)
-    assert len(kept) + len(skipped) == 8
+    assert len(kept) + len(skipped) == (
+        4 if name == "copy" else 8
+    )  # an answer that needs no model has no passes to check
     assert [line.partition(":")[0] for line in skipped if line.startswith("whether it fires")] == (
         ["whether it fires"] if name in ("plain", "rag", "pag") else []
     )
