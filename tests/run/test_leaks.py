@@ -102,16 +102,16 @@ def test_a_run_names_its_leaks_and_exclude_leaks_makes_another_record_without_th
     harness: Callable[[str], Any], toy: Path, tmp_path: Path
 ) -> None:
     _write(tmp_path / "data", ["title 0 1", "b", "c", "TITLE 3, 0"])
-    line = f"run --method rag --task lamp4 --data data --model {toy} --max_new_tokens 2 --set k=1"
+    line = f"run --method rag --task lamp4 --data data --model {toy} --max_new_tokens 2 --set k=1 --output_path kept"
     done = harness(line)
     assert (
         "2 of 4 histories hold the answer (1 the answer word for word, 1 it but for case and punctuation)" in done.err
     )
-    (whole,) = find_runs(Path("results"))
+    (whole,) = find_runs(Path("kept"))
     assert (whole.health.leaks, whole.leaks) == (2, {"0": "answer", "3": "near"})
     done = harness(f"{line} --exclude_leaks")
     assert "hold the answer" not in done.err
-    (kept,) = [run for run in find_runs(Path("results")) if run.hash != whole.hash]
+    (kept,) = [run for run in find_runs(Path("kept")) if run.hash != whole.hash]
     assert kept.config.selection.exclude_leaks and kept.health.leaks == 0
     assert kept.folder is not None and {sample.id for sample in read_samples(kept.folder)} == {"1", "2"}
     assert kept.metrics["rouge1"].n == 2
