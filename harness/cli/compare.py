@@ -51,7 +51,8 @@ def figure(
     ] = Path("figures"),
     fmt: Annotated[list[str], typer.Option("--format", help="png or svg. Repeatable [default: both].")] = [],  # noqa: B006
     model: Annotated[
-        str | None, typer.Option(help="Whose records [default: of the models that have them the one with most runs].")
+        str | None,
+        typer.Option(help="Whose records [default: of the models that have them the one with most real users]."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Which task's records, where a figure shows one.")] = None,
 ) -> None:

@@ -18,7 +18,7 @@ from tabulate import tabulate
 from harness.methods import METHODS
 from harness.records.schema import MetricValue, RunConfig, RunRecord, json_value
 from harness.records.select import Places, places_of
-from harness.records.store import find_runs
+from harness.records.store import find_runs, models_first_to_last
 from harness.registry import method_class
 from harness.tasks import STUDIES
 
@@ -73,8 +73,9 @@ def rankings(runs: Sequence[RunRecord]) -> list[Ranking]:
     ranked = [run for run in runs if _is_done(run) and not _is_study(run)]
     for run in ranked:
         groups.setdefault(_group(run), []).append(run)
+    order = models_first_to_last(ranked)
     strangers = {_own(run): run for run in ranked if run.config.selection.control == "wrong_user"}
-    return [_ranking(groups[group], strangers) for group in sorted(groups)]
+    return [_ranking(groups[name], strangers) for name in sorted(groups, key=lambda g: (order.index(g[0]), g))]
 
 
 def _own(run: RunRecord) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -64,6 +65,7 @@ __all__ = [
     "find_runs",
     "folder_of",
     "json_value",
+    "models_first_to_last",
     "read_record",
     "read_samples",
     "safe_name",
@@ -106,6 +108,18 @@ def read_record(folder: Path) -> RunRecord:
         raise HarnessError(f"{path}: not JSON: {error}") from error
     record.folder = folder
     return record
+
+
+def models_first_to_last(records: Iterable[RunRecord]) -> list[str]:
+    """Models in the order a reader should meet them: those measured on most real LaMP users first, then those run most."""
+    of_real_users: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+    for record in records:
+        config = record.config
+        runs[config.model.name] += 1
+        real = config.task.name.startswith("lamp") and "lamp-mini" not in config.data.description
+        of_real_users[config.model.name] += real
+    return sorted(runs, key=lambda name: (-of_real_users[name], -runs[name], name))
 
 
 def find_runs(

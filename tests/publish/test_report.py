@@ -173,6 +173,19 @@ def test_the_model_with_most_runs_comes_first_and_what_ranks_them(
     assert [run["model"] for run in shown["runs"].values()] == ["often"] * 3 + ["alone"]
 
 
+def test_the_model_that_real_users_were_asked_of_comes_before_one_with_more_runs(
+    run_config: Configs, run_record: Records, tmp_path: Path
+):
+    for method, data, model in (
+        ("plain", "lamp4: lamp-mini (synthetic)", "tiny"),
+        ("rag", "lamp4: lamp-mini (synthetic)", "tiny"),
+        ("plain", "LaMP's user split", "zebra"),
+    ):
+        save(tmp_path, run_record(run_config(method, model=model, data=data), rouge1=0.5), [])
+    shown = given(report.write(tmp_path, tmp_path.parent / "report"), "runs")
+    assert [ranking["model"] for ranking in shown["rankings"]] == ["zebra", "tiny"]
+
+
 def test_a_report_is_replaced_and_anything_else_is_left_alone(results: Path, tmp_path: Path):
     page = report.write(results, tmp_path / "report")
     stale = page.parent / "data" / "stale.js"

@@ -207,10 +207,10 @@ def _memory_for(most: int, patch: pytest.MonkeyPatch) -> None:
     """From now on a batch of more than `most` samples runs out of memory."""
     generate = System._generate
 
-    def limited(system: System, requests: Sequence[Any]) -> Any:
+    def limited(system: System, requests: Sequence[Any], generation: Any) -> Any:
         if len(requests) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-        return generate(system, requests)
+        return generate(system, requests, generation)
 
     patch.setattr(System, "_generate", limited)
 

@@ -6,7 +6,6 @@ are not there; `published.yaml` holds the numbers that the papers' text gives fo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,7 @@ from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.records.schema import RunRecord
 from harness.records.select import Places, said
-from harness.records.store import find_runs
+from harness.records.store import find_runs, models_first_to_last
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,7 +183,7 @@ def write(
 ) -> Drawn:
     """Write the figures `ids` (`all` of them) as OUTPUT/<id>.<format>, from the records of `model` on `task`.
 
-    Where no model is named, of those that have the records the one with most runs. Raises UsageError for an unknown id,
+    Where no model is named, of those that have the records the first of `models_first_to_last`. Raises UsageError for an unknown id,
     DataMissing where the one figure asked for has no records.
     """
     names = _named(ids)
@@ -218,8 +217,7 @@ def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, tas
     module, _, function = FIGURES[id].draw.partition(":")
     made: Draw = getattr(import_module(f"harness.publish.figures.{module}"), function)
     finished = [record for record in records if record.status in ("complete", "partial")]
-    runs = Counter(record.config.model.name for record in finished)
-    models = sorted(runs, key=lambda name: (-runs[name], name))
+    models = models_first_to_last(finished)
     from harness.publish.figures.style import looks
 
     with looks():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,7 @@ from harness.publish.report import content
 from harness.publish.report.items import Group, groups, read_items
 from harness.records.schema import json_value
 from harness.records.select import Places, said
-from harness.records.store import find_runs, read_samples
+from harness.records.store import find_runs, models_first_to_last, read_samples
 
 PAGE = (
     "index.html",
@@ -45,8 +44,8 @@ def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
     runs = [run for run in find_runs(results) if run.folder is not None]
     if not runs:
         raise DataMissing(f"no records in {said(results)}; 'harness run' makes them")
-    of_model = Counter(run.config.model.name for run in runs)
-    runs.sort(key=lambda run: -of_model[run.config.model.name])  # what a reader sees first is of the model run most
+    order = models_first_to_last(runs)
+    runs.sort(key=lambda run: order.index(run.config.model.name))
     _check(output)
     samples = {content.key(run): read_samples(run.folder) for run in runs if run.folder}
     found = groups(runs, samples)

@@ -117,7 +117,7 @@ def _group(group: Group) -> dict[str, Any]:
 def _standing(named: tuple[RunRecord, str]) -> tuple[bool, int, str]:
     """Baselines first, controls last, else by name."""
     config = named[0].config
-    baselines = ("plain", "rag")
+    baselines = ("copy", "plain", "rag")
     place = baselines.index(config.method.name) if config.method.name in baselines else len(baselines)
     return config.selection.control != "none", place, named[1]
 
