@@ -27,6 +27,8 @@ if [ "${2:-}" != --line ]; then
             stage=
         fi
     done
+    # what the records say of each other, while the samples are here
+    PYTHONPATH="$PWD" python results/comparisons.py "$OUTPUT/$name" >"$logs/comparisons.md" 2>"$logs/comparisons.err" || true
     awk -F '\t' '$2 != 0 && $2 != 3 { print "line " $1 " failed (exit " $2 "); see its log"; bad = 1 } END { exit bad }' "$logs"/*.tsv
     exit
 fi

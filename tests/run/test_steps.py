@@ -70,7 +70,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     record = json.loads((folder / "run.json").read_text())
     for name in ("started", "finished", "git_sha", "dirty"):
         del record[name]
-    for name in ("seconds", "fit_seconds", "setup_seconds_per_user", "peak_memory_bytes"):
+    for name in ("seconds", "effect_seconds", "fit_seconds", "setup_seconds_per_user", "peak_memory_bytes"):
         del record["cost"][name]
     for costs in record["batch_costs"].values():
         del costs["seconds"]
