@@ -96,8 +96,12 @@ class Heard:
         reply = self.reply
         if isinstance(reply, NoReply):
             return Rating("failed", said=reply.reason, key=self.key)
-        costs = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens, "retries": reply.retries}
-        what = {"key": self.key, "model": reply.model, "cached": self.cached, "sent": dict(reply.sent)}
+        costs: dict[str, Any] = {
+            "input_tokens": reply.input_tokens,
+            "output_tokens": reply.output_tokens,
+            "retries": reply.retries,
+        }
+        what: dict[str, Any] = {"key": self.key, "model": reply.model, "cached": self.cached, "sent": dict(reply.sent)}
         return Rating(outcome, score, reply.text, **what, **costs)
 
     def no_rating(self, fault: str) -> Rating:
