@@ -2,6 +2,7 @@
 # Makes the records that results/MODEL.txt lists, one command a line: sh results/make.sh smollm2-135m
 #   MODEL   its weights: a GGUF file or a folder          SHARED  folder with lamp/ and mmlu/   [../shared/data]
 #   JOBS    commands at a time [1]; they may share a GPU  OUTPUT  where records go              [results]
+#   HARNESS the command, as in "python -m harness"        HARNESS_CACHE  what is fitted and kept between commands
 #   LINES   only these line numbers, as in "6 7 8"        EXTRA   added to every command, as in "--limit 4"
 # What is there is skipped, a killed command goes on. Logs and seconds of every line: $OUTPUT/<model>.log/
 # shellcheck disable=SC2034,SC2154 # the lines read the variables
@@ -11,6 +12,8 @@ name=$1
 list=results/$name.txt
 export SHARED="${SHARED:-../shared/data}" OUTPUT="${OUTPUT:-results}" EXTRA="${EXTRA:-}"
 export MODEL="${MODEL:-$SHARED/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf}" HARNESS="${HARNESS:-harness}"
+# commands side by side: no threads to fight over cores, and memory of a shared GPU in pieces that can be given back
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false PYTORCH_ALLOC_CONF=expandable_segments:True
 logs=$OUTPUT/$name.log
 rates=$logs/rates
 mkdir -p "$rates"
