@@ -215,7 +215,7 @@ def test_a_report_that_is_not_finished_leaves_the_old_one_and_can_be_made_again(
 
 
 def test_without_records_there_is_no_report(tmp_path: Path):
-    with pytest.raises(DataMissing, match="holds no records"):
+    with pytest.raises(DataMissing, match="no records in"):
         report.write(tmp_path, tmp_path / "report")
 
 
