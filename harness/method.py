@@ -10,14 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from harness.data import Example, Labelled, Prompt, User
 from harness.errors import UsageError, UserFailed
-from harness.plan import Plan
+from harness.plan import Edit, Plan, Site
 
 if TYPE_CHECKING:
-    from harness.fit.kit import Kit
+    from torch import Tensor
+
+    from harness.training import Adapter, Learner, Recipe, Shifts
 
 RetrieverName = Literal["bm25", "profile", "recency", "random", "dense"]
 
@@ -58,6 +60,138 @@ class Fitted:
     a run that reuses it can say."""
     notes: Sequence[str] = ()
     """Warnings from when it was made; every run that uses it repeats them."""
+
+
+class Progress(Protocol):
+    """How far the job called `label` is."""
+
+    def __call__(self, label: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text that a writer wrote, and what it took."""
+
+    text: str
+    items: int
+    """History items in the prompt the writer read."""
+    dropped: int = 0
+    """Items that did not fit its context."""
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """As `Fitted.cost`."""
+
+
+class Writer(Protocol):
+    """Writes one text a prompt, of at most `max_new_tokens` tokens, in the prompts' order."""
+
+    def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Sequence[Written | UserFailed]: ...
+
+
+@dataclass(frozen=True)
+class HeadRanking:
+    """Heads by mean score over samples, best first; ties in (layer, head) order."""
+
+    heads: list[tuple[int, int]]
+    scores: list[float]
+    """Of `heads`, in their order."""
+    split_half: float
+    """Spearman correlation of the rankings of two random halves of the samples, mean of 20 splits."""
+
+
+class Sites(Protocol):
+    """How large the model is, and which places in it an edit can name."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int:
+        """Query heads of a block."""
+
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+
+    def check(self, site: Site) -> Site:
+        """The site itself. Raises UsageError where the model has none like it."""
+
+
+class Kit(Protocol):
+    """What the engine lends a method while it fits and adapts; every draw is decided by `seed`.
+
+    `harness.fit.kit.Kit` is the one that runs bring, and says of each function what it raises.
+    """
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int:
+        """Room that prompts leave, as while decoding: history is cut exactly as it will be then."""
+
+    @property
+    def sites(self) -> Sites: ...
+    @property
+    def progress(self) -> Progress: ...
+    @property
+    def notes(self) -> list[str]:
+        """Warnings for the reader of the numbers; append to it."""
+
+    # text
+    @property
+    def vocabulary(self) -> int:
+        """Size of the last axis of the logits: what a bias over tokens must have."""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a response."""
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that follows other text, without begin and end tokens."""
+
+    # items, and the model's answers to them
+    def sample(self, items: Sequence[Labelled], count: int) -> list[Labelled]:
+        """`count` items drawn without replacement, in file order; those that fit the context."""
+
+    def draw(self, total: int, count: int) -> list[int]:
+        """`count` of the numbers below `total`, drawn without replacement, in order."""
+
+    def generate(
+        self, plans: Sequence[Plan], max_new_tokens: int, *, label: str = "generating"
+    ) -> list[Written | UserFailed]:
+        """One greedy response a plan."""
+
+    def writer(self, name: str) -> Writer:
+        """Who writes texts about users: `self` (the evaluated model), a model's alias, id or folder, or `openai/<model>`."""
+
+    # what edits do
+    def losses(
+        self,
+        plans: Sequence[Plan],
+        targets: Sequence[str],
+        variants: Sequence[Sequence[Edit]],
+        *,
+        label: str = "scoring variants",
+    ) -> Tensor:
+        """Mean token NLL in nats of each target after its plan's first stream under each variant's edits: [n, V] float64."""
+
+    def rank(self, scores: Tensor) -> HeadRanking:
+        """Heads by the mean of `scores` [n, layers, heads] over samples."""
+
+    def last_tokens(self, plans: Sequence[Plan], texts: Sequence[str], site: Site) -> list[Tensor | None]:
+        """The activation [D] at the last token of each text, read after its plan's prompt; None where there is none."""
+
+    # training
+    def train(
+        self, learners: Sequence[Learner], parts: Sequence[Shifts | Adapter], recipe: Recipe
+    ) -> list[Fitted | UserFailed]:
+        """`parts` trained for each learner, all of them together (see `harness.training`)."""
+
+    def read_adapter(self, folder: str) -> Fitted:
+        """The LoRA adapter of a PEFT folder."""
+
+    def read_adapters(self, folder: str, users: Sequence[User]) -> list[Fitted | UserFailed]:
+        """Each user's adapter, from the PEFT folder of their id in `folder`."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class ModelRow:
     local: bool
 
     @property
+    def hub_id(self) -> str:
+        """The hub id behind an alias, also where the weights are local; else the name."""
+        return MODELS.get(self.name) or self.name
+
+    @property
     def gguf(self) -> bool:
         return self.local and self.source.endswith(GGUF)
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from harness.run.system import System
 
 
+REFUSAL = "REFUSAL"
+"""What a judge says where it rates nothing."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What a judge is asked about one response; the answer is a number from 0 to 100."""

@@ -7,7 +7,8 @@
     Recipe    epochs, batches, AdamW; the options of every method that trains
 
 Learners share no parameters, so any number of them train as rows of one batch. What is trained comes back as `Fitted`
-tensors, and `Shifts.edits` and `lora` turn those into what a plan holds.
+tensors, and `Shifts.edits` and `harness.fit.trains.lora` turn those into what a plan holds. Bases of methods that train are
+there too.
 
 Papers: Wu et al., ReFT: Representation Finetuning for Language Models, 2024; Hu et al., LoRA, 2021. Defaults are those of
 PerFit (harness/methods/perfit.py) and OPPU: AdamW 1e-4, decay 0.01, clipping at norm 0.3, batches of 16.
@@ -17,21 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
 
-from harness.data import Example, Labelled, Prompt, User
 from harness.edits import LowRankShift
-from harness.errors import UsageError, UserFailed
-from harness.fit.summaries import Summaries
-from harness.fit.writer import Written
-from harness.method import Context, Fitted, Method
-from harness.plan import ALL, LAST_PROMPT, Edit, FirstLast, LoRA, Site, Stream, Where
+from harness.errors import UsageError
+from harness.plan import ALL, LAST_PROMPT, FirstLast, Site, Stream, Where
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from harness.fit.kit import Kit
 
 Start = Literal["identity", "random"]
 """`identity` changes nothing before the first step; `random` is pyreft's start, a change of relative size sqrt(4 r / 3 D)."""
@@ -96,14 +91,6 @@ class Adapter:
         return cls(tuple(filter(None, (target.strip() for target in targets.split(",")))), rank, alpha)
 
 
-def lora(state: Fitted) -> LoRA:
-    """What a stream holds, from a trained or loaded state; its tensors are named as PEFT names them."""
-    names = [found[1] for name in state.tensors if (found := re.fullmatch(PEFT_A, name))]
-    pairs = {name: (state.tensors[peft_name(name, "A")], state.tensors[peft_name(name, "B")]) for name in names}
-    scale = state.meta["scale"]
-    return LoRA(f"{state.meta['key']} x {scale}", pairs, scale)  # rows of one key run as one
-
-
 PEFT_A = r"base_model\.model\.(.+)\.lora_A\.weight"
 
 
@@ -151,142 +138,6 @@ class Recipe:
             * ((n + 1) / (rising + 1) if n < rising else 1 - (n - rising) / falling if self.schedule == "linear" else 1)
             for n in range(steps)
         ]
-
-
-@dataclass(frozen=True)
-class Trains(Recipe, Method):
-    """Base of the methods that train: the recipe as options."""
-
-    context: Context = Context(k=0)
-
-    def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
-        """All users of the train split as one learner, who learns from their questions."""
-        return Learner("all users", [Lesson(Stream(self.context.prompt(i.example)), i.reference) for i in train])
-
-    def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
-        """What training did: parameters, lessons, and the mean loss in the first and the last epoch, nats per token."""
-        made = {"collective": [shared] if shared else [], "personal": list(personal.values())}
-        return {name: _training(states) for name, states in made.items() if any(state.tensors for state in states)}
-
-    def recipe(self, epochs: int | None = None, lr: float | None = None) -> Recipe:
-        own = Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)})
-        return replace(own, epochs=own.epochs if epochs is None else epochs, lr=own.lr if lr is None else lr)
-
-
-@dataclass(frozen=True)
-class TrainsUsers(Trains):
-    """Base of the methods that train for each user: a history as lessons."""
-
-    items: int | None = None
-    """Newest history items a user learns from; None = all."""
-    profile: str | None = None
-    """Who writes a summary of each user's history, which stands before their prompts in training too: `self`, a model, or
-    `openai/<model>` (see `harness.fit.summaries`); None = nobody. As published it is of the whole history, lessons included."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.profile is not None:
-            Summaries(self.profile)
-        if self.items is not None and self.items < 1:
-            raise UsageError(f"items {self.items} leaves nothing to learn from; allowed: items >= 1")
-
-    def prompt(self, example: Example, personal: Fitted | None) -> Prompt:
-        """The context's, after the user's summary where there is one."""
-        return self.context.prompt(example, personal.meta.get("summary", "") if personal else "")
-
-    def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
-        """As ever, each question after its user's summary; without users whom nobody could write one of."""
-        written = self.summaries(kit, list({item.example.user.id: item.example.user for item in train}.values()))
-        failed = {user for user, text in written.items() if isinstance(text, UserFailed)}
-        if failed:
-            kit.notes.append(f"{len(failed)} train users left out: no profile of them could be written")
-        lessons = [
-            Lesson(Stream(self.context.prompt(i.example, _text(written.get(i.example.user.id)))), i.reference)
-            for i in train
-            if i.example.user.id not in failed
-        ]
-        return Learner("all users", lessons)
-
-    def personal(
-        self,
-        kit: Kit,
-        users: Sequence[User],
-        part: Shifts | Adapter | None,
-        edits: tuple[Edit, ...] = (),
-        adapters: tuple[LoRA, ...] = (),
-        trained: Mapping[str, Tensor] | None = None,
-    ) -> list[Fitted | UserFailed]:
-        """`part` trained for each user, with their summary in `meta`; the summary alone where `part` is None."""
-        written = self.summaries(kit, users)
-        states: Sequence[Fitted | UserFailed] = [Fitted()] * len(users)
-        if part is not None:
-            states = kit.train(self.learners(users, edits, adapters, trained, written), [part], self.recipe())
-        return self.with_summaries(users, states, written)
-
-    def with_summaries(
-        self, users: Sequence[User], states: Sequence[Fitted | UserFailed], written: Mapping[str, Written | UserFailed]
-    ) -> list[Fitted | UserFailed]:
-        """The states with their users' summaries; a summary that could not be written stands in its user's place."""
-        found: list[Fitted | UserFailed] = []
-        for user, state in zip(users, states, strict=True):
-            text = written.get(user.id)
-            if isinstance(state, Fitted) and isinstance(text, Written):
-                cost = {name: state.cost.get(name, 0) + text.cost.get(name, 0) for name in {*state.cost, *text.cost}}
-                state = replace(state, meta={**state.meta, "summary": text.text}, cost=cost)
-            found.append(text if isinstance(text, UserFailed) else state)
-        return found
-
-    def summaries(self, kit: Kit, users: Sequence[User]) -> Mapping[str, Written | UserFailed]:
-        """By user; of nobody where no profile is asked for."""
-        return Summaries(self.profile).write(kit, users) if self.profile else {}
-
-    def learners(
-        self,
-        users: Sequence[User],
-        edits: tuple[Edit, ...] = (),
-        adapters: tuple[LoRA, ...] = (),
-        trained: Mapping[str, Tensor] | None = None,
-        written: Mapping[str, Written | UserFailed] = {},
-    ) -> list[Learner]:
-        """One a user, who learns from the history's own (input, output) pairs under what is frozen.
-
-        A pair's user has the earlier items alone, so what is retrieved into its prompt is never later than it. A learner is
-        named after whose pairs they are: under `--control wrong_user` another user's adapter is just that.
-        """
-        newest = slice(-self.items, None) if self.items else slice(None)
-        return [
-            Learner(
-                user.owner,
-                [
-                    Lesson(
-                        Stream(self.context.prompt(pair.example, _text(written.get(user.id))), edits, adapters),
-                        pair.targets[0],
-                    )
-                    for pair in user.pairs[newest]
-                ],
-                trained,
-            )
-            for user in users
-        ]
-
-
-def _text(written: Written | UserFailed | None) -> str:
-    return written.text if isinstance(written, Written) else ""
-
-
-def _training(states: Sequence[Fitted]) -> dict[str, Any]:
-    """Sizes of one state, means over those that were trained here."""
-    trained = [state for state in states if state.meta.get("losses")]
-    of = {"parameters": next(state.meta["parameters"] for state in states if state.tensors)}
-    if not trained:
-        return of
-    values = {
-        "lessons": [state.meta["lessons"] for state in trained],
-        "steps": [state.meta["steps"] for state in trained],
-        "first_epoch_loss": [state.meta["losses"][0] for state in trained],
-        "last_epoch_loss": [state.meta["losses"][-1] for state in trained],
-    }
-    return {**of, "trained": len(trained), **{name: sum(own) / len(own) for name, own in values.items()}}
 
 
 def positions(text: str, *, shared: bool = True) -> tuple[Where, ...]:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from harness.data import Example
 from harness.edits import AddVector, ClampTo, ProjectOut
 from harness.errors import UsageError
-from harness.fit.difference_vectors import WHERE, Contrasts, at_block
+from harness.fit.difference_vectors import WHERE, at_block
+from harness.fit.steers import Contrasts
 from harness.method import Fitted
 from harness.plan import Edit, Plan, Site, Stream
 

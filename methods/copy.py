@@ -15,15 +15,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from harness.data import Example, Labelled
 from harness.errors import UsageError
-from harness.method import Fitted, Method
+from harness.method import Fitted, Kit, Method
 from harness.plan import Plan, Stream
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Head, Operator, file_identity, mask, read_heads
-from harness.method import Fitted, Method
+from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import DECODE, Plan, Stream
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 _COPYING = (
     "decore: the model answered {answered} of {tests} needle tests, so its retrieval heads are unknown; taken are the heads "
@@ -91,7 +88,10 @@ class DeCoRe(Method):
 
     def fit(self, kit: Kit, train: Sequence[Labelled]) -> Fitted:
         """All heads, best first: tensor `scores` [runs, layers, heads] by test, sample or file, where there is any."""
-        sites = kit.lm.sites
+        from harness.fit.kit import whole
+        from harness.fit.needle import copying_scores, needle_scores
+
+        sites, tools = kit.sites, whole(kit)
         every = {"head_dim": sites.head_dim, "layers": sites.layers, "heads_a_layer": sites.heads}
         if self.heads_file is not None:
             found = read_heads(self.heads_file, sites.layers, sites.heads)
@@ -99,12 +99,12 @@ class DeCoRe(Method):
             heads = [list(head) for head in found.heads]
             return Fitted(meta={**every, **made_by, "heads": heads, "scores": list(found.scores)})
         texts = [record.document for item in train for record in item.example.user.history]
-        needles = kit.needle_scores(texts, tokens=self.needle_tokens, depths=self.depths)
+        needles = needle_scores(tools, texts, tokens=self.needle_tokens, depths=self.depths)
         scores, source = needles.scores, "needles"
         if len(scores) < 2:
             sample = kit.sample(train, self.samples)
             plans = [Plan((Stream(self.context.prompt(item.example)),)) for item in sample]
-            scores, source = kit.copying_scores(plans, [item.reference for item in sample]), "references"
+            scores, source = copying_scores(tools, plans, [item.reference for item in sample]), "references"
         ranking = kit.rank(scores)
         return Fitted(
             tensors={"scores": scores},

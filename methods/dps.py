@@ -31,14 +31,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Detection, Head, Operator, file_identity, mask, read_heads
-from harness.method import Fitted, Method
+from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import ALL, DECODE, Plan, Stream, Where
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.fit.kit import Kit
 
 Control = Literal["none", "random_heads", "random_mask"]
 
@@ -130,7 +129,7 @@ class DPS(Method):
 
         With `screen` it is NaN for heads that were not measured, and `screened` has the estimates of all.
         """
-        sites = kit.lm.sites
+        sites = kit.sites
         if self.heads_file is not None:
             found = read_heads(self.heads_file, sites.layers, sites.heads)
             heads = [list(head) for head in found.heads]
@@ -157,9 +156,11 @@ class DPS(Method):
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
         if self.screen is not None:
+            from harness.fit.kit import whole
+
             assert self.discover_operator != "output_slice"
-            estimates = tensors["screened"] = kit.screen(plans, targets, self.discover_operator, self._where())
-            measured = kit.shortlist(estimates, self.screen, self._samples_by_cluster(groups))
+            estimates = tensors["screened"] = whole(kit).screen(plans, targets, self.discover_operator, self._where())
+            measured = whole(kit).shortlist(estimates, self.screen, self._samples_by_cluster(groups))
             screened["shortlist"] = [list(head) for head in measured]
         variants = [
             (),
@@ -191,7 +192,9 @@ class DPS(Method):
         if not self.clusters:
             return Fitted()
         users = list({item.example.user.id: item.example.user for item in train}.values())
-        found = kit.cluster(users, self.clusters, self.embedding)
+        from harness.fit.kit import whole
+
+        found = whole(kit).cluster(users, self.clusters, self.embedding)
         label = {user.id: cluster for user, cluster in zip(users, found.labels, strict=True)}
         sizes = [found.labels.count(cluster) for cluster in range(self.clusters)]
         meta = {**found.meta, "cluster_of_sample": [label[user.id] for user in sampled], "cluster_users": sizes}
@@ -211,7 +214,9 @@ class DPS(Method):
         """Each user's `distances` [clusters] to the clusters' centroids."""
         if not self.clusters or shared is None:
             return [None] * len(users)
-        return [Fitted({"distances": row}) for row in kit.cluster_distances(users, shared)]
+        from harness.fit.kit import whole
+
+        return [Fitted({"distances": row}) for row in whole(kit).cluster_distances(users, shared)]
 
     def review(self, shared: Fitted | None) -> Sequence[str]:
         chosen, scores = self._chosen(shared), shared.meta["scores"] if shared else []

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from harness.data import Example, Labelled
 from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UserFailed
-from harness.method import Fitted
+from harness.fit.trains import Trains, lora
+from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
-from harness.training import Adapter, Trains, lora
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
+from harness.training import Adapter
 
 
 @dataclass(frozen=True)

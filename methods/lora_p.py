@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.data import Example, User
 from harness.engine.adapters import adapter_identity
-from harness.method import Fitted
+from harness.fit.trains import TrainsUsers, lora
+from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
-from harness.training import Adapter, TrainsUsers, lora
+from harness.training import Adapter
 
 if TYPE_CHECKING:
     from harness.errors import UserFailed
-    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

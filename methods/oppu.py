@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from harness.data import Example, Labelled, User
 from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UsageError, UserFailed
-from harness.method import Fitted
+from harness.fit.trains import TrainsUsers, lora
+from harness.method import Fitted, Kit
 from harness.plan import LoRA, Plan, Stream
-from harness.training import Adapter, TrainsUsers, lora
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
+from harness.training import Adapter
 
 
 @dataclass(frozen=True)

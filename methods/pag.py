@@ -13,17 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
 from harness.fit.summaries import INSTRUCTION, Summaries
-from harness.fit.writer import Written
-from harness.method import Context, Fitted, Method
+from harness.method import Context, Fitted, Kit, Method, Written
 from harness.plan import Plan, Stream
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 
 @dataclass(frozen=True)

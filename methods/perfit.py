@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
-from harness.method import Fitted
+from harness.fit.trains import TrainsUsers
+from harness.method import Fitted, Kit
 from harness.plan import Edit, Plan, Stream, Where
-from harness.training import Shifts, Start, TrainsUsers, middle, positions
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
+from harness.training import Shifts, Start, middle, positions
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class PerFit(TrainsUsers):
         """Stage 1: `collective.*`, and with `from_stage1` the `personal.*` tensors that users start from."""
         if self.ablation.startswith("stage2"):
             return None
-        layers = self.layers or middle(kit.lm.sites.layers)
+        layers = self.layers or middle(kit.sites.layers)
         parts = [self._collective(layers)]
         if self.stage2_init == "from_stage1":
             parts.append(self._personal(layers))
@@ -98,7 +96,7 @@ class PerFit(TrainsUsers):
         """Stage 2: each user's `personal.*` tensors; none where the task makes no pairs of the history."""
         if self.ablation == "stage1":
             return self.personal(kit, users, None) if self.profile else [None] * len(users)
-        layers = self.layers or middle(kit.lm.sites.layers)
+        layers = self.layers or middle(kit.sites.layers)
         trained = shared.tensors if shared and self.stage2_init == "from_stage1" else None
         return self.personal(kit, users, self._personal(layers), self._frozen(shared), trained=trained)
 

@@ -19,7 +19,8 @@ from typing import ClassVar, Literal, Self
 from harness.data import Example
 from harness.edits import AddVector
 from harness.errors import UsageError
-from harness.fit.difference_vectors import WHERE, Contrasts, at_block
+from harness.fit.difference_vectors import WHERE, at_block
+from harness.fit.steers import Contrasts
 from harness.method import Fitted
 from harness.plan import Plan, Site, Stream
 

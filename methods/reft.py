@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from harness.data import Example, User
 from harness.errors import UserFailed
-from harness.method import Fitted
+from harness.fit.trains import TrainsUsers
+from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
-from harness.training import Shifts, Start, TrainsUsers, middle, positions
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
+from harness.training import Shifts, Start, middle, positions
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ReFT(TrainsUsers):
 
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """The user's `personal.*` tensors; none where the task makes no pairs of the history."""
-        layers = self.layers or middle(kit.lm.sites.layers)
+        layers = self.layers or middle(kit.sites.layers)
         return self.personal(kit, users, self._shifts(layers))
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:

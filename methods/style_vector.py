@@ -20,14 +20,13 @@ from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
 from harness.fit.writer import ENDPOINT
-from harness.method import Context, Fitted, Method
+from harness.method import Context, Fitted, Kit, Method
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
 from harness.registry import model_row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.fit.kit import Kit
 
 Direction = Literal["mean", "logistic", "pca"]
 _WHERE: Mapping[str, tuple[Where, ...]] = {
@@ -66,7 +65,7 @@ class StyleVector(Method):
 
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """Each user's `vector` [D], fp32; none where the task makes no pairs of the history."""
-        site = kit.lm.sites.check(Site(kit.lm.sites.layers // 2 if self.layer is None else self.layer, "block_out"))
+        site = kit.sites.check(Site(kit.sites.layers // 2 if self.layer is None else self.layer, "block_out"))
         newest = slice(-self.items, None) if self.items else slice(None)
         pairs = [(number, pair) for number, user in enumerate(users) for pair in user.pairs[newest]]
         length = self.negative_tokens or kit.max_new_tokens

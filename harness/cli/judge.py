@@ -110,7 +110,7 @@ def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: U
         seed=given["seed"],
         profile_items=profile_items,
         data=path_text(given["data"]),
-        console=console,
+        progress=console.progress,
     )
     console.close()
     _report(folder, record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
 from harness.errors import HarnessError
 from harness.fit.difference_vectors import Extraction, Pair, Pooling
+from harness.fit.kit import Kit, by_length
 from harness.method import Fitted
 from harness.plan import GENERATED, LAST_PROMPT, Layout, Plan, Site, Stream, Where
 from harness.task import Rating, Sample
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 AT_ONCE = 256
 """Answers of one stored part."""
@@ -119,18 +117,6 @@ def _answered(kit: Kit, requests: Sequence[Request], room: int, sampling: Sampli
     if lm.revision:
         kit.store.put(key, Fitted(meta={"ids": ids}), {"rollouts": content["rollouts"]})
     return ids
-
-
-def by_length(tokens: Sequence[int], most: int) -> list[list[int]]:
-    """Numbers of rows in batches of at most `most` tokens, padding counted, longest first."""
-    order = sorted(range(len(tokens)), key=lambda n: -tokens[n])
-    batches: list[list[int]] = []
-    for n in order:
-        if batches and (len(batches[-1]) + 1) * tokens[batches[-1][0]] <= most:
-            batches[-1].append(n)
-        else:
-            batches.append([n])
-    return batches
 
 
 def _filtered(

@@ -1,4 +1,9 @@
-"""What the engine lends a method while it fits and adapts: the model, writers, variant losses, rankings, progress."""
+"""What the engine lends a method while it fits and adapts: the model, writers, variant losses, rankings, progress.
+
+`Kit` keeps the promise of `harness.method.Kit`, which is what a method's signature names. What it has beyond that (the model
+itself, screening, clusters, checkpoints) serves the ways of fitting in this folder; `whole(kit)` gives a method that uses them
+all of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,37 +27,21 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import ROW_TOKENS, score_variants
 from harness.engine.rows import Request
+from harness.engine.sites import Sites
 from harness.engine.train import train
 from harness.errors import ContextTooLong, DataMissing, HarnessError, UsageError, UserFailed
 from harness.files import named
 from harness.fit.artifacts import ArtifactStore, Checkpoint
-from harness.fit.difference_vectors import Extraction, Pair
-from harness.fit.extraction import by_length
 from harness.fit.heads import Head, Operator
-from harness.fit.needle import NeedleScores, copying_scores, needle_scores
 from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
 from harness.fit.screening import first_order, shortlist
-from harness.fit.writer import ENDPOINT, EndpointWriter, Kept, Writer, Written
-from harness.method import Fitted
+from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
+from harness.method import Fitted, HeadRanking, Progress, Writer, Written
+from harness.method import Kit as Lent
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
 from harness.registry import model_row
 from harness.task import Question, Rating, Sample
 from harness.training import Adapter, Learner, Recipe, Shifts
-
-
-class Progress(Protocol):
-    def __call__(self, label: str, done: int, total: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class HeadRanking:
-    """Heads by mean score over samples, best first; ties in (layer, head) order."""
-
-    heads: list[tuple[int, int]]
-    scores: list[float]
-    """Of `heads`, in their order."""
-    split_half: float
-    """Spearman correlation of the rankings of two random halves of the samples, mean of 20 splits."""
 
 
 @dataclass
@@ -77,6 +65,23 @@ class Kit:
     def __post_init__(self) -> None:
         self.decoder = Decoder(self.lm)
         self._writers: dict[str, Writer] = {}
+
+    @property
+    def sites(self) -> Sites:
+        return self.lm.sites
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the last axis of the logits, which some models pad beyond their tokenizer's tokens."""
+        return self.lm.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        return frozenset(self.lm.encoder.eos_ids)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that follows other text, without begin and end tokens."""
+        return tuple(self.lm.encoder.tokenizer.encode(text, add_special_tokens=False))
 
     def sample(self, items: Sequence[Labelled], count: int) -> list[Labelled]:
         """`count` items drawn without replacement by the seed, in file order; all of them where there are fewer.
@@ -125,12 +130,6 @@ class Kit:
         for (n, name, _), rating in zip(asked, ratings, strict=True):
             found[n][name] = rating
         return found
-
-    def contrast(self, pairs: Mapping[str, Sequence[Pair]], how: Extraction) -> Fitted:
-        """Difference vectors of each trait's pairs of prompts (see `harness.fit.extraction`)."""
-        from harness.fit.extraction import contrast
-
-        return contrast(self, pairs, how)
 
     def writer(self, name: str) -> Writer:
         """`self` (the evaluated model), another model's alias, hub id or folder, or `openai/<model>`.
@@ -277,17 +276,6 @@ class Kit:
         except ContextTooLong as error:
             raise ContextTooLong(f"{label}: {error}") from error
 
-    def needle_scores(self, texts: Sequence[str], *, tokens: int | None = None, depths: int = 10) -> NeedleScores:
-        """Retrieval scores of all heads by needles hidden in `texts` (see `harness.fit.needle`).
-
-        The longest text has `tokens` tokens; by default 3,579, as published, or a quarter of a smaller context.
-        """
-        return needle_scores(self, texts, tokens=tokens or min(3579, self.lm.max_length // 4), depths=depths)
-
-    def copying_scores(self, plans: Sequence[Plan], targets: Sequence[str]) -> Tensor:
-        """What all heads copy from the prompts while the references are read (see `harness.fit.needle`)."""
-        return copying_scores(self, plans, targets)
-
     def last_tokens(self, plans: Sequence[Plan], texts: Sequence[str], site: Site) -> list[Tensor | None]:
         """The activation at the last token of each text, read after its plan's prompt under the first stream: [D].
 
@@ -366,3 +354,24 @@ class Kit:
         order = np.argsort(-mean, kind="stable")
         heads = [divmod(int(i), shape[1]) for i in measured[order]]
         return HeadRanking(heads, mean[order].tolist(), float(np.mean(agreement)))
+
+
+def whole(kit: Lent) -> Kit:
+    """The kit with all that this package's own ways of fitting use."""
+    if not isinstance(kit, Kit):
+        raise TypeError(
+            f"{type(kit).__name__} lends what harness.method.Kit names; this method needs harness.fit.kit.Kit"
+        )
+    return kit
+
+
+def by_length(tokens: Sequence[int], most: int) -> list[list[int]]:
+    """Numbers of rows in batches of at most `most` tokens, padding counted, longest first."""
+    order = sorted(range(len(tokens)), key=lambda n: -tokens[n])
+    batches: list[list[int]] = []
+    for n in order:
+        if batches and (len(batches[-1]) + 1) * tokens[batches[-1][0]] <= most:
+            batches[-1].append(n)
+        else:
+            batches.append([n])
+    return batches

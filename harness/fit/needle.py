@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,10 +28,8 @@ from harness.engine.encoder import Encoder
 from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong, HarnessError
+from harness.fit.kit import Kit
 from harness.plan import Plan, Stream, Text
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 ANSWER_TOKENS = 50
 RECALL = 0.5
@@ -85,14 +82,17 @@ class _Question:
         return (Message("user", text),)
 
 
-def needle_scores(kit: Kit, texts: Sequence[str], *, tokens: int, depths: int) -> NeedleScores:
+def needle_scores(kit: Kit, texts: Sequence[str], *, tokens: int | None = None, depths: int = 10) -> NeedleScores:
     """Hides every needle in `texts`, at two lengths up to `tokens` and `depths` depths each, and scores all heads.
+
+    By default the longest text has 3,579 tokens, as published, or a quarter of a smaller context.
 
     Raises HarnessError where there is no text, where a test does not fit the context, and where the tokenizer tells no
     positions.
     """
     if not any(text.strip() for text in texts):
         raise HarnessError("needle tests: no text to hide a needle in; the fit split's users have no history")
+    tokens = tokens or min(3579, kit.lm.max_length // 4)
     tests = [
         (needle, _request(kit, f"{n}/{length}/{depth}", needle, text, depth))
         for n, needle in enumerate(NEEDLES)

@@ -6,20 +6,74 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
-from harness.data import User
+from harness.data import Labelled, User
 from harness.engine.model import LanguageModel
 from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.returned import adapted, fitted
-from harness.run.cell import Cell
-from harness.run.console import Console
+from harness.task import Task
 
 USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9
 """Users of one `adapt` call, which is what a killed run loses: few where a user takes a minute, as from `LARGE` weights on."""
+
+
+class Console(Protocol):
+    """Who is told how it goes."""
+
+    def say(self, line: str) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
+
+
+class FitData(Protocol):
+    """Which items a method fits on."""
+
+    @property
+    def task_name(self) -> str: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def task_options(self) -> Mapping[str, Any]: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> str | None: ...
+    @property
+    def held_out(self) -> frozenset[str]: ...
+    def items(self) -> Sequence[Labelled]: ...
+
+
+class Settings(Protocol):
+    @property
+    def seed(self) -> int: ...
+
+
+class Cell(Protocol):
+    """What fitting reads of a method on a task (`harness.run.cell.Cell`)."""
+
+    @property
+    def method_name(self) -> str: ...
+    @property
+    def method_source(self) -> str | None: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def task_name(self) -> str: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def fit_max_new_tokens(self) -> int: ...
+    @property
+    def items(self) -> Sequence[Labelled]: ...
+    @property
+    def fit_data(self) -> FitData: ...
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
 
 from harness.data import Message, Prompt, Record, User
 from harness.errors import UserFailed
-from harness.fit.writer import ENDPOINT, Written
+from harness.fit.writer import ENDPOINT
+from harness.method import Kit, Written
 from harness.registry import model_row
-
-if TYPE_CHECKING:
-    from harness.fit.kit import Kit
 
 INSTRUCTION = (
     "Below are records of one person. In at most five sentences, describe this person for someone who will have to answer "

@@ -11,36 +11,16 @@ the artifact store by writer, prompt and length, whatever run asked for them, so
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from harness.data import Joint, Prompt, Rendered
 from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.method import Fitted
+from harness.method import Fitted, Writer, Written
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import ENDPOINT as ENDPOINT
 from harness.servers.endpoint import Endpoint
-
-
-@dataclass(frozen=True)
-class Written:
-    """A text, and what it took."""
-
-    text: str
-    items: int
-    """History items in the prompt the writer read."""
-    dropped: int = 0
-    """Items that did not fit its context."""
-    cost: Mapping[str, float] = field(default_factory=dict)
-    """As `Fitted.cost`."""
-
-
-class Writer(Protocol):
-    """Writes one text a prompt, of at most `max_new_tokens` tokens, in the prompts' order."""
-
-    def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Sequence[Written | UserFailed]: ...
 
 
 @dataclass(frozen=True)

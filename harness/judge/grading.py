@@ -14,14 +14,14 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.judge.judges import Judge, question_key
+from harness.method import Progress
 from harness.records.schema import Judging, MetricValue, RunRecord, json_value
 from harness.records.store import RunFolder
 from harness.returned import graded, metrics_of, questions_of
-from harness.run.console import Console
 from harness.task import Question, Rating, Sample, Task
 
 
-def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge | None, console: Console) -> None:
+def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge | None, progress: Progress) -> None:
     """Have the folder's samples rated where they are not, and graded again; fills in `record.judging`.
 
     Without a judge the ratings that are there stay. A rating that failed is asked for again, any other is final.
@@ -40,7 +40,7 @@ def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge
         if waiting and before.mode and judge.mode() not in (before.mode, ""):
             waiting = asked  # the server's numbers mean something else now, and two kinds make no mean
         start = time.perf_counter()
-        ratings = judge.rate([question for _, _, question in waiting], record.hash, console.progress)
+        ratings = judge.rate([question for _, _, question in waiting], record.hash, progress)
         seconds = before.seconds + (time.perf_counter() - start if waiting else 0.0)
         for (i, name, question), rating in zip(waiting, ratings, strict=True):
             rating = _with_costs(replace(rating, key=question_key(question)), samples[i].ratings.get(name))

@@ -30,13 +30,12 @@ from harness.records.schema import JudgeConfig
 from harness.servers.chat import Ask, NoReply, Reply, unsound
 from harness.servers.endpoint import ENDPOINT, OPENAI, Endpoint, Limits
 from harness.servers.reply_cache import ReplyCache
-from harness.task import Question, Rating
+from harness.task import REFUSAL, Question, Rating
 
 LOCAL = "hf/"
 LEXICON = "lexicon"
 FLOOR = 0.25
 """Probability that numbers must have together for a score."""
-REFUSAL = "REFUSAL"
 TEXT_TOKENS = 64
 """Of an answer whose number is read from its text: room for a judge that says more than the number."""
 CALIBRATION = "Repeat these two numbers and write nothing else: 57 100"

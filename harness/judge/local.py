@@ -19,10 +19,10 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong
-from harness.judge.judges import REFUSAL
 from harness.plan import Plan, Stream
 from harness.registry import model_row
 from harness.servers.chat import Ask, NoReply, Reply
+from harness.task import REFUSAL
 
 NUMBERS = tuple(str(n) for n in range(101))
 _TEXTS = 8

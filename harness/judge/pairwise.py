@@ -36,12 +36,12 @@ from harness.judge.pairwise_record import (
     read_pairs,
     write,
 )
+from harness.method import Progress
 from harness.options import rebuild_task
 from harness.records import provenance
 from harness.records.schema import JudgeConfig, MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
 from harness.registry import task_class
-from harness.run.console import Console
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.statistics.intervals import UNIT, Bounds, mean_interval
 from harness.task import Sample, Selection
@@ -187,7 +187,7 @@ def judge_pairs(
     seed: int = 0,
     profile_items: int = 10,
     data: str | None = None,
-    console: Console | None = None,
+    progress: Progress = lambda label, done, total: None,
 ) -> tuple[Path, PairRecord]:
     """Every pair in both orders, all asked at once; the record and its folder. What was answered before is not asked again.
 
@@ -209,7 +209,7 @@ def judge_pairs(
     waiting = [key for key, prompt in prompts.items() if not _final(before.get(key), prompt)]
     asks = [Ask((("user", prompts[key]),), REPLY_TOKENS) for key in waiting]
     start = time.perf_counter()
-    heard = judge.ask(asks, record.hash, (console or Console()).progress, _fault)
+    heard = judge.ask(asks, record.hash, progress, _fault)
     seconds = time.perf_counter() - start if waiting else 0.0
     looks = before | {key: _look(key[1], prompts[key], reply) for key, reply in zip(waiting, heard, strict=True)}
     for pair in comparison.pairs:

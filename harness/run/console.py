@@ -13,7 +13,7 @@ class Console:
         """One line for the user."""
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """How far the job called `label` is; `harness.fit.kit.Progress`."""
+        """How far the job called `label` is; `harness.method.Progress`."""
 
     def close(self) -> None:
         """Take the progress bars away."""

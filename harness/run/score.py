@@ -112,7 +112,7 @@ def _score(task: Task, folder: RunFolder, record: RunRecord, judge: Judge | None
     record.status, record.error, record.started = "running", None, record.started or provenance.now()
     folder.write(record)
     try:
-        judge_samples(task, folder, record, judge, console)
+        judge_samples(task, folder, record, judge, console.progress)
         if not task.judged:
             folder.keep([graded(task, sample) for sample in folder.samples()])
         settle(task, folder.samples(), record)

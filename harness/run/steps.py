@@ -122,7 +122,7 @@ def _run(
         _measure(cell, folder, record, system)
         folder.write(record)
         check_targets(folder.samples(), folder.path / "samples.jsonl")
-        judge_samples(cell.task, folder, record, judge, console)
+        judge_samples(cell.task, folder, record, judge, console.progress)
         settle(cell.task, _in_file_order(cell, folder), record)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | GeneratorExit):

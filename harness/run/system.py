@@ -23,8 +23,7 @@ from harness.engine.encoder import Encoded, FittedPrompt
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost, Request
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
-from harness.fit.kit import Progress
-from harness.method import Fitted, Method
+from harness.method import Fitted, Method, Progress
 from harness.mix import First
 from harness.plan import Plan, Site, Stream, Where
 from harness.returned import plan_of

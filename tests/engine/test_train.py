@@ -17,10 +17,11 @@ from harness.engine.parameter_stacks import retract
 from harness.engine.sites import FAMILIES
 from harness.engine.train import train
 from harness.errors import UsageError, UserFailed
+from harness.fit.trains import lora
 from harness.method import Fitted
 from harness.plan import ALL, GENERATED, FirstLast, LoRA, Plan, Site, Stream
 from harness.run.contract import ToyTemplate, random_lm
-from harness.training import Adapter, Learner, Lesson, Recipe, Shifts, lora, positions
+from harness.training import Adapter, Learner, Lesson, Recipe, Shifts, positions
 
 WINDOWED = ("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1})
 MODELS = [*((family, {}) for family in FAMILIES), WINDOWED]

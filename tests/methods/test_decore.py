@@ -17,7 +17,7 @@ from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.fit.heads import read_heads
 from harness.fit.kit import Kit
-from harness.fit.needle import ANSWER_TOKENS, NEEDLES
+from harness.fit.needle import ANSWER_TOKENS, NEEDLES, needle_scores
 from harness.method import Fitted, Method
 from harness.methods.decore import DeCoRe
 from harness.mix import EntropyContrast
@@ -155,7 +155,7 @@ def test_a_needle_is_hidden_at_every_depth_and_the_text_keeps_its_length(monkeyp
     kit = Kit(random_lm(max_position_embeddings=2048))
     prompts = _answering(kit, monkeypatch, set())
     texts = [f"line {n} of the text goes on" for n in range(40)]
-    found = kit.needle_scores(texts, tokens=400, depths=5)
+    found = needle_scores(kit, texts, tokens=400, depths=5)
     assert (found.tests, found.scores.shape) == (30, (0, 3, 4))
     assert len(prompts) == 30
     places = []
@@ -176,14 +176,14 @@ def test_a_head_scores_for_looking_at_the_token_it_copies(monkeypatch: pytest.Mo
     lm = random_lm(max_position_embeddings=2048)
     kit = Kit(lm)
     _answering(kit, monkeypatch, {NEEDLES[1].question})
-    found = kit.needle_scores(["some text of a user", "and some more"], tokens=60, depths=2)
+    found = needle_scores(kit, ["some text of a user", "and some more"], tokens=60, depths=2)
     assert found.tests == 12
     assert found.scores.shape == (4, 3, 4)
 
     requests: list = []
     prepare = kit.decoder.prepare
     monkeypatch.setattr(kit.decoder, "prepare", lambda *args: requests.append(prepare(*args)) or requests[-1])
-    kit.needle_scores(["some text of a user", "and some more"], tokens=60, depths=2)
+    needle_scores(kit, ["some text of a user", "and some more"], tokens=60, depths=2)
     request = next(r for r in requests if NEEDLES[1].question in r.prompts[0].encoded.text)
     encoded, answer = request.prompts[0].encoded, lm.encoder.answer(NEEDLES[1].answer, "")
     start = encoded.text.index(NEEDLES[1].fact)
@@ -203,9 +203,9 @@ def test_a_head_scores_for_looking_at_the_token_it_copies(monkeypatch: pytest.Mo
 def test_a_test_that_cannot_be_made_says_why() -> None:
     kit = Kit(random_lm())
     with pytest.raises(HarnessError, match="no text to hide a needle in"):
-        kit.needle_scores(["", " "])
+        needle_scores(kit, ["", " "])
     with pytest.raises(HarnessError, match=r"needle tests: .*--set needle_tokens"):
-        kit.needle_scores(["some text"], tokens=500)
+        needle_scores(kit, ["some text"], tokens=500)
 
 
 def test_heads_are_those_that_copy_from_the_prompt_where_no_needle_is_found() -> None:

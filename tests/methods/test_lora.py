@@ -20,8 +20,8 @@ from harness.engine.train import train
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.kit import Kit
 from harness.fit.summaries import Summaries
-from harness.fit.writer import Written
-from harness.method import Context, Fitted, Method
+from harness.fit.trains import lora
+from harness.method import Context, Fitted, Method, Written
 from harness.methods.lora_c import LoRAC
 from harness.methods.lora_p import LoRAP
 from harness.methods.oppu import OPPU
@@ -29,7 +29,7 @@ from harness.methods.perfit import PerFit
 from harness.plan import Plan
 from harness.registry import model_row
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples
-from harness.training import Adapter, Learner, Recipe, lora
+from harness.training import Adapter, Learner, Recipe
 
 # PEFT asks transformers for an attribute by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

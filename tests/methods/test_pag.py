@@ -17,8 +17,8 @@ from harness.data import Example, Prompt, Record, User
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
-from harness.fit.writer import EndpointWriter, Written
-from harness.method import Context, Fitted
+from harness.fit.writer import EndpointWriter
+from harness.method import Context, Fitted, Written
 from harness.methods.pag import PAG
 from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings

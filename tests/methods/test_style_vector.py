@@ -15,8 +15,7 @@ from harness.engine.model import LanguageModel
 from harness.errors import UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
-from harness.fit.writer import Written
-from harness.method import Fitted
+from harness.method import Fitted, Written
 from harness.methods.style_vector import StyleVector, _direction
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples

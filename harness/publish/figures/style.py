@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.publish.figures import FIGURES
+from harness.publish.figures.specs import FIGURES
 from harness.records.schema import MetricValue, RunRecord
 
 MAP = "cividis"

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.files import replacing_folder
-from harness.publish.report import content
+from harness.publish.report import content, items
 from harness.publish.report.items import Group, groups, read_items
 from harness.records.schema import json_value
 from harness.records.select import Places, said
@@ -47,7 +47,7 @@ def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
     order = models_first_to_last(runs)
     runs.sort(key=lambda run: order.index(run.config.model.name))
     _check(output)
-    samples = {content.key(run): read_samples(run.folder) for run in runs if run.folder}
+    samples = {items.key(run): read_samples(run.folder) for run in runs if run.folder}
     found = groups(runs, samples)
     with replacing_folder(output.resolve()) as draft:
         folder = draft / "data"
@@ -55,7 +55,7 @@ def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
         _put(folder, "tables", content.tables(results))
         _put(folder, "figures", content.figures(results, draft / "figures"))
         for run in runs:
-            key = content.key(run)
+            key = items.key(run)
             _put(folder, f"records/{key}", content.record(run))
             if samples[key]:
                 _put(folder, f"samples/{key}", content.answers(samples[key]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.publish import leaderboard
 from harness.publish.leaderboard import Ranking, Row
+from harness.publish.report.items import Group, key
 from harness.publish.tables import grids
 from harness.publish.tables.formats import notes_of
 from harness.records.schema import MetricValue, RunRecord
@@ -18,17 +19,10 @@ from harness.registry import task_class
 from harness.task import Sample
 
 if TYPE_CHECKING:
-    from harness.publish.report.items import Group
     from harness.publish.tables.grid import Grid
 
 UTILITY = "mmlu"
 """The task that tells what a method costs the model's general ability."""
-
-
-def key(run: RunRecord) -> str:
-    """What the page calls a run: `tiny/lamp4/dps-1a2b3c4d`."""
-    assert run.folder is not None
-    return "/".join(run.folder.resolve().parts[-3:])
 
 
 def overview(runs: Sequence[RunRecord], results: Places, groups: Sequence[Group]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, HarnessError
 from harness.options import rebuild_task
-from harness.publish.report.content import key
 from harness.records.schema import RunRecord, hash_of
 from harness.registry import task_class
 from harness.retrieve import retrieve
@@ -30,6 +29,12 @@ _WORDS = 60
 """Of each field of a history item."""
 _LETTERS = 4000
 """Of a query."""
+
+
+def key(run: RunRecord) -> str:
+    """What the page calls a run: `tiny/lamp4/dps-1a2b3c4d`."""
+    assert run.folder is not None
+    return "/".join(run.folder.resolve().parts[-3:])
 
 
 @dataclass(frozen=True)
