@@ -22,8 +22,8 @@ from harness.engine.model import LanguageModel
 from harness.methods.plain import Plain
 from harness.registry import model_row
 from harness.run.batches import Batching
-from harness.run.system import Generation, System
-from harness.task import Selection
+from harness.run.system import System
+from harness.task import Generation, Selection
 from harness.tasks.mmlu import MMLU
 
 WHOLE = 14_042

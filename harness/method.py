@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from harness.data import Example, Labelled, Prompt, User
 from harness.errors import UsageError, UserFailed
-from harness.plan import Edit, Plan, Site
+from harness.plan import Edit, Plan, Site, Sites
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,25 +96,6 @@ class HeadRanking:
     """Of `heads`, in their order."""
     split_half: float
     """Spearman correlation of the rankings of two random halves of the samples, mean of 20 splits."""
-
-
-class Sites(Protocol):
-    """How large the model is, and which places in it an edit can name."""
-
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int:
-        """Query heads of a block."""
-
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def width(self) -> int:
-        """Of the residual stream."""
-
-    def check(self, site: Site) -> Site:
-        """The site itself. Raises UsageError where the model has none like it."""
 
 
 class Kit(Protocol):

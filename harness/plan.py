@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from harness.data import Prompt
+from harness.errors import UsageError
 
 Part: TypeAlias = Literal["block_in", "block_out", "attn_out", "mlp_out", "heads_out", "queries", "pattern"]
 PARTS: tuple[Part, ...] = ("block_in", "queries", "heads_out", "attn_out", "mlp_out", "block_out", "pattern")
@@ -250,3 +251,64 @@ class Plan:
         first = self.streams[0]
         edited = bool(first.edits or first.adapters or first.exits or first.early)
         return len(self.streams) > 1 or edited or self.mix != _First()
+
+
+class Sites(Protocol):
+    """How large the model is, and which places in it an edit can name."""
+
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int:
+        """Query heads of a block."""
+
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+
+    def check(self, site: Site) -> Site:
+        """The site itself. Raises UsageError where the model has none like it."""
+
+
+# How plans are decoded, and what comes back
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy at temperature 0; else top-k and top-p of the tempered distribution, noise keyed by (seed, sample, step)."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """0 = no cut."""
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
+                "temperature and top_k must be >= 0 and top_p in (0, 1]"
+            )
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Generated:
+    ids: tuple[int, ...]
+    """With the end token, where one was generated."""
+    logprobs: tuple[float, ...]
+    """Of each id under the plan's mix, in nats."""
+    text: str
+    finish: Literal["stop", "length", "given"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    logprobs: tuple[float, ...]
+    """Of each continuation token, in nats."""
+    greedy: tuple[bool, ...]
+    """Whether the token is the most likely one at its position."""

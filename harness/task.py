@@ -10,15 +10,21 @@ ratings in them, and grades: so `grade` reads `sample.ratings` and never waits f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
-from harness.data import Labelled
+from harness.data import Example, Labelled
 from harness.errors import UsageError
+from harness.plan import GREEDY, Generated, Plan, Sampling, Scored, Site, Sites, Where
 
 if TYPE_CHECKING:
-    from harness.run.system import System
+    from torch import Tensor
+
+Result = TypeVar("Result")
+
+TOO_LARGE = "out of memory with a batch of one"
+"""The error of a sample that is too large for the memory even alone."""
 
 
 REFUSAL = "REFUSAL"
@@ -142,6 +148,88 @@ class Metric:
 class GenerationDefaults:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How responses are decoded."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
+
+
+class Encoded(Protocol):
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+
+class FittedPrompt(Protocol):
+    """A prompt cut to the context."""
+
+    @property
+    def encoded(self) -> Encoded: ...
+    @property
+    def items(self) -> int:
+        """History items left in the prompt."""
+
+    @property
+    def dropped(self) -> int:
+        """History items that did not fit."""
+
+
+class System(Protocol):
+    """A method on a model, ready to answer: what a task hands its examples to (`harness.run.system.System`)."""
+
+    @property
+    def generation(self) -> Generation:
+        """How responses are decoded, by the command and the task's defaults."""
+
+    @property
+    def sites(self) -> Sites: ...
+
+    def plan(self, example: Example) -> Plan:
+        """The method's. Raises UserFailed where the user's state could not be made."""
+
+    def prompt(self, example: Example) -> FittedPrompt:
+        """The first stream's prompt, cut to the context. Raises ContextTooLong."""
+
+    def respond(
+        self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
+    ) -> Iterator[Sample]:
+        """Ungraded samples, batch by batch. Of an example with choices, the most likely of them; examples of equal `alike` run
+        next to each other and share the beginning of their prompts."""
+
+    def answer(self, examples: Sequence[Example]) -> list[Sample]:
+        """Ungraded samples of examples that run as one batch; for tasks that plan batches themselves, with `in_batches`."""
+
+    def in_batches(
+        self, ids: Sequence[str], run: Callable[[Sequence[str]], Sequence[Result]]
+    ) -> Iterator[tuple[int, str, Result | None]]:
+        """What `run` gives for the ids of each batch: (number of the batch, id, result; None = out of memory)."""
+
+    def score(
+        self,
+        examples: Sequence[Example],
+        continuations: Sequence[Sequence[str]],
+        *,
+        alike: Callable[[Example], str] = lambda example: "",
+    ) -> list[tuple[Scored, ...]]:
+        """Log-probabilities of several continuations of each example."""
+
+    def generate(self, examples: Sequence[Example], generation: Generation) -> list[Generated]:
+        """A response to each example, decoded as `generation` says."""
+
+    def capture(
+        self,
+        examples: Sequence[Example],
+        sites: Sequence[Site],
+        where: Where,
+        responses: Sequence[str] | None = None,
+        *,
+        plain: bool = False,
+    ) -> list[dict[Site, Tensor]]:
+        """Activations of each example's first stream, or of the unedited model's `plain` prompt."""
 
 
 class Task(ABC):

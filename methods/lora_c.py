@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from harness.data import Example, Labelled
-from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UserFailed
-from harness.fit.trains import Trains, lora
+from harness.fit.trains import Trains, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
 from harness.training import Adapter

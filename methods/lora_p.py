@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.data import Example, User
-from harness.engine.adapters import adapter_identity
-from harness.fit.trains import TrainsUsers, lora
+from harness.fit.trains import TrainsUsers, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
 from harness.training import Adapter

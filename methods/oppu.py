@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from harness.data import Example, Labelled, User
-from harness.engine.adapters import adapter_identity
 from harness.errors import HarnessError, UsageError, UserFailed
-from harness.fit.trains import TrainsUsers, lora
+from harness.fit.trains import TrainsUsers, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import LoRA, Plan, Stream
 from harness.training import Adapter

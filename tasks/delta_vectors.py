@@ -19,7 +19,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,7 @@ from harness.plan import LAST_PROMPT, Site, Stream
 from harness.registry import task_class, task_name
 from harness.statistics import metrics
 from harness.statistics.intervals import jackknife_interval
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
-
-if TYPE_CHECKING:
-    from harness.run.system import System
+from harness.task import TOO_LARGE, GenerationDefaults, Metric, Sample, Selection, System, Task
 
 SHARES = (0.8, 0.9, 0.95)
 """Of the energy, as in Table 1."""
@@ -72,16 +69,14 @@ class DeltaVectors(Task):
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
         """One sample a query: its vector, and no answer. A query without room for any of its history is an error."""
-        from harness.run.system import TOO_LARGE
-
         by_id = {item.example.id: item for item in items}
         if items and not any(_differs(system, item.example) for item in items[:GROUP]):
             raise UsageError(
                 "delta_vectors: the method leaves every prompt as it is, so there is no difference; give one that does "
                 "not, as in --method rag --set k=1"
             )
-        layer = max(0, system.lm.sites.layers // 2 - 1) if self.layer is None else self.layer
-        site = system.lm.sites.check(Site(layer, "block_out"))
+        layer = max(0, system.sites.layers // 2 - 1) if self.layer is None else self.layer
+        site = system.sites.check(Site(layer, "block_out"))
         read = partial(self._read, system, site, by_id)
         for batch, name, sample in system.in_batches(list(by_id), read):
             item = by_id[name].example

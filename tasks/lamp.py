@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -28,11 +28,8 @@ from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
+from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 from harness.tasks import lamp_prompts, oppu_data
-
-if TYPE_CHECKING:
-    from harness.run.system import System
 
 SPLITS = ("train", "dev", "test")
 MINI = "lamp-mini"

@@ -26,13 +26,13 @@ from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, query, written
 from harness.statistics.intervals import mean_interval
 from harness.statistics.metrics import known
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
+from harness.task import TOO_LARGE, GenerationDefaults, Metric, Sample, Selection, System, Task
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task as Source
 
-    from harness.run.system import Generation, System
+    from harness.task import Generation
 
 
 class LmEvalTask(Task):
@@ -111,10 +111,8 @@ class LmEvalTask(Task):
 
         for number, i, samples in system.in_batches(longest, run):
             item = by_id[i]
-            if samples is None:
-                sample = Sample(i, item.example.user.id, error="out of memory with a batch of one")
-            else:
-                sample = self._merged(i, samples)
+            failed = Sample(i, item.example.user.id, error=TOO_LARGE)
+            sample = failed if samples is None else self._merged(i, samples)
             yield replace(sample, targets=item.targets, batch=number)
 
     def grade(self, sample: Sample) -> Sample:

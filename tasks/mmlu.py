@@ -27,7 +27,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,10 +36,7 @@ from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, written
 from harness.statistics.intervals import mean_interval
 from harness.statistics.metrics import known
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
-
-if TYPE_CHECKING:
-    from harness.run.system import System
+from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "stem": (

@@ -36,15 +36,14 @@ from pydantic import BaseModel
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, did_you_mean
 from harness.json_files import read_json
+from harness.registry import task_class
 from harness.statistics import metrics
 from harness.statistics.intervals import ratio_intervals
 from harness.statistics.metrics import known
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
-from harness.tasks.mmlu import MMLU
+from harness.task import TOO_LARGE, GenerationDefaults, Metric, Sample, Selection, System, Task
 
 if TYPE_CHECKING:
     from harness.run.patch_runs import Decision, Patched
-    from harness.run.system import System
 
 MINI = "lamp-mini"
 LEAD = "I love "
@@ -121,7 +120,12 @@ class Patching(Task):
         self.contrast = contrast or ("switch" if self.everyday else "answer")
         self.lead = lead if lead is not None else LEAD if self.everyday else ""
         self.smallest = smallest
-        self.questions = MMLU(self.data, subjects, per_subject=per_subject, users_from="none")
+        self.questions: Task = task_class("mmlu")(
+            self.data,  # type: ignore[call-arg]
+            subjects,
+            per_subject=per_subject,
+            users_from="none",
+        )
         self.groups, self.file = groups, pairs
 
     @cached_property
@@ -153,8 +157,6 @@ class Patching(Task):
         return f"patching: {pairs}; {where}"
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
-        from harness.run.system import TOO_LARGE
-
         by_id = {item.example.id: item for item in items}
         self._check_aligned(system, items)
 
@@ -298,9 +300,10 @@ class Patching(Task):
     def _sample(self, system: System, item: Labelled) -> Sample:
         """One pair on one question."""
         from harness.run import patch_runs as patching
+        from harness.run.system import whole
 
-        example = item.example
-        sample, cost = Sample(example.id, example.user.id), system.decoder.cost
+        example, runner = item.example, whole(system)
+        sample, cost, lm = Sample(example.id, example.user.id), runner.decoder.cost, runner.lm
         try:
             decisions = self._decisions(system, example)
         except (ContextTooLong, UserFailed) as error:
@@ -311,7 +314,7 @@ class Patching(Task):
         at = patching.identity(*prompts)
         if at is None:
             return replace(sample, response="", finish="choice")
-        logprobs = [patching.unpatched(system.lm, decision, cost).tolist() for decision in decisions]
+        logprobs = [patching.unpatched(lm, decision, cost).tolist() for decision in decisions]
         best = [max(range(len(scores)), key=scores.__getitem__) for scores in logprobs]
         chosen = [example.choices[n] for n in best]
         weights = self._weights(item, best)
@@ -322,10 +325,10 @@ class Patching(Task):
         sample = replace(sample, response=chosen[0], finish="choice", extra=extra)
         if abs(d[0] - d[1]) < self.smallest or not any(weights):
             return sample
-        found = patching.experiment(system.lm, *decisions, at, cost)
+        found = patching.experiment(lm, *decisions, at, cost)
         checks = {"denoised": found.denoised.checks(), "noised": found.noised.checks()}
         worst = {name: max(check[name] for check in checks.values()) for name in checks["noised"]}
-        allowed = patching.tolerance_nats(system.lm.model.dtype)
+        allowed = patching.tolerance_nats(lm.model.dtype)
         for name, off in worst.items():
             if not off <= allowed:
                 return replace(

@@ -23,7 +23,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -31,10 +31,7 @@ from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.json_files import read_json
 from harness.statistics import metrics
-from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
-
-if TYPE_CHECKING:
-    from harness.run.system import System
+from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, System, Task
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     "religion": ("christianity", "islam", "hinduism", "judaism"),

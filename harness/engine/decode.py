@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,51 +22,12 @@ from harness.engine.cache import Prefilled, fan_out, gather
 from harness.engine.encoder import FittedPrompt
 from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
-from harness.errors import ContextTooLong, UsageError
-from harness.plan import Exit, Mix, Plan, Site, Stream, StreamOutput
+from harness.errors import ContextTooLong
+from harness.plan import GREEDY, Exit, Generated, Mix, Plan, Sampling, Scored, Site, Stream, StreamOutput
 from harness.returned import mixed
 
 _LOGITS_BYTES = 256 * 2**20
 """Logits held at once while scoring; positions are chunked to stay below."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Greedy at temperature 0; else top-k and top-p of the tempered distribution, noise keyed by (seed, sample, step)."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    """0 = no cut."""
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
-                "temperature and top_k must be >= 0 and top_p in (0, 1]"
-            )
-
-
-GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class Generated:
-    ids: tuple[int, ...]
-    """With the end token, where one was generated."""
-    logprobs: tuple[float, ...]
-    """Of each id under the plan's mix, in nats."""
-    text: str
-    finish: Literal["stop", "length", "given"]
-
-
-@dataclass(frozen=True)
-class Scored:
-    logprobs: tuple[float, ...]
-    """Of each continuation token, in nats."""
-    greedy: tuple[bool, ...]
-    """Whether the token is the most likely one at its position."""
 
 
 class Chooser(Protocol):

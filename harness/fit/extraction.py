@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from harness.engine.capture import pooled
-from harness.engine.decode import Sampling
 from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
 from harness.errors import HarnessError
 from harness.fit.difference_vectors import Extraction, Pair, Pooling
 from harness.fit.kit import Kit, by_length
 from harness.method import Fitted
-from harness.plan import GENERATED, LAST_PROMPT, Layout, Plan, Site, Stream, Where
+from harness.plan import GENERATED, LAST_PROMPT, Layout, Plan, Sampling, Site, Stream, Where
 from harness.task import Rating, Sample
 
 AT_ONCE = 256

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.data import Example, Labelled, Prompt, User
+from harness.engine.adapters import adapter_identity as adapter_identity
 from harness.errors import UsageError, UserFailed
 from harness.fit.summaries import Summaries
 from harness.method import Context, Fitted, Kit, Method, Written

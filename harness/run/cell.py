@@ -10,21 +10,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.options import build_method, build_task
+from harness.plan import Sampling
 from harness.records.select import OWN
 from harness.registry import method_row, task_class, task_name
 from harness.returned import generation_of, items_of
 from harness.run.control import Control, controlled
 from harness.run.leaks import check_apart, without_leaks
 from harness.task import Selection, Task
-
-if TYPE_CHECKING:
-    from harness.engine.decode import Sampling
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,6 @@ class Settings:
 
     def sampling(self) -> Sampling:
         """Raises UsageError where the numbers make no distribution."""
-        from harness.engine.decode import Sampling
-
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed)
 
 

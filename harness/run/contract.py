@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from harness.data import Example, Labelled, Message, Record, User
-from harness.engine.decode import Decoder, Generated
+from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
@@ -24,9 +24,10 @@ from harness.engine.sites import FAMILIES
 from harness.errors import HarnessError, UserFailed
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
-from harness.plan import Plan, StreamOutput
+from harness.plan import Generated, Plan, StreamOutput
 from harness.returned import adapted, fitted, mixed, plan_of
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}\n{% endfor %}"

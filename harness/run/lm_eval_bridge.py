@@ -22,10 +22,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness.data import Example
-from harness.engine.decode import Sampling
 from harness.errors import UsageError
+from harness.plan import Sampling
 from harness.run.lm_eval_contexts import ContextTemplate, UserPool, query, written
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 
 MAX_GEN_TOKS = 256
 """What a task that does not say may generate, as HFLM has it."""

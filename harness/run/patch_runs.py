@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.data import Example
 from harness.edits import Replace
 from harness.engine.capture import attention_to, capture
 from harness.engine.encoder import Encoded
@@ -27,10 +28,8 @@ from harness.engine.prompt_variants import choice_logprobs
 from harness.engine.rows import Cost, Request
 from harness.errors import UsageError
 from harness.plan import ALL, LAST_PROMPT, At, Edit, Layout, Part, Plan, Site, Where
-
-if TYPE_CHECKING:
-    from harness.data import Example
-    from harness.run.system import System
+from harness.run.system import whole
+from harness.task import System
 
 PARTS: tuple[Part, ...] = ("mlp_out", "attn_out", "heads_out")
 POSITIONS = ("all", "identity", "last")
@@ -108,8 +107,9 @@ class _From:
         return positions >= self.first
 
 
-def decide(system: System, example: Example) -> Decision:
+def decide(asked: System, example: Example) -> Decision:
     """The example's prompt and the words its choices begin with alike. Raises UsageError where no token decides."""
+    system = whole(asked)
     plan = system.plan(example)
     stream = plan.streams[0]
     if plan.answer is not None or len(plan.streams) > 1 or stream.adapters or stream.exits or stream.early:

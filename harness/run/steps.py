@@ -40,8 +40,8 @@ from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings
 from harness.run.console import Console
 from harness.run.leaks import leaks
-from harness.run.system import Generation, System
-from harness.task import Sample
+from harness.run.system import System
+from harness.task import Generation, Sample
 
 EFFECT_SAMPLES = 32
 """Samples on which the method is compared with the unedited model."""

@@ -28,8 +28,8 @@ from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
-from harness.run.system import Answer, Generation, System, _Asked
-from harness.task import Sample
+from harness.run.system import Answer, System, _Asked
+from harness.task import Generation, Sample
 
 POINT_ROWS = 8
 """Rows of a shared batch, in the largest batches of a single run; fewer where memory does not suffice."""

@@ -18,36 +18,26 @@ from torch import Tensor
 
 from harness.data import Example, Joint
 from harness.engine.capture import capture
-from harness.engine.decode import GREEDY, Decoder, Generated, Sampling, Scored
+from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoded, FittedPrompt
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost, Request
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method, Progress
 from harness.mix import First
-from harness.plan import Plan, Site, Stream, Where
+from harness.plan import Generated, Plan, Scored, Site, Sites, Stream, Where
 from harness.returned import plan_of
 from harness.run.batches import AUTO_MOST, Batching
-from harness.task import Sample
+from harness.task import TOO_LARGE, Generation, Sample
+from harness.task import System as Lent
 
 EFFECT_BATCH = 8
-TOO_LARGE = "out of memory with a batch of one"
-"""The error of a sample that is too large for the memory even alone."""
 RULED_OUT = (
     "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
 )
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How responses are decoded."""
-
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True)
@@ -156,6 +146,10 @@ class System:
         """Seconds of this system's part of what others ran, less theirs of what it ran."""
         self.cut_tokens: dict[str, int] = {}
         """Of the examples asked so far whose context was cut from the left: the tokens cut, over all streams."""
+
+    @property
+    def sites(self) -> Sites:
+        return self.lm.sites
 
     def plan(self, example: Example) -> Plan:
         """Raises UserFailed where the user's state could not be made."""
@@ -458,6 +452,15 @@ class System:
     def _answer_ids(self, example: Example, text: str) -> tuple[int, ...]:
         ids = self.lm.encoder.answer(text, example.prompt().render()) if text else ()
         return ids or (min(self.lm.encoder.eos_ids, default=0),)
+
+
+def whole(system: Lent) -> System:
+    """The system with all that this package's own tasks use: model and decoder."""
+    if not isinstance(system, System):
+        raise TypeError(
+            f"{type(system).__name__} has what harness.task.System names; this task needs harness.run.system.System"
+        )
+    return system
 
 
 def _plain(example: Example) -> Plan:

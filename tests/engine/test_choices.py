@@ -23,7 +23,8 @@ from harness.mix import Contrast
 from harness.plan import ALL, DECODE, Edit, FirstLast, Plan, Site, Stream, Where
 from harness.run.batches import Batching
 from harness.run.contract import ToyTemplate, random_lm
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 
 SHOTS = "Two questions and their answers, which stand before every question of this test. " * 2
 

@@ -12,7 +12,7 @@ import torch
 from harness.data import Prompt
 from harness.edits import AddVector, ClampTo, LowRankShift, ProjectOut, Replace, ScaleHeads, ScaleQueries
 from harness.engine.cache import RoomyLayer
-from harness.engine.decode import Decoder, Sampling
+from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import score_variants
@@ -35,6 +35,7 @@ from harness.plan import (
     LoRA,
     Part,
     Plan,
+    Sampling,
     Site,
     Stream,
     Text,

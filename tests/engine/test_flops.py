@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.data import Prompt
 from harness.edits import ScaleHeads
-from harness.engine.decode import Decoder, Generated, Sampling
+from harness.engine.decode import Decoder
 from harness.engine.flops import SIZES, Sizes, decoding, dps_estimate
 from harness.engine.model import LanguageModel
 from harness.engine.sites import FAMILIES
 from harness.mix import Contrast, First
-from harness.plan import Exit, LoRA, Plan, Site, Stream
+from harness.plan import Exit, Generated, LoRA, Plan, Sampling, Site, Stream
 from harness.run.contract import ToyTemplate, random_lm
 
 WINDOWED = {

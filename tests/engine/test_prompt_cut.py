@@ -18,7 +18,8 @@ from harness.methods.rag import RAG
 from harness.mix import Contrast
 from harness.plan import Plan, Stream
 from harness.run.contract import byte_tokenizer, random_lm
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 from harness.tasks.lamp_prompts import FIELDS, LampTemplate
 
 ENCODERS = {chat: Encoder(byte_tokenizer(chat=chat)) for chat in (True, False)}

@@ -27,8 +27,8 @@ from harness.methods.rag import RAG
 from harness.plan import Plan, Stream
 from harness.registry import MODELS, model_row
 from harness.retrieve import retrieve
-from harness.run.system import Generation, System
-from harness.task import Selection
+from harness.run.system import System
+from harness.task import Generation, Selection
 from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data"))

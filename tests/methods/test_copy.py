@@ -15,7 +15,8 @@ from harness.errors import UsageError
 from harness.method import Fitted
 from harness.methods.copy import Copy
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 
 LAMP = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute() / "lamp"
 RATINGS = ("1", "2", "3", "4", "5")

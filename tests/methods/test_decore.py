@@ -12,7 +12,7 @@ import torch
 
 from harness.edits import ScaleHeads, ScaleQueries
 from harness.engine.capture import capture
-from harness.engine.decode import Decoder, Generated
+from harness.engine.decode import Decoder
 from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.fit.heads import read_heads
@@ -22,7 +22,7 @@ from harness.method import Fitted, Method
 from harness.methods.decore import DeCoRe
 from harness.mix import EntropyContrast
 from harness.options import build_method
-from harness.plan import DECODE, Site, StreamOutput
+from harness.plan import DECODE, Generated, Site, StreamOutput
 from harness.run.contract import check_method, random_lm, toy_examples
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")) / "reference_results"

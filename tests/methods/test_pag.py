@@ -24,7 +24,8 @@ from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings
 from harness.run.contract import check_method, random_lm, toy_examples
 from harness.run.steps import run_cell
-from harness.run.system import Generation, System
+from harness.run.system import System
+from harness.task import Generation
 from harness.tasks.lamp import Lamp4
 from harness.tasks.lamp_prompts import LampTemplate
 

@@ -418,7 +418,7 @@ def test_twenty_runs_of_two_thousand_samples_are_quick(
 def test_the_committed_records_have_a_query_for_every_item():
     results = Path(__file__).parents[2] / "results"
     runs = find_runs(results, model="tiny", task="lamp4")
-    samples = {items.key(run, results): read_samples(results / items.key(run, results)) for run in runs}
+    samples = {items.key(run): read_samples(results / items.key(run)) for run in runs}
     (group,) = groups(runs, results, samples)
     items = read_items(group)["items"]
     assert len(items) == 200 and all(item["query"] and item["history"] for item in items.values())

@@ -35,8 +35,8 @@ from harness.run.batches import Batching
 from harness.run.contract import random_lm
 from harness.run.lm_eval_bridge import MethodLM, generation_of
 from harness.run.lm_eval_contexts import ContextTemplate, UserPool, query, written
-from harness.run.system import Generation, System
-from harness.task import Selection
+from harness.run.system import System
+from harness.task import Generation, Selection
 from harness.tasks.lm_eval_task import LmEvalTask
 from harness.tasks.mmlu import MMLU
 

@@ -18,8 +18,8 @@ from harness.records.store import read_record, read_samples
 from harness.run.cell import Settings, grid
 from harness.run.contract import random_lm, toy_examples
 from harness.run.steps import run_cell
-from harness.run.system import Generation, System
-from harness.task import Sample
+from harness.run.system import System
+from harness.task import Generation, Sample
 from harness.tasks.delta_vectors import (
     DeltaVectors,
     collective_share,

@@ -20,9 +20,9 @@ from harness.errors import DataMissing, UsageError
 from harness.methods.plain import Plain
 from harness.run.batches import Batching
 from harness.run.contract import random_lm
-from harness.run.system import Generation, System
+from harness.run.system import System
 from harness.statistics.intervals import mean_interval
-from harness.task import Sample, Selection
+from harness.task import Generation, Sample, Selection
 from harness.tasks.mmlu import CATEGORIES, LETTERS, MMLU, SUBJECTS
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute()

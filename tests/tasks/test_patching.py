@@ -28,8 +28,8 @@ from harness.plan import ALL, At, Plan, Site
 from harness.run import patch_runs as patching
 from harness.run.contract import random_lm
 from harness.run.patch_runs import PARTS, POSITIONS, Decision, Experiment, decide, experiment, identity
-from harness.run.system import Generation, System
-from harness.task import Sample, Selection
+from harness.run.system import System
+from harness.task import Generation, Sample, Selection
 from harness.tasks.patching import Patching
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute()
