@@ -10,10 +10,11 @@ that `import harness` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.records.version import VERSION as __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from harness.cli.python import Run, compare, evaluate, load, read, records, table
 
-__version__ = "0.1.0"
 __all__ = ["HarnessError", "Run", "compare", "evaluate", "load", "read", "records", "table"]
 
 _WHERE = dict.fromkeys(__all__, "harness.cli.python") | {"HarnessError": "harness.errors"}

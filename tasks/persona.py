@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.json_files import read_json
+from harness.files.json_files import read_json
 from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, System, Task
 

@@ -72,9 +72,9 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
-        from harness import __version__
+        from harness.records.version import VERSION
 
-        print(__version__)
+        print(VERSION)
         raise typer.Exit
     _need_command(context)
 

@@ -29,7 +29,7 @@ from jinja2 import TemplateError
 from harness.engine.identity import file_sha256
 from harness.engine.sites import family_of
 from harness.errors import DataMissing, HarnessError
-from harness.user_cache import user_cache
+from harness.files.user_cache import user_cache
 
 _SHARD = "4GB"
 _ROPE = "rope_freqs.weight"

@@ -18,8 +18,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.files.user_cache import user_cache
 from harness.registry import ModelRow
-from harness.user_cache import user_cache
 
 READ = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
 """What transformers may read beside the weights: config, generation settings, tokenizer, chat templates."""

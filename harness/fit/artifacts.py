@@ -19,8 +19,8 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.files import replace_file, replacing_folder
+from harness.files.user_cache import user_cache
 from harness.method import Fitted
-from harness.user_cache import user_cache
 
 _LOCKS = ".locks"
 """Below the root: an empty file for each state that was made here."""

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__
+from harness.records.version import VERSION
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "rouge-score", "nltk", "scik
 
 def versions() -> dict[str, str]:
     """Of everything whose version can move a number."""
-    return {"harness": __version__, "python": platform.python_version(), **{n: metadata.version(n) for n in _PACKAGES}}
+    return {"harness": VERSION, "python": platform.python_version(), **{n: metadata.version(n) for n in _PACKAGES}}
 
 
 def hardware(lm: LanguageModel) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.servers.chat import Reply
-from harness.user_cache import user_cache
+from harness.files.user_cache import user_cache
 
 _WAIT = 60.0
 """Seconds for another process to finish its write."""
