@@ -50,7 +50,9 @@ class NewAndOld(Method):
 
 def _readme() -> dict[str, str]:
     """The README's methods, by the file name in their first line."""
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n# (\w+\.py)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     return dict(blocks)
 
 
