@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
-from harness.servers.chat import Reply
 from harness.files.user_cache import user_cache
+from harness.servers.chat import Reply
 
 _WAIT = 60.0
 """Seconds for another process to finish its write."""
