@@ -105,4 +105,4 @@ $grid --task lamp4 --set "layers=0|1|2|3|4"
 $grid --task lamp2m --set "rank=1|4|16" --set "personal_rank=1|4|16"
 # which blocks and heads carry a persona into answers
 harness run --method plain --task patching
-harness leaderboard
+harness leaderboard --output_path leaderboard.md

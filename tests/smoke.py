@@ -69,10 +69,11 @@ def main(folder: Path) -> None:
     harness(f"run {every} {few}", says="already there", times=len(records))
 
     harness("show runs/tiny/lamp4/dps --beside runs/tiny/lamp4/plain", says="expected")
-    harness("compare runs/tiny/lamp4/plain runs/tiny/lamp4/rag", says="one family")
+    harness("compare runs/tiny/lamp4/plain runs/tiny/lamp4/rag", says="p Holm")
     harness("figure dps-3", says="figures/dps-3.svg")
     harness("table", says="dps-1")
-    harness("leaderboard runs", says="leaderboard.md")
+    harness("leaderboard", says="operations")
+    harness("leaderboard runs --output_path leaderboard.md", says="leaderboard.md")
     harness("leaderboard runs --check")
     harness("report", says="report/index.html")
     harness("data mini mini")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn, Unpack
@@ -157,24 +158,40 @@ def show(
 def leaderboard(
     records: RecordsArgument = None,
     path: Annotated[
-        Path, typer.Option("--output_path", "--output", "--path", help="File to write or check.", metavar="PATH")
-    ] = Path("leaderboard.md"),
+        Path | None,
+        typer.Option(
+            "--output_path",
+            "--output",
+            "--path",
+            help="Write it as Markdown, leaderboard.md for instance.",
+            metavar="FILE",
+        ),
+    ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit 5 where the file is not up to date.")
+        bool, typer.Option("--check", help="Exit 5 where the file (leaderboard.md) is not up to date.")
     ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Sweeps, ablations and controls too.")] = False,
     results: OldResults = [],  # noqa: B006
 ) -> None:
-    """Regenerate leaderboard.md from the records."""
+    """Methods ranked by task and model: printed, or written as Markdown with --output_path.
+
+    leaderboard.md is made of the published records, those in results; other records never overwrite it.
+    """
     from harness.publish import leaderboard as board
     from harness.records.select import PUBLISHED, said, select
 
     wanted = [*(records or []), *results]
-    places = select(wanted) if wanted else PUBLISHED  # the file in git is of published records
-    if not check:
-        path.write_text(board.render(places), encoding="utf-8")
-        print(path)
-    elif not board.check(places, path):
-        _stop(f"{path} is not what {said(places)} gives; run 'harness leaderboard'", 5)
+    if path is None and not check:
+        print(board.terminal(select(wanted), shutil.get_terminal_size((80, 40)).columns, everything=everything))
+        return
+    places = select(wanted) if wanted else [PUBLISHED]  # the file in git is of published records
+    file = path or Path("leaderboard.md")
+    if check:
+        if not board.check(places, file):
+            _stop(f"{file} is not what {said(places)} gives; 'harness leaderboard --output_path {file}' writes it", 5)
+        return
+    board.write(places, file)
+    print(file)
 
 
 @app.command()

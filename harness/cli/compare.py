@@ -3,42 +3,119 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from harness.cli.commands import RecordsOption
-from harness.errors import UsageError, did_you_mean
+from harness.errors import DataMissing, UsageError, did_you_mean
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Records; all are held against the first.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Records: folders, hashes or globs; all are held against the first."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this task.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this model.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD|RUN",
+            help="What the others are held against [default: the first; of --task or a glob, plain].",
+        ),
+    ] = None,
     control: Annotated[
         Literal["wrong_user", "shuffled"] | None,
         typer.Option(help="Hold one run against its own record under this control: the personalization gain."),
     ] = None,
-    metric: Annotated[list[str], typer.Option(help="Compare this metric. Repeatable [default: all means].")] = [],  # noqa: B006
-    data: Annotated[str | None, typer.Option(help="Folder of the task's files, for the lengths of histories.")] = None,
+    min_history: Annotated[
+        int, typer.Option("--min_history", min=0, help="Compare users with this many items of history, or more.")
+    ] = 0,
+    metric: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Compare this metric, or all. Repeatable [default: the main one].")
+    ] = [],  # noqa: B006
+    details: Annotated[
+        bool, typer.Option("--details", help="Effect sizes, who gains and who loses, gain by length of history.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="The task's files, for the lengths of histories.")
+    ] = None,
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
 ) -> None:
-    """Runs on the same samples, paired by user and item: differences, tests, who gains, and what n could show."""
+    """Which runs are better on the same samples, is it real, and what does it cost.
+
+    Runs are paired by user and item and tested against each other; the last sentence says what follows.
+    """
     from harness.records.select import find_run
-    from harness.statistics.compare import compare, control_of
+    from harness.statistics.answer import brief
+    from harness.statistics.compare import MAIN, compare, control_of
     from harness.statistics.formats import FORMATS, terminal
 
     if fmt not in FORMATS:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)} choose from {', '.join(FORMATS)}")
-    folders = [find_run(run) for run in runs]
     if control is not None:
-        if len(folders) > 1:
-            raise UsageError(f"--control {control} compares one run with its control; {len(folders)} runs given")
-        folders = [control_of(folders[0], control), *folders]
-    found = compare(folders, metric, data)
-    width = shutil.get_terminal_size((120, 40)).columns
-    print(terminal(found, width) if fmt == "terminal" else FORMATS[fmt](found))
+        if len(runs or ()) != 1:
+            raise UsageError(f"--control {control} compares one run with its control; {len(runs or ())} runs given")
+        one = find_run((runs or [""])[0])
+        folders = [control_of(one, control), one]
+    else:
+        folders = _with_baseline(*_asked(runs or [], task, model), baseline)
+    wanted = [] if metric == ["all"] else metric or [MAIN]
+    found = compare(folders, wanted, data, min_history=min_history)
+    width = shutil.get_terminal_size((80, 40)).columns
+    if fmt != "terminal":
+        print(FORMATS[fmt](found))
+    elif details or len(wanted) != 1:
+        print(terminal(found, width))
+    else:
+        print(brief(found, min(width, 100)))
+
+
+def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[Path], bool]:
+    """The records to compare, and whether they were searched for, so that their order says nothing."""
+    from harness.publish.leaderboard import rankings
+    from harness.records.select import record_folders, said, select
+    from harness.records.store import find_runs
+    from harness.registry import task_name
+
+    if task is None and model is None:
+        each = [record_folders(select([run])) for run in runs]
+        return [folder for some in each for folder in some], any(len(some) > 1 for some in each)
+    places = select(runs)
+    name = None if task is None else task_name(task)
+    found = [r for r in rankings(find_runs(places, model=model, task=name)) if r.control == "none"]
+    titles = list(dict.fromkeys((ranking.model, ranking.task) for ranking in found))
+    if not found:
+        raise DataMissing(f"no finished run of {' on '.join(filter(None, [model, name]))} in {said(places)}")
+    if len(titles) > 1:
+        some = ", ".join(f"--model {m} --task {t}" for m, t in titles[:6])
+        raise UsageError(f"runs of several models or tasks; name one of each: {some}")
+    most = max(found, key=lambda ranking: len(ranking.rows))
+    kept = [row.run.folder for row in most.rows if not row.variant and row.run.folder]
+    there = [folder for folder in kept if (folder / "samples.jsonl").is_file()]
+    if len(there) < len(kept):
+        without = ", ".join(folder.name for folder in kept if folder not in there)
+        print(f"without samples, so left out: {without}", file=sys.stderr)
+    return there, True
+
+
+def _with_baseline(folders: list[Path], searched: bool, baseline: str | None) -> list[Path]:
+    """The baseline first."""
+    from harness.records.select import find_run
+    from harness.records.store import read_record
+
+    methods = [read_record(folder).config.method.name for folder in folders]
+    wanted = baseline or ("plain" if searched else None)
+    if wanted in methods:
+        place = methods.index(wanted)
+        return [folders[place], *folders[:place], *folders[place + 1 :]]
+    if baseline is None:
+        return folders
+    first = find_run(baseline)
+    return [first, *(folder for folder in folders if folder.resolve() != first.resolve())]
 
 
 def figure(

@@ -324,6 +324,16 @@ class RunRecord(_Part):
     folder: Path | None = Field(default=None, exclude=True)
     """Where the record was read from."""
 
+    @property
+    def samples(self) -> int:
+        """How many samples the costs were spent on, failed ones included."""
+        return sum(len(batch) for batch in self.batches) or max((m.n for m in self.metrics.values()), default=0)
+
+    @property
+    def operations(self) -> float | None:
+        """Floating-point operations (FLOPs) that an answer took; None where they were not counted."""
+        return self.cost.flops / self.samples if self.cost.flops is not None and self.samples else None
+
     @model_validator(mode="before")
     @classmethod
     def _fill_hash(cls, data: Any) -> Any:

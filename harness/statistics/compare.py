@@ -21,7 +21,7 @@ from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
 from harness.registry import task_class
 from harness.statistics.intervals import bounds_of
-from harness.statistics.paired_tests import ByLength, Effect, by_length, effect, holm
+from harness.statistics.paired_tests import LEVEL, ByLength, Effect, by_length, by_user, effect, flip_test, holm
 from harness.task import Sample, Selection, Task
 
 
@@ -57,6 +57,26 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Between:
+    """Whether two of the runs differ in the first metric."""
+
+    first: str
+    second: str
+    gain: float
+    """Mean over the samples both answered, positive where the second is better."""
+    p: float
+    p_holm: float = math.nan
+    """Corrected for all pairs of runs."""
+
+    @property
+    def better(self) -> str:
+        """The letter of the run that is better at 5 %; empty where nothing separates them."""
+        if math.isnan(self.p_holm) or self.p_holm >= LEVEL:
+            return ""
+        return self.second if self.gain > 0 else self.first
+
+
+@dataclass(frozen=True)
 class Comparison:
     sides: tuple[Side, ...]
     unit: str
@@ -65,10 +85,26 @@ class Comparison:
     shared: Mapping[str, int] = field(default_factory=dict)
     """Letter -> samples that run and A both answered."""
     notes: tuple[str, ...] = ()
+    between: tuple[Between, ...] = ()
+    """Every two of the runs, in the first metric shown."""
+    min_history: int = 0
+    """Only users with as many items of history are compared."""
+
+    def rank(self, letter: str) -> int:
+        """1, and 1 more for each run that is better: what nothing separates shares a rank."""
+        return 1 + sum(one.better not in ("", letter) for one in self.between if letter in (one.first, one.second))
 
 
-def compare(folders: Sequence[Path], metrics: Sequence[str] = (), data: str | None = None) -> Comparison:
+MAIN = "main"
+"""In place of a metric's name: the first one that is a mean over samples."""
+
+
+def compare(
+    folders: Sequence[Path], metrics: Sequence[str] = (), data: str | None = None, *, min_history: int = 0
+) -> Comparison:
     """All runs against the first, in `metrics` (every metric that is a mean over samples, where none is named).
+
+    With `min_history`, only users with as many items of history, or more, take part.
 
     Raises UsageError for runs of other tasks, data, splits or judges, DataMissing where a run's samples are not there.
     """
@@ -80,21 +116,58 @@ def compare(folders: Sequence[Path], metrics: Sequence[str] = (), data: str | No
     cls = task_class(sides[0].config.task.name)
     names, notes = _metrics(sides, cls.per_sample, metrics)
     lengths, why_not = _history_lengths(sides[0], cls, data)
+    if min_history and lengths is None:
+        raise UsageError(f"--min_history {min_history} needs the lengths of users' histories: {why_not}")
     if why_not:
         notes.append(f"gain against history length is not shown: {why_not}")
     rows: list[Compared] = []
     shared = {}
     for side in sides[1:]:
-        pairs = _shared(sides[0], side)
+        everything = _shared(sides[0], side)
+        pairs = _long_enough(everything, cls, lengths, min_history)
         shared[side.letter] = len(pairs)
-        notes += _left_out(sides[0], side, len(pairs))
+        notes += _left_out(sides[0], side, len(everything))
         for name in names:
             rows.append(_compared(sides[0], side, pairs, name, cls, lengths))
             if rows[-1].unpaired:
                 notes.append(f"{side.letter}, {name}: {rows[-1].unpaired} shared samples have no value and are no pair")
     adjusted = holm([row.effect.p for row in rows])
     final = tuple(replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True))
-    return Comparison(tuple(sides), cls.independent, final, shared, tuple(notes))
+    between = _between(sides, names[0], cls, lengths, min_history)
+    return Comparison(tuple(sides), cls.independent, final, shared, tuple(notes), between, min_history)
+
+
+def _long_enough(
+    pairs: Sequence[tuple[str, str]], cls: type[Task], lengths: Mapping[str, int] | None, least: int
+) -> Sequence[tuple[str, str]]:
+    if not least or lengths is None:
+        return pairs
+    kept = [pair for pair in pairs if lengths[pair[0] if cls.independent == "user" else pair[1]] >= least]
+    if not kept:
+        raise UsageError(
+            f"no {cls.independent} has {least} items of history; the longest history has {max(lengths.values())}"
+        )
+    return kept
+
+
+def _between(
+    sides: Sequence[Side], name: str, cls: type[Task], lengths: Mapping[str, int] | None, least: int
+) -> tuple[Between, ...]:
+    """Every two runs in one metric; runs that share no sample are left out."""
+    found = []
+    for place, first in enumerate(sides):
+        for second in sides[place + 1 :]:
+            shared = sorted(first.answered.keys() & second.answered.keys())
+            if not shared:
+                continue
+            x, y, units = _values(first, second, _long_enough(shared, cls, lengths, least), name, cls)
+            if not x:
+                continue
+            sign = 1 if first.record.metrics[name].higher_is_better else -1
+            gains = sign * (np.asarray(y) - np.asarray(x))
+            sums, _ = by_user(gains, units)
+            found.append(Between(first.letter, second.letter, float(gains.mean()), flip_test(sums)))
+    return tuple(replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True))
 
 
 def control_of(folder: Path, control: str) -> Path:
@@ -168,6 +241,10 @@ def _metrics(
     in_all = [name for name in sides[0].record.metrics if all(name in side.record.metrics for side in sides)]
     known = set.intersection(*({n for s in side.answered.values() for n in s.metrics} for side in sides))
     possible = [name for name in in_all if per_sample.get(name, name) in known]
+    if list(wanted) == [MAIN]:
+        if not possible:
+            raise UsageError("no metric of these runs is a mean over samples, so nothing can be compared")
+        return possible[:1], []
     for name in wanted:
         if name not in possible:
             hint = did_you_mean(name, possible)
@@ -195,18 +272,11 @@ def _left_out(a: Side, b: Side, shared: int) -> list[str]:
 def _compared(
     a: Side, b: Side, pairs: Sequence[tuple[str, str]], name: str, cls: type[Task], lengths: Mapping[str, int] | None
 ) -> Compared:
-    of_sample = cls.per_sample.get(name, name)
     better = a.record.metrics[name].higher_is_better
-    first, second, units = [], [], []
-    for pair in pairs:
-        x, y = (side.answered[pair].metrics.get(of_sample) for side in (a, b))
-        if x is not None and y is not None:
-            first.append(x)
-            second.append(y)
-            units.append(pair[0] if cls.independent == "user" else pair[1])
+    first, second, units = _values(a, b, pairs, name, cls)
     if not first:
         raise UsageError(f"{a.folder} and {b.folder} have no sample with {name} in common")
-    bounds = cls.ranges.get(of_sample) or bounds_of(np.array(first), np.array(second))
+    bounds = cls.ranges.get(cls.per_sample.get(name, name)) or bounds_of(np.array(first), np.array(second))
     gains = [(y - x) * (1 if better else -1) for x, y in zip(first, second, strict=True)]
     return Compared(
         letter=b.letter,
@@ -216,6 +286,21 @@ def _compared(
         unpaired=len(pairs) - len(first),
         lengths=by_length(gains, units, lengths, bounds) if lengths is not None else None,
     )
+
+
+def _values(
+    a: Side, b: Side, pairs: Sequence[tuple[str, str]], name: str, cls: type[Task]
+) -> tuple[list[float], list[float], list[str]]:
+    """Both runs' values of the samples that have one in both, and whose or which they are."""
+    of_sample = cls.per_sample.get(name, name)
+    first, second, units = [], [], []
+    for pair in pairs:
+        x, y = (side.answered[pair].metrics.get(of_sample) for side in (a, b))
+        if x is not None and y is not None:
+            first.append(x)
+            second.append(y)
+            units.append(pair[0] if cls.independent == "user" else pair[1])
+    return first, second, units
 
 
 def _history_lengths(side: Side, cls: type[Task], data: str | None) -> tuple[dict[str, int] | None, str]:

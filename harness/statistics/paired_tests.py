@@ -77,7 +77,7 @@ def effect(
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     change = paired_difference(b, a, users, bounds)
     gains = (second - first) * (1 if higher_is_better else -1)
-    sums, counts = _by_user(gains, users)
+    sums, counts = by_user(gains, users)
     means = sums / counts
     worst = np.sort(means)[: max(1, round(len(means) / 10))]
     deviation = means.std(ddof=1) if len(means) > 1 else 0.0
@@ -146,7 +146,7 @@ def by_length(
     """How users' gains, differences of numbers with these bounds, go with the lengths of their histories."""
     from scipy.stats import spearmanr
 
-    sums, counts = _by_user(np.asarray(gains, dtype=float), users)
+    sums, counts = by_user(np.asarray(gains, dtype=float), users)
     means, lengths = sums / counts, np.array([length[user] for user in np.unique(users)])
     rho, p = math.nan, math.nan
     if len(set(lengths.tolist())) > 1 and len(set(means.tolist())) > 1:
@@ -175,7 +175,7 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _by_user(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def by_user(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Sum and number of each user's values, users in the order of np.unique."""
     _, inverse = np.unique(np.asarray(users, dtype=str), return_inverse=True)
     return np.bincount(inverse, weights=values), np.bincount(inverse)

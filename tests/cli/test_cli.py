@@ -539,12 +539,15 @@ def test_fit_keeps_what_a_run_reuses(harness: Callable) -> None:
 
 def test_a_leaderboard_that_is_not_up_to_date_is_exit_5(harness: Callable, toy: Path) -> None:
     harness(f"run --method plain --task lamp4 --model {toy} {QUICK} --output_path results")
-    assert harness("leaderboard").code == 0
+    assert harness("leaderboard --output_path leaderboard.md").code == 0
     assert harness("leaderboard --check").code == 0
     harness(f"run --method rag --task lamp4 --model {toy} {QUICK} --output_path results")
     done = harness("leaderboard --check")
     assert done.code == 5
-    assert "leaderboard.md is not what results gives; run 'harness leaderboard'" in done.error()
+    assert (
+        "leaderboard.md is not what results gives; 'harness leaderboard --output_path leaderboard.md' writes it"
+        in done.error()
+    )
 
 
 def test_a_run_that_a_published_record_matches_says_whether_it_reproduces_it(harness: Callable, toy: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_row_shows_interval_n_cost_against_plain_and_the_record(
         save(results, record)
     row = rows(leaderboard.render(results))[0]
     link = f"[dps-{record.hash}](results/llama3-8b/lamp4/dps-{record.hash}/)"
-    assert row == ["1", "dps", "0.3000 [0.2900, 0.3100]", "1925", "1.50×", "1.50×", "1.50×", "ok", link]
+    assert row == ["1", "dps", "0.3000 [0.2900, 0.3100]", "1925", "1.50×", "1.50×", "ok", link]
 
 
 def test_what_a_user_costs_is_shown_where_a_method_adapts_to_users(
@@ -65,12 +65,12 @@ def test_what_a_user_costs_is_shown_where_a_method_adapts_to_users(
     record = run_record(run_config("perfit"), rouge1=0.3)
     record.cost.setup_seconds_per_user, record.cost.stored_bytes_per_user = 1.25, 4_194_304
     save(results, record)
-    assert [row[7:9] for row in rows(leaderboard.render(results))] == [["1.2 s", "4.19 MB"], ["-", "-"]]
+    assert [row[6:8] for row in rows(leaderboard.render(results))] == [["1.2 s", "4.19 MB"], ["-", "-"]]
 
 
 def test_cost_is_a_dash_where_plain_was_not_run(results: Path, run_config: Configs, run_record: Records):
     save(results, run_record(run_config("dps"), rouge1=0.3))
-    assert rows(leaderboard.render(results))[0][4:7] == ["-", "-", "-"]
+    assert rows(leaderboard.render(results))[0][4:6] == ["-", "-"]
 
 
 def test_runs_on_other_samples_stand_in_another_ranking(results: Path, run_config: Configs, run_record: Records):
@@ -85,7 +85,7 @@ def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs,
     save(results, run_record(run_config("rag"), rouge1=0.9))
     save(results, run_record(run_config("rag", control="wrong_user"), rouge1=0.1))
     text = leaderboard.render(results)
-    assert "## llama3-8b · lamp4 · --control wrong_user" in text
+    assert "<summary>llama3-8b · lamp4 · --control wrong_user</summary>" in text
     assert [row[0] for row in rows(text)] == ["1", "1"]
 
 
@@ -121,8 +121,8 @@ def test_health_flags_are_shown(results: Path, run_config: Configs, run_record: 
     record = run_record(run_config(), status="partial", rouge1=0.2)
     record.health = Health(errors=2, noop=True, unparsed=5, identical_to_base=0.4)
     save(results, record)
-    expected = "**partial**, **changed nothing**, 2 failed, 5 unparsed, 40% identical to base"
-    assert rows(leaderboard.render(results))[0][7] == expected
+    expected = "**partial**, **changed nothing**, 2 failed, 5 unparsed, 40% of answers unchanged"
+    assert rows(leaderboard.render(results))[0][6] == expected
 
 
 def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_config: Configs, run_record: Records):
@@ -130,16 +130,16 @@ def test_two_runs_of_a_method_are_told_apart_by_what_differs(results: Path, run_
         save(results, run_record(run_config("dps", options={"gamma": gamma, "k": 5}), rouge1=gamma / 10))
     save(results, run_record(run_config("dps", preset="released", options={"gamma": 3.0, "k": 5}), rouge1=0.05))
     assert [row[1] for row in rows(leaderboard.render(results))] == [
-        "dps (gamma=2.0)",
-        "dps (gamma=1.0)",
+        "dps (gamma=2.0) (best of 2)",
         "dps (released, gamma=3.0)",
+        "dps (gamma=1.0)",
     ]
 
 
 def test_two_seeds_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
     for seed in (0, 1):
         save(results, run_record(run_config("rag", seed=seed), rouge1=0.2 + seed / 10))
-    assert [row[1] for row in rows(leaderboard.render(results))] == ["rag (--seed 1)", "rag (--seed 0)"]
+    assert [row[1] for row in rows(leaderboard.render(results))] == ["rag (--seed 1) (best of 2)", "rag (--seed 0)"]
 
 
 def test_two_fits_of_a_method_are_told_apart(results: Path, run_config: Configs, run_record: Records):
@@ -147,7 +147,7 @@ def test_two_fits_of_a_method_are_told_apart(results: Path, run_config: Configs,
         save(results, run_record(run_config("dps", fit_split=share), rouge1=value))
     save(results, run_record(run_config("rag"), rouge1=0.1))
     labels = [row[1] for row in rows(leaderboard.render(results))]
-    assert labels == ["dps (--fit_split dev:0.2)", "dps (--fit_split train)", "rag"]
+    assert labels == ["dps (--fit_split dev:0.2) (best of 2)", "rag", "dps (--fit_split train)"]
 
 
 def test_an_option_at_its_default_is_not_named(results: Path, run_config: Configs, run_record: Records):
@@ -194,3 +194,59 @@ def test_check_sees_a_stale_a_fresh_and_a_missing_file(
 
 def test_no_records_is_a_leaderboard_that_says_so(results: Path):
     assert "No records yet" in leaderboard.render(results)
+
+
+def test_equal_values_share_a_rank(results: Path, run_config: Configs, run_record: Records):
+    for method, value in {"plain": 0.2, "cad": 0.4, "rag": 0.40001, "dps": 0.3}.items():
+        save(results, run_record(run_config(method), rouge1=value))
+    assert [row[:2] for row in rows(leaderboard.render(results))] == [
+        ["1", "rag"],
+        ["1", "cad"],
+        ["3", "dps"],
+        ["4", "plain"],
+    ]
+
+
+def test_sweeps_ablations_and_controls_are_folded_and_the_run_nearest_the_defaults_is_ranked(
+    results: Path, run_config: Configs, run_record: Records
+):
+    save(results, run_record(run_config("plain"), rouge1=0.2))
+    options = {"k": 5, "control": "none", "heads": None}
+    save(results, run_record(run_config("dps", options=options), rouge1=0.3))
+    for change in ({"heads": 4}, {"control": "random_heads"}):
+        save(results, run_record(run_config("dps", options={**options, **change}), rouge1=0.9))
+    text = leaderboard.render(results)
+    before, _, folded = text.partition("<details><summary>2 more: sweeps, ablations and controls</summary>")
+    assert [row[:2] for row in rows(before)] == [["1", "dps"], ["2", "plain"]]
+    assert sorted(row[1] for row in rows(folded)) == ['dps (control="random_heads")', "dps (heads=4)"]
+    assert [row[0] for row in rows(folded)] == ["-", "-"]
+
+
+def test_the_terminal_shows_rankings_in_80_columns_and_says_what_is_folded(
+    results: Path, run_config: Configs, run_record: Records
+):
+    for heads in (None, 4, 8):
+        name = "a_method_with_a_name_longer_than_the_line" if heads == 8 else "dps"
+        record = run_record(run_config(name, options={"heads": heads}), rouge1=0.2)
+        record.health = Health(unparsed=5, identical_to_base=0.4)
+        save(results, record)
+    save(results, run_record(run_config("rag", control="wrong_user"), rouge1=0.1))
+    for everything in (False, True):
+        text = leaderboard.terminal(results, 80, everything=everything)
+        assert max(map(len, text.splitlines())) <= 80
+        assert ("2 sweeps, ablations and controls are folded away" in text) is not everything
+        assert ("wrong_user" in text) is everything
+        assert "5 unparsed" in text
+
+
+def test_the_leaderboard_of_other_records_never_overwrites_the_published_one(
+    harness: Callable, run_config: Configs, run_record: Records
+):
+    for root in ("results", "runs"):
+        save(Path(root), run_record(run_config("plain"), rouge1=0.2))
+    assert harness("leaderboard --output_path leaderboard.md").code == 0
+    before = Path("leaderboard.md").read_text()
+    assert harness("leaderboard runs").code == 0 and Path("leaderboard.md").read_text() == before
+    done = harness("leaderboard runs --output_path leaderboard.md")
+    assert done.code == 2 and Path("leaderboard.md").read_text() == before
+    assert "leaderboard.md is the leaderboard of `results/`, not of `runs/`" in done.error()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from scipy import stats
 
 from harness.errors import DataMissing, UsageError
 from harness.records.store import read_record, read_samples
-from harness.statistics.compare import compare, control_of
+from harness.statistics.answer import names, sentence
+from harness.statistics.compare import MAIN, compare, control_of
 from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
 from harness.task import Sample
 
@@ -210,15 +212,15 @@ def test_every_format_says_the_same_numbers(harness):
     (row,) = content["rows"]
     assert row["difference"] == float(line["difference"]) == pytest.approx(-0.035)
     assert "method.name rag -> dps" in content["runs"][1]["differs"]
-    shown = harness(command).out
+    shown = harness(f"{command} --details").out
     assert "-0.035 [-0.075, 0.000]" in shown and "| -0.035 [-0.075, 0.000]" in harness(f"{command} --format md").out
-    assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS}").out
+    assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS} --metric all").out
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_comparison_fits_the_terminal_and_says_all_that_markdown_says(harness, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    command = f"compare {control_of(RAG, 'wrong_user')} {RAG} {DPS}"
+    command = f"compare {control_of(RAG, 'wrong_user')} {RAG} {DPS} --metric all"
     shown, markdown = harness(command).out, harness(f"{command} --format md").out
     assert max(map(len, shown.splitlines())) <= width
     rows = [line.split("|") for line in markdown.splitlines() if line.startswith("| ")]
@@ -234,7 +236,7 @@ def test_without_the_data_the_lengths_of_histories_are_not_known(harness, tmp_pa
         (folder / "run.json").write_text(json.dumps(record))
         return folder
 
-    done = harness(f"compare {moved(PLAIN, 'a')} {moved(HEADLINES, 'b')} --metric rouge1")
+    done = harness(f"compare {moved(PLAIN, 'a')} {moved(HEADLINES, 'b')} --metric rouge1 --details")
     assert done.code == 0 and "gain against history length is not shown: the runs read other data" in done.out
 
 
@@ -265,3 +267,63 @@ def test_mmlu_is_compared_question_by_question(tmp_path, run_config, run_record)
     found = compare(folders)
     assert found.unit == "item" and found.rows[0].effect.users == 10
     assert found.rows[0].effect.helped == 0.2 and found.rows[0].lengths is None
+
+
+CAD = RESULTS / "lamp4" / "cad-2892636e"
+
+
+def test_a_comparison_is_answered_in_80_columns_with_ranks_costs_and_a_sentence(harness):
+    said = harness(f"compare {RAG} {DPS} {RESULTS / 'lamp2m'}/plain-* --baseline plain").out
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split()[:2] == ["rank", "run"] and lines[2].endswith("operations")
+    assert [line.split()[:2] for line in lines[4:7]] == [["1", "rag"], ["1", "dps"], ["3", "plain"]]
+    sentence = next(line for line in lines if line.startswith(("rag and", "Of ")))
+    assert "beat plain (+" in sentence and "nothing separates them" in said and "costs least." in said
+
+
+def test_the_sentence_says_who_wins_who_loses_and_what_nothing_separates():
+    found = compare([RAG, DPS, RESULTS / "lamp2m" / "plain-0898c3f6"], [MAIN])
+    assert re.fullmatch(
+        r"plain lies below rag \(-\.56, p [=<] \.\d+\); nothing separates dps from rag\.", sentence(found)
+    )
+    assert [found.rank(letter) for letter in "ABC"] == [1, 1, 3]
+
+
+def test_every_two_runs_are_tested_as_alone_and_corrected_for_all_pairs():
+    found = compare([RAG, DPS, RESULTS / "lamp2m" / "plain-0898c3f6"], [MAIN])
+    alone = compare([RAG, DPS], [MAIN]).rows[0].effect
+    pair = next(one for one in found.between if (one.first, one.second) == ("A", "B"))
+    assert (pair.gain, pair.p) == (pytest.approx(alone.difference), alone.p)
+    assert [one.p_holm for one in found.between] == holm([one.p for one in found.between])
+
+
+def test_users_with_long_histories_are_tested_alone(harness):
+    from harness.task import Selection
+    from harness.tasks.lamp import Lamp4
+
+    history = {item.example.user.id: len(item.example.user.history) for item in Lamp4().items(Selection("dev"))}
+    found = compare([PLAIN, HEADLINES], [MAIN], min_history=12)
+    kept = [s for s in read_samples(HEADLINES) if history[s.user] >= 12]
+    assert found.rows[0].effect.users == len(kept) < 200
+    assert found.rows[0].effect.b == pytest.approx(np.mean([s.metrics["rouge1"] for s in kept]))
+    assert f"Of {len(kept)} users with 12 or more items of history: rag beats plain" in sentence(found)
+    done = harness(f"compare {PLAIN} {HEADLINES} --min_history 1000")
+    assert done.code == 2 and "no user has 1000 items of history; the longest history has" in done.error()
+
+
+def test_runs_are_found_by_task_and_model_and_held_against_plain(harness):
+    folder = RESULTS.parent
+    said = harness(f"compare {folder} --task LaMP-4 --model tiny").out
+    assert " beat plain (" in " ".join(said.split()) and "wrong_user" not in said
+    assert harness(f"compare {folder} --task lamp4 --model none").error().startswith("harness: no finished run of none")
+    several = harness(f"compare {folder} --model tiny")
+    assert several.code == 2 and "name one of each: --model tiny --task" in several.error()
+
+
+def test_runs_of_one_method_are_told_apart_by_what_differs():
+    drawn = sorted((RESULTS / "lamp2m").glob("dps-*"))
+    sides = compare([RAG, *drawn], [MAIN]).sides
+    labels = list(names(sides).values())
+    assert labels[0] == "rag" and len(set(labels)) == len(labels)
+    assert any("heads=4" in label for label in labels)

@@ -73,7 +73,7 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
             {
                 "run": key(row.run),
                 "place": row.place,
-                "passes": row.passes,
+                "variant": row.variant,
                 "tokens": row.tokens,
                 "operations": row.operations,
                 "setup_seconds": row.run.cost.setup_seconds_per_user,

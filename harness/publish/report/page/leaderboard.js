@@ -84,7 +84,6 @@ function rankingColumns(ranking) {
     ["interval", "95 % interval", (row) => [metric(row, ranking.metric)[1], h("td", { class: "of-interval" }, intervalBar(metric(row, ranking.metric), scale))]],
     ["n", "n", (row) => plain(metric(row, ranking.metric)[3], String(metric(row, ranking.metric)[3]))],
     ...ranking.others.map((name) => [name, name.replaceAll("_", " "), (row) => plain(metric(row, name)[0], number(metric(row, name)[0]))]),
-    ["passes", "passes", (row) => plain(row.passes, ratio(row.passes))],
     ["tokens", "tokens", (row) => plain(row.tokens, ratio(row.tokens))],
     ["operations", "operations", (row) => plain(row.operations, ratio(row.operations))],
     ["setup", "setup / user", (row) => plain(row.setup_seconds, brief(row.setup_seconds, "s"))],
