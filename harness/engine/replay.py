@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.engine.decode import Chooser, Decoder, Generated, Sampling
+from harness.engine.decode import Chooser, Decoder
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost, Pass, Request
-from harness.plan import StreamOutput
+from harness.plan import Generated, Sampling, StreamOutput
 
 
 def cost_of_generating(

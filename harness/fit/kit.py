@@ -72,8 +72,7 @@ class Kit:
 
     @property
     def vocabulary(self) -> int:
-        """Size of the last axis of the logits, which some models pad beyond their tokenizer's tokens."""
-        return self.lm.model.get_output_embeddings().weight.shape[0]
+        return self.lm.vocabulary
 
     @property
     def end_tokens(self) -> frozenset[int]:

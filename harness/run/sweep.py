@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from harness.data import Example
-from harness.engine.decode import Generated
 from harness.engine.model import LanguageModel
 from harness.engine.replay import cost_of_generating, cost_of_scoring
 from harness.engine.rows import Cost
 from harness.errors import UsageError
 from harness.fit.artifacts import ArtifactStore
 from harness.judge.judges import Judge
+from harness.plan import Generated
 from harness.records.store import Outcome, read_samples
 from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
