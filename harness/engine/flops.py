@@ -46,7 +46,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """From a config.json: Llama, Mistral, Qwen2, Qwen3 or GPT-2."""
+        """From a config.json: Llama, Mistral, Qwen2, Qwen3, Gemma 3 or GPT-2."""
         gpt2 = config["model_type"] == "gpt2"
         names = ("n_layer", "n_embd", "n_head") if gpt2 else ("num_hidden_layers", "hidden_size", "num_attention_heads")
         layers, width, heads = (config[name] for name in names)

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ import torch
 from jinja2 import TemplateError
 
 from harness.engine.identity import file_sha256
-from harness.engine.sites import family_of
+from harness.engine.sites import check_config
 from harness.errors import DataMissing, HarnessError
 from harness.files.user_cache import user_cache
 
@@ -80,7 +81,7 @@ def _convert(file: Path, folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of the reader
+        with contextlib.redirect_stderr(io.StringIO()), _one_reader():  # no progress bars
             said = _read_header(file)
             config, tokenizer, model = _read(file, said)
     except HarnessError:
@@ -105,13 +106,26 @@ def _convert(file: Path, folder: Path) -> None:
     save_torch_state_dict(weights, folder, max_shard_size=_SHARD, metadata={"format": "pt"})
 
 
+@contextlib.contextmanager
+def _one_reader() -> Iterator[None]:
+    """Within the context a file is parsed once: transformers does it again for its config, tokenizer and weights."""
+    import gguf
+
+    kept = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(kept)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = kept  # type: ignore[misc]
+
+
 def _read(file: Path, said: _Said) -> tuple[Any, Any, Any]:
     """Config, tokenizer and model of float32 weights. Raises what the libraries raise."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": str(file.resolve())}
     config: Any = AutoConfig.from_pretrained(**where)
-    family_of(config.model_type)  # before gigabytes of weights
+    check_config(config)  # before gigabytes of weights
     if said.rope is not None:
         config.rope_parameters = _llama3_rope(file, said.rope, config)
     tokenizer: Any = AutoTokenizer.from_pretrained(**where)
@@ -139,7 +153,7 @@ def _read(file: Path, said: _Said) -> tuple[Any, Any, Any]:
 def _read_header(file: Path) -> _Said:
     from gguf import GGUFReader
 
-    reader = GGUFReader(file)
+    reader = GGUFReader(str(file.resolve()))
 
     def value(name: str) -> Any:
         field = reader.fields.get(name)

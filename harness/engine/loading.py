@@ -13,7 +13,7 @@ from harness.engine.encoder import Encoder
 from harness.engine.gguf_files import folder_of
 from harness.engine.identity import revision
 from harness.engine.model import LanguageModel
-from harness.engine.sites import family_of
+from harness.engine.sites import check_config, family_of
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.registry import ModelRow
 
@@ -137,6 +137,7 @@ def _read(row: ModelRow, dtype: torch.dtype, device_map: str | None, local_only:
         raise OSError("no config.json that names a model_type")
     family_of(described["model_type"])  # before gigabytes of weights
     config = AutoConfig.from_pretrained(row.source, local_files_only=local_only)
+    check_config(config)
     encoder = Encoder.load(row.source, template=CHAT_TEMPLATES.get(row.hub_id), local_only=local_only)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         row.source,

@@ -30,6 +30,12 @@ class Family:
     mlp: str
     queries: str
     """The last module before rotary embedding that yields queries: q_proj, a query norm, or a fused projection."""
+    heads_first: bool = False
+    """Whether that query norm sees [B, H, T, head_dim]; else [B, T, H, head_dim]."""
+    attention_norm: str = ""
+    """The norm between the attention's output and the residual stream, where the family has one."""
+    mlp_norm: str = ""
+    """Likewise behind the MLP."""
 
 
 _LLAMA = Family("model", "layers", "norm", "self_attn.o_proj", "mlp", "self_attn.q_proj")
@@ -39,6 +45,17 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": Family("model", "layers", "norm", "self_attn.o_proj", "mlp", "self_attn.q_norm"),
+    "gemma3_text": Family(
+        "model",
+        "layers",
+        "norm",
+        "self_attn.o_proj",
+        "mlp",
+        "self_attn.q_norm",
+        heads_first=True,
+        attention_norm="post_attention_layernorm",
+        mlp_norm="post_feedforward_layernorm",
+    ),
     "gpt2": Family("transformer", "h", "ln_f", "attn.c_proj", "mlp", "attn.c_attn"),
 }
 """By `config.model_type`. To add a family: one row here, and its name in tests/test_engine.py's list of families."""
@@ -54,6 +71,25 @@ def family_of(model_type: str | None) -> Family:
     return FAMILIES[model_type]
 
 
+def check_config(config: Any) -> None:
+    """Raises UnsupportedModel where a row's logits would depend on its neighbours, or would not be the model's own."""
+    family_of(config.model_type)
+    ropes = config.to_dict().get("rope_parameters") or {}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+    if "longrope" in kinds:
+        raise UnsupportedModel(
+            "rope_type 'longrope' is not supported: a row would be computed with other frequencies beside a longer one; "
+            "give a model of another rope_type (llama3, yarn, linear, dynamic, default)"
+        )
+    asked = [name for name in _NOT_COMPUTED if getattr(config, name, None)]
+    if asked:
+        raise UnsupportedModel(
+            f"{asked[0]}={getattr(config, asked[0])!r} of config.json is not supported: sdpa or the engine's head would leave it out"
+        )
+
+
+_NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+
 Transform = Callable[[Tensor], Tensor | None]
 """A tensor at a site in; its replacement out, or None to leave it."""
 
@@ -63,6 +99,7 @@ class Sites:
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
+        check_config(config)
         family = self.family = family_of(config.model_type)
         self.model = model
         self.base: nn.Module = model.get_submodule(family.base)
@@ -157,8 +194,11 @@ class Sites:
 
         def after_queries(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             size = self.heads * self.head_dim
-            if output.dim() == 4:  # a query norm works on [B, T, H, head_dim]
-                return run(output.flatten(2)).view_as(output)
+            if output.dim() == 4:  # a query norm works on single heads
+                heads_first = family.heads_first
+                by_token = output.transpose(1, 2) if heads_first else output
+                changed = run(by_token.flatten(2)).view_as(by_token)
+                return changed.transpose(1, 2) if heads_first else changed
             if output.shape[-1] == size:
                 return run(output)
             return torch.cat([run(output[..., :size]), output[..., size:]], dim=-1)  # fused q, k, v
@@ -171,9 +211,10 @@ class Sites:
             case "heads_out":
                 return block.get_submodule(family.output_projection).register_forward_pre_hook(before)
             case "attn_out":
-                return block.get_submodule(family.output_projection).register_forward_hook(after)
+                written = family.attention_norm or family.output_projection
+                return block.get_submodule(written).register_forward_hook(after)
             case "mlp_out":
-                return block.get_submodule(family.mlp).register_forward_hook(after)
+                return block.get_submodule(family.mlp_norm or family.mlp).register_forward_hook(after)
             case "queries":
                 return block.get_submodule(family.queries).register_forward_hook(after_queries)
             case _:

@@ -82,6 +82,9 @@ def random_lm(
         settings["head_dim"] = 12  # not hidden_size / heads, as in the real ones
     if family == "mistral":
         settings["sliding_window"] = None
+    if family == "gemma3_text":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        settings |= {"head_dim": 12, "query_pre_attn_scalar": 9, "layer_types": kinds, "sliding_window": 512}
     if family == "gpt2":
         settings["n_inner"] = settings.pop("intermediate_size")
         settings.pop("num_key_value_heads")

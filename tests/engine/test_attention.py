@@ -20,6 +20,7 @@ from harness.run.contract import ToyTemplate, random_lm
 WINDOWED = {
     "mistral": {"sliding_window": 12},
     "qwen2": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": 12},
 }
 
 

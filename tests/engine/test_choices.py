@@ -29,7 +29,7 @@ from harness.task import Generation
 SHOTS = "Two questions and their answers, which stand before every question of this test. " * 2
 
 
-@pytest.fixture(params=[*FAMILIES, "mistral with a window"], scope="module")
+@pytest.fixture(params=[*FAMILIES, "mistral with a window", "gemma3_text with a window"], scope="module")
 def lm(request: pytest.FixtureRequest) -> LanguageModel:
     family, _, windowed = request.param.partition(" ")
     return random_lm(family, **({"sliding_window": 12} if windowed else {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from harness.run.contract import ToyTemplate, random_lm, toy_examples
 WINDOWED = {
     "mistral": {"sliding_window": 12},
     "qwen2": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": 12},
 }
 MODELS = [(family, {}) for family in FAMILIES] + list(WINDOWED.items())
 
@@ -254,8 +256,7 @@ def test_an_exit_at_the_last_block_through_the_final_norm_is_the_models_own_outp
     assert torch.allclose(p, q, atol=1e-12)
 
 
-def test_greedy_generation_equals_the_models_own_generate() -> None:
-    lm = random_lm()
+def test_greedy_generation_equals_the_models_own_generate(lm: LanguageModel) -> None:
     decoder = Decoder(lm)
     request = _request(decoder, "x", "compare with transformers")
     (ours,) = decoder.generate([request], max_new_tokens=12)
@@ -288,6 +289,49 @@ def test_top_k_one_is_greedy_and_a_small_top_p_keeps_the_best_token() -> None:
     greedy = [a.ids for a in decoder.generate(requests, max_new_tokens=6)]
     for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=1.0, top_p=1e-9)):
         assert [a.ids for a in decoder.generate(requests, max_new_tokens=6, sampling=sampling)] == greedy
+
+
+ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONG = ROPE | {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "named"),
+    [
+        (
+            "llama",
+            {"rope_parameters": LONG},
+            "rope_type 'longrope' is not supported: a row would be computed with other",
+        ),
+        ("qwen3", {"rope_parameters": LONG | {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}}, "longrope"),
+        (
+            "gemma3_text",
+            {"final_logit_softcapping": 30.0},
+            "final_logit_softcapping=30.0 of config.json is not supported",
+        ),
+        (
+            "gemma3_text",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping=50.0 of config.json is not supported",
+        ),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True of config.json"),
+    ],
+)
+def test_a_model_whose_rows_depend_on_each_other_or_whose_logits_are_others_is_refused(family, config, named) -> None:
+    with pytest.raises(UnsupportedModel, match=re.escape(named)):
+        random_lm(family, **config)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "yarn", "linear"])
+def test_a_row_beside_a_longer_one_has_its_own_frequencies(rope_type: str) -> None:
+    decoder = Decoder(random_lm("llama", rope_parameters=ROPE | {"rope_type": rope_type}))
+    long, short = _request(decoder, "a", "word " * 90), _request(decoder, "b", "short")
+    assert long.tokens > 400
+    (alone,) = decoder.generate([short], max_new_tokens=6)
+    for requests in ([long, short], [short]):  # also after the long one
+        answer = decoder.generate(requests, max_new_tokens=6)[-1]
+        assert answer.ids == alone.ids
+        assert np.allclose(answer.logprobs, alone.logprobs, atol=1e-8)
 
 
 def test_a_stop_string_of_special_tokens_ends_an_answer_though_answers_never_show_them() -> None:
