@@ -270,9 +270,9 @@ class Task(ABC):
     def generation(self) -> GenerationDefaults:
         """The task's own decoding limits, used unless the command line says otherwise."""
 
-    @abstractmethod
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
-        """Answer the items. Yields ungraded samples batch by batch, in the order batches finish."""
+        """Answer the items. Yields ungraded samples batch by batch, in the order batches finish; targets need not be copied."""
+        yield from system.respond([item.example for item in items])
 
     def to_judge(self, sample: Sample) -> Mapping[str, Question]:
         """The questions about an answered sample, by name. Reads the sample alone, so that a record can be judged again."""

@@ -9,6 +9,7 @@ TASKS: dict[str, str] = {
     "lamp5": "harness.tasks.lamp:Lamp5",
     "lamp6": "harness.tasks.lamp:Lamp6",
     "lamp7": "harness.tasks.lamp:Lamp7",
+    "users": "harness.tasks.users:Users",
     "persona": "harness.tasks.persona:Persona",
     "mmlu": "harness.tasks.mmlu:MMLU",
     "delta_vectors": "harness.tasks.delta_vectors:DeltaVectors",

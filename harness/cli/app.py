@@ -261,6 +261,19 @@ def data_get(
     print(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))
 
 
+@data_app.command("check")
+def data_check(
+    what: Annotated[str, typer.Argument(help="A file of users (.jsonl, .json, .csv, .parquet), or a task.")],
+    data: Annotated[str | None, typer.Option(help="Folder of the task's files.")] = None,
+    task_set: Annotated[list[str], typer.Option("--task_set", "--task-set", help="Task option key=value.")] = [],  # noqa: B006
+) -> None:
+    """Say what a data set holds: users, splits, histories, answers that a history gives away, lines that repeat."""
+    from harness.cli.data_check import describe
+
+    for line in describe(what, data, task_set):
+        print(line)
+
+
 @data_app.command("mini")
 def data_mini(dest: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
     """Write lamp-mini, the synthetic users, as files in the official LaMP shape."""

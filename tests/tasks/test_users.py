@@ -1,0 +1,165 @@
+"""Your own users, from a file of lines: kinds, histories, prompts, metrics, and lines that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+
+from harness.errors import DataMissing, UsageError
+from harness.records.store import find_runs
+from harness.registry import task_class
+from harness.task import Sample, Selection
+from harness.tasks.users import Users
+
+LINES: list[dict[str, Any]] = [
+    {"user": "ann", "input": "Reply to: lunch?", "target": "Sure!", "history": ["Hi!", {"input": "tea?", "output": "Yes!"}]},
+    {"user": "bob", "input": "Reply to: tea?", "target": "No, thank you.", "history": []},
+]  # fmt: skip
+
+
+def write(folder: Path, lines: Sequence[dict[str, Any]], name: str = "mine.jsonl") -> Path:
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / name
+
+
+def task(path: Path, **options: Any) -> Users:
+    made = task_class(f"users:{path}")(**options)
+    assert isinstance(made, Users)
+    return made
+
+
+def test_a_line_is_an_example_with_its_users_history_and_pairs(tmp_path: Path) -> None:
+    ann, bob = task(write(tmp_path, LINES)).items(Selection())
+    assert (ann.example.user.id, ann.targets, len(ann.example.user.history)) == ("ann", ("Sure!",), 2)
+    (pair,) = ann.example.user.pairs
+    assert (pair.example.text, pair.targets, len(pair.example.user.history)) == ("tea?", ("Yes!",), 1)
+    (message,) = ann.example.prompt(ann.example.user.history).render()  # type: ignore[misc]
+    assert message.content == "What the same person wrote before:\nHi!\n\ntea?\nYes!\n\nReply to: lunch?"
+    (plain,) = bob.example.prompt().render()  # type: ignore[misc]
+    assert plain.content == "Reply to: tea?"
+
+
+def test_ones_own_wording_is_a_template_and_part_of_the_fingerprint(tmp_path: Path) -> None:
+    path = write(tmp_path, LINES)
+    own = task(path, template="{{ history | length }} texts. {{ input }}")
+    (item, _) = own.items(Selection())
+    (message,) = item.example.prompt(item.example.user.history).render()  # type: ignore[misc]
+    assert message.content == "2 texts. Reply to: lunch?"
+    assert own.fingerprint(Selection()) != task(path).fingerprint(Selection())
+    for wrong in ("{{ inputs }}", "{% if %}", "{{ ''.__class__.__mro__ }}"):
+        with pytest.raises(
+            UsageError, match=r"the template cannot be used \(.*; it may name input, summary, and history"
+        ):
+            task(path, template=wrong)
+
+
+def test_a_table_of_user_text_and_reply_works_at_once_with_earlier_lines_for_a_history(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_bytes(
+        '\ufeffuser,text,reply\nann,lunch?,Sure\nbob,tea?,"No,\nthanks"\nann,café?,Yes\n'.encode()
+    )
+    first, other, second = task(tmp_path / "mine.csv").items(Selection())
+    assert [len(i.example.user.history) for i in (first, other, second)] == [0, 0, 1]
+    assert second.example.user.history[0].fields == {"input": "lunch?", "output": "Sure"}
+    assert (other.targets, second.example.text) == (("No,\nthanks",), "café?")
+    named = "who,mail,answered\nann,lunch?,Sure\n"
+    (tmp_path / "named.csv").write_text(named)
+    columns = {"user_column": "who", "input_column": "mail", "target_column": "answered"}
+    (item,) = task(tmp_path / "named.csv", **columns).items(Selection())
+    assert (item.example.user.id, item.example.text, item.targets) == ("ann", "lunch?", ("Sure",))
+
+
+def test_histories_can_lie_in_a_file_of_users_and_parquet_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    lines = [{"user": "ann", "input": "lunch?", "target": "Sure"}, {"user": "eve", "input": "tea?", "target": "No"}]
+    parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "mine.parquet")
+    histories = write(tmp_path, [{"user": "ann", "history": ["a", "b"]}], "users.jsonl")
+    ann, eve = task(tmp_path / "mine.parquet", histories=str(histories)).items(Selection())
+    assert [len(i.example.user.history) for i in (ann, eve)] == [2, 0]
+
+
+def test_the_kind_is_read_from_the_lines_and_decides_the_metrics(tmp_path: Path) -> None:
+    text = task(write(tmp_path, LINES))
+    graded = text.grade(Sample("1", "ann", response="Sure thing", targets=("Sure!", "Of course")))
+    assert graded.metrics["rouge1"] == pytest.approx(2 / 3) and graded.metrics["exact"] == 0
+    chrf = sacrebleu.sentence_chrf("Sure thing", ["Sure!", "Of course"]).score / 100
+    assert graded.metrics["chrf"] == pytest.approx(chrf)
+    assert list(text.aggregate([graded])) == ["rouge1", "rougeL", "chrf", "bleu", "exact"]
+    numbers = task(write(tmp_path, [{"user": "a", "input": "stars?", "target": n} for n in (4, 2.5)], "n.jsonl"))
+    assert numbers.kind == "number" and numbers.closed
+    found = [numbers.grade(Sample(str(i), str(i), response=r, targets=("4",))) for i, r in enumerate(("3", "x"))]
+    mae = numbers.aggregate(found)["mae"]
+    assert (mae.value, mae.n, mae.note) == (1.0, 1, "1 of 2 answers are no number and are left out")
+    choice = {"user": "a", "input": "which?", "target": "b", "choices": ["a", "b"]}
+    chosen = task(write(tmp_path, [choice], "c.jsonl"))
+    (item,) = chosen.items(Selection())
+    assert (chosen.kind, item.example.choices) == ("choice", ("a", "b"))
+    assert chosen.grade(Sample("1", "a", response="b", targets=("b",))).metrics == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"user": None}, "line 2: field user"),
+        ({"user": " "}, "line 2: field user: .*it is empty"),
+        ({"input": 5}, "line 2: field input: Input should be a valid string, found '5'"),
+        ({"target": []}, "line 2: field target: .*it is empty"),
+        ({"history": "Hi!"}, "line 2: field history: Input should be a valid list, found 'Hi!'"),
+        ({"history": [5]}, "line 2: field history"),
+        ({"choices": ["x", "y"]}, "line 1: field choices is missing, which other lines have"),
+        ({"id": "1"}, "line 2: field id: '1' is taken by line 1"),
+        ({"date": "May"}, "line 2: field date: .*expected a date"),
+    ],
+)
+def test_a_line_that_is_not_as_it_should_be_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = write(tmp_path, [LINES[0], LINES[1] | change])
+    with pytest.raises(DataMissing, match=f"mine.jsonl, {words}") as caught:
+        task(path).items(Selection())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"user": 1\n', "line 1: not valid JSON"),
+        ("a.jsonl", b"[1]\n", "line 1: expected an object"),
+        ("a.jsonl", b"\xff\n", "line 1: byte 0xff is no UTF-8"),
+        ("a.jsonl", b"", "has no lines"),
+        ("a.json", b"{}", "expected a list of objects"),
+        ("a.csv", b"user,text\nann,hi\n", "line 1: field target: Field required"),
+        ("a.parquet", b"PAR1", "is no parquet file"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataMissing, match=words) as caught:
+        task(tmp_path / name).items(Selection())
+    assert "\n" not in str(caught.value)
+
+
+def test_ones_own_users_are_checked_and_run_from_the_command_line(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path
+) -> None:
+    lines = [{"user": f"u{n % 3}", "text": f"mail {n}, shall we?", "reply": f"reply {n}"} for n in range(6)]
+    lines.append(lines[0] | {"user": "u0"})
+    write(tmp_path, lines)
+    checked = harness("data check mine.jsonl")
+    assert checked.code == 0, checked.err
+    assert "users: 3 users with 7 lines in mine.jsonl, kind text" in checked.out
+    assert "dev: 7 items of 3 users, histories of 0 to 2 items (median 1)" in checked.out
+    assert "1 of 7 histories hold the answer (1 the question too): 7" in checked.out
+    assert "1 items repeat another one" in checked.out and "3 items have no history" in checked.out
+    common = f"--task users:./mine.jsonl --model {toy} --max_new_tokens 3 --output_path kept"
+    done = harness(f"run --method rag --set k=1 {common}")
+    assert done.code == 0, done.err
+    (run,) = find_runs(Path("kept"))
+    assert run.metrics["chrf"].n == 7 and run.leaks == {"7": "question"}
+    assert harness("run --method plain --task users:./none.jsonl").code == 4
+    assert "is no file of users" in harness("run --method plain --task users:./mine.txt").error()
