@@ -77,7 +77,7 @@ def parse(settings: Sequence[str], allowed: Mapping[str, Any], whose: str) -> di
             value = math.nan
         if isinstance(value, float) and math.isnan(value):
             hint = did_you_mean(text, _choices(allowed[key]))
-            raise UsageError(f"{whose}: {key}={text} is not valid{hint} allowed: {_kind(allowed[key])}") from None
+            raise UsageError(f"{whose}: {key}={text} is not valid{hint} allowed: {kind(allowed[key])}") from None
         options[key] = value
     return options
 
@@ -104,13 +104,13 @@ def _choices(hint: Any) -> list[str]:
     return [choice for part in inside for choice in _choices(part)]
 
 
-def _kind(hint: Any) -> str:
+def kind(hint: Any) -> str:
     """A type in words: `int`, `'low' or 'high'`, `numbers as in 1,2`."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
-        return f"{_kind(inside[0])} numbers as in 1,2"
+        return f"{kind(inside[0])} numbers as in 1,2"
     if origin is typing.Literal:
         return " or ".join(map(repr, inside))
     if inside:
-        return " or ".join(map(_kind, inside))
+        return " or ".join(map(kind, inside))
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -271,36 +271,52 @@ class Generation(Lamp):
 
 
 class Lamp1(Classification):
+    """Which of two papers a researcher cited, given titles of their own papers (LaMP-1)."""
+
     name = "lamp1"
 
 
 class Lamp2M(Classification):
+    """The tag a user gives a film, of 15, from its description (LaMP-2, movies)."""
+
     name = "lamp2m"
     folders = ("LaMP_2M", "LaMP_2/new", "new")
 
 
 class Lamp2N(Classification):
+    """The category of an author's news article, of 15 (LaMP-2, news)."""
+
     name = "lamp2n"
     folders = ("LaMP_2N",)
 
 
 class Lamp3(Rating):
+    """The stars, 1 to 5, a user gives with a review (LaMP-3)."""
+
     name = "lamp3"
 
 
 class Lamp4(Generation):
+    """The headline an author writes for an article (LaMP-4)."""
+
     name = "lamp4"
 
 
 class Lamp5(Generation):
+    """The title a researcher gives a paper, from its abstract (LaMP-5)."""
+
     name = "lamp5"
 
 
 class Lamp6(Generation):
+    """The subject line of a user's email (LaMP-6; its data needs a licence)."""
+
     name = "lamp6"
 
 
 class Lamp7(Generation):
+    """A tweet reworded the way its user writes (LaMP-7)."""
+
     name = "lamp7"
 
 

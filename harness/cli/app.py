@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn, Unpack
@@ -11,7 +10,7 @@ from typing import Annotated, NoReturn, Unpack
 import typer
 
 from harness.cli import commands
-from harness.cli.commands import OldResults, RecordsArgument, with_options
+from harness.cli.commands import OldResults, RecordsArgument, completing, width, with_options
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs
 from harness.cli.judge import judge_app, recompute, score
@@ -19,11 +18,24 @@ from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
-from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.errors import HarnessError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    complete
+  1    the run failed, or its method changed nothing
+  2    a mistake in the command
+  3    saved, but some samples failed
+  4    data or a model is missing; the message says what to fetch
+  5    outside tolerance, or not up to date (--check)
+  130  interrupted; the state is saved, the same command goes on
+"""
 
 app = commands.app(
     help="Evaluate ways of making a language model fit a user.\n\n"
     "First result: harness run --method dps --task lamp4 --model tiny",
+    epilog=EXIT_CODES,
+    completes=True,
 )
 data_app = commands.app(help="Fetch or write benchmark data.")
 app.command()(run)
@@ -35,12 +47,12 @@ app.command()(compare)
 app.command()(figure)
 app.command()(table)
 
-LISTS = ("methods", "tasks", "models", "retrievers", "tables", "figures")
-
 
 def main() -> None:
     """Entry point. What a user can mend is one line on stderr and an exit code; so is ctrl-C."""
     command = typer.main.get_command(app)
+    if "_HARNESS_COMPLETE" in os.environ:
+        command.main(prog_name="harness")
     try:
         with command.make_context("harness", sys.argv[1:]) as context:
             command.invoke(context)
@@ -92,50 +104,24 @@ def _need_command(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))]) -> None:
-    """Name what is there: methods, tasks, models, retrievers, tables or figures."""
-    if what not in LISTS:
-        raise UsageError(f"unknown list {what!r}{did_you_mean(what, LISTS)} allowed: {', '.join(LISTS)}")
-    from tabulate import tabulate
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="methods, tasks, models, retrievers, tables or figures.",
+            autocompletion=completing("lists"),
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Of methods: explain this one.", autocompletion=completing("methods")),
+    ] = None,
+) -> None:
+    """Name what is there, or explain one method and its options."""
+    from harness.cli.listing import listing
 
-    rows: list[list[str]] = []
-    if what == "methods":
-        from harness.methods import METHODS
-        from harness.registry import method_class
-
-        for name in METHODS:
-            cls = method_class(name)
-            options = ", ".join(f"{k}={_brief(v)}" for k, v in cls().options().items())
-            presets = f"\n--preset {', '.join(cls.presets)}" if cls.presets else ""
-            rows.append([name, _first_line(cls.__doc__), options + presets])
-        headers = ["method", "what it does", "options (--set)"]
-    elif what == "tasks":
-        from harness.registry import task_class
-        from harness.tasks import TASKS
-
-        rows = [[name, _first_line(task_class(name).__doc__)] for name in TASKS]
-        headers = ["task", "what it asks"]
-    elif what == "models":
-        from harness.registry import MODELS
-
-        rows = [[name, source or "embedded, works offline"] for name, source in MODELS.items()]
-        headers = ["alias", "hub id (any hub id, folder or .gguf file works too)"]
-    elif what == "retrievers":
-        from harness.retrieve import RETRIEVERS
-
-        rows = [[name, text] for name, text in RETRIEVERS.items()]
-        headers = ["retriever", "order of the history"]
-    elif what == "tables":
-        from harness.publish.tables import TABLES
-
-        rows = [[name, title] for name, title in TABLES.items()]
-        headers = ["table", "title"]
-    else:
-        from harness.publish.figures import FIGURES
-
-        rows = [[name, spec.title] for name, spec in FIGURES.items()]
-        headers = ["figure", "title"]
-    print(tabulate(rows, headers=headers, tablefmt="simple", maxcolwidths=[None, 60, 70][: len(headers)]))
+    print(listing(what, name, width()))
 
 
 @app.command()
@@ -146,12 +132,13 @@ def show(
     ],
     samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N")] = 5,
     beside: Annotated[list[str], typer.Option(hidden=True)] = [],  # noqa: B006
+    data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's files, for the questions.")] = None,
 ) -> None:
     """A record: configuration, metrics, health, cost and a few samples, side by side with other runs."""
     from harness.publish.show import show_runs
     from harness.records.select import find_run
 
-    print(show_runs([find_run(run) for run in (*runs, *beside)], samples))
+    print(show_runs([find_run(run) for run in (*runs, *beside)], samples, width(), data))
 
 
 @app.command()
@@ -182,7 +169,7 @@ def leaderboard(
 
     wanted = [*(records or []), *results]
     if path is None and not check:
-        print(board.terminal(select(wanted), shutil.get_terminal_size((80, 40)).columns, everything=everything))
+        print(board.terminal(select(wanted), width(), everything=everything))
         return
     places = select(wanted) if wanted else [PUBLISHED]  # the file in git is of published records
     file = path or Path("leaderboard.md")
@@ -244,7 +231,7 @@ def check_(
 
 @data_app.command("get")
 def data_get(
-    task: Annotated[str, typer.Argument(help="Such as lamp4.")],
+    task: Annotated[str, typer.Argument(help="Such as lamp4; or wordnet, which METEOR reads.")],
     split: Annotated[str, typer.Option(help="user or time.")] = "user",
     part: Annotated[list[str], typer.Option(help="train, dev or test. Repeatable.")] = ["train", "dev", "test"],  # noqa: B006
     dest: Annotated[
@@ -253,8 +240,19 @@ def data_get(
             "--output_path", "--output", "--path", "--dest", help="Folder to put the files in.", metavar="PATH"
         ),
     ] = Path("data/lamp"),
+    source: Annotated[
+        list[Path],
+        typer.Option(
+            "--from", metavar="PATH", help="Of wordnet: Debian's packages, or a folder of its files. Repeatable."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
-    """Download a task's official files, with progress, resume and a recorded checksum."""
+    """Download a task's official files, with progress, resume and a recorded checksum; or make WordNet's for METEOR."""
+    if task == "wordnet":
+        from harness.cli import wordnet
+
+        print(wordnet.get(source))
+        return
     from harness.cli import download
     from harness.registry import task_name
 
@@ -281,15 +279,6 @@ def data_mini(dest: Annotated[Path, typer.Argument(help="Folder to write to.")])
 
     lamp_mini.write(dest)
     print(dest)
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) < 30 else f"{text[:25]}..."
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().splitlines()[0] if text else ""
 
 
 app.add_typer(data_app, name="data")

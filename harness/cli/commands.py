@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -55,6 +56,7 @@ def _parameter(name: str, kind: Any, option: Any, changed: dict[str, Any]) -> in
         "metavar": option.metavar or None,
         "min": option.minimum if option.minimum is None or not whole else int(option.minimum),
         "max": option.maximum,
+        "autocompletion": completing(option.completes) if option.completes else None,
         "show_default": default is not False and default not in (None, "", []),
     }
     spellings = tuple(f"--{spelling}" for spelling in (name, *option.spellings))
@@ -84,8 +86,25 @@ class Group(TyperGroup):
                 formatter.write_dl(lines)
 
 
-def app(**settings: Any) -> typer.Typer:
-    """A Typer app whose commands and help are as above."""
+def width(most: int = 100) -> int:
+    """Columns of the terminal, `most` of them; 80 where there is none."""
+    return min(shutil.get_terminal_size((80, 40)).columns, most)
+
+
+def completing(what: str) -> Callable[[str], list[str]]:
+    """What a shell offers in place of a name: those of `what` that begin with the letters typed."""
+
+    def complete(incomplete: str) -> list[str]:
+        from harness.cli.listing import LISTS
+
+        names = list(LISTS) if what == "lists" else [row[0] for row in LISTS[what][1]()]
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def app(*, completes: bool = False, **settings: Any) -> typer.Typer:
+    """A Typer app whose commands and help are as above; with `completes`, one that can install completion for the shell."""
 
     class App(typer.Typer):
         def command(self, name: str | None = None, **given: Any) -> Any:
@@ -94,7 +113,7 @@ def app(**settings: Any) -> typer.Typer:
     return App(
         cls=Group,
         context_settings=CONTEXT,
-        add_completion=False,
+        add_completion=completes,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         **settings,

@@ -48,6 +48,8 @@ class Option:
     metavar: str = ""
     cli: Any = None
     """Its type on the command line, where that is not its type in Python."""
+    completes: str = ""
+    """The list of `harness list` whose names a shell offers."""
     spellings: tuple[str, ...] = ()
     """Older names that work and that no help shows."""
 
@@ -92,7 +94,7 @@ class Options(Judged, total=False):
     set: Annotated[
         Pairs,
         Option(
-            "Method option key=value; of several methods, dps.key=value is one's own. 'harness list methods' has them.",
+            "Method option key=value; of several methods, dps.key=value is one's own. 'harness list methods NAME' explains them.",
             WHAT,
             (),
             metavar="KEY=VALUE",
@@ -159,15 +161,21 @@ class Command(Options, total=False):
     """What a command line says besides."""
 
     method: Annotated[
-        list[str], Option("Registered name, or ./file.py:Class. Repeatable.", WHAT, NEEDED, metavar="NAME")
+        list[str],
+        Option("Registered name, or ./file.py:Class. Repeatable.", WHAT, NEEDED, metavar="NAME", completes="methods"),
     ]
     task: Annotated[
-        list[str], Option("Task name, as in lamp4 (also LaMP-4). Repeatable.", WHAT, NEEDED, metavar="NAME")
+        list[str],
+        Option("Task name, as in lamp4 (also LaMP-4). Repeatable.", WHAT, NEEDED, metavar="NAME", completes="tasks"),
     ]
     model: Annotated[
         str,
         Option(
-            "Alias, hub id, folder or .gguf file; 'harness list models' names aliases.", WHAT, "tiny", metavar="NAME"
+            "Alias, hub id, folder or .gguf file; see 'harness list models'.",
+            WHAT,
+            "tiny",
+            metavar="NAME",
+            completes="models",
         ),
     ]
     json: Annotated[bool, Option("Print records as JSON, one a line.", OUTPUT, False)]

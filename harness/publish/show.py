@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.judge.pairwise_record import PairRecord
+from harness.options import rebuild_task
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
+from harness.registry import task_class
 from harness.run.leaks import said
+from harness.statistics.answer import shortened
+from harness.task import Selection, Task
 
 
-def metrics_table(record: RunRecord) -> str:
-    """Metrics with n and their 95 % interval."""
-    rows = []
+def metrics_table(record: RunRecord, width: int = 80) -> str:
+    """Metrics with n and their 95 % interval; what must be known of them once below, no line longer than `width`."""
+    rows, notes = [], dict[str, list[str]]()
     for name, m in record.metrics.items():
         value = "-" if m.value is None else f"{m.value:.4f}"
         interval = "" if m.low is None or m.high is None else f"[{m.low:.4f}, {m.high:.4f}]"
-        rows.append([name, value, interval, m.n, m.note])
-    return tabulate(rows, headers=["metric", "value", "95 % interval", "n", "note"], disable_numparse=True)
+        rows.append([name, value, interval, m.n])
+        if m.note:
+            notes.setdefault(m.note, []).append(name)
+    table = tabulate(rows, headers=["metric", "value", "95 % interval", "n"], disable_numparse=True)
+    below = [textwrap.fill(f"- {', '.join(of)}: {note}", width, subsequent_indent="  ") for note, of in notes.items()]
+    return "\n".join([table, *below])
 
 
 def pairs_table(record: PairRecord) -> str:
@@ -106,46 +115,149 @@ def _short(metric: MetricValue | None) -> str:
     return f"{metric.value:.4f}".replace("0.", ".", 1) if abs(metric.value) < 1 else f"{metric.value:.4f}"
 
 
-def show_runs(folders: Sequence[Path], count: int) -> str:
-    """Records in full, then `count` samples that all of them have, one column a run."""
+def show_runs(folders: Sequence[Path], count: int, width: int = 80, data: str | None = None) -> str:
+    """Records in full, then `count` samples that all of them have, the runs one below the other."""
     records = [read_record(folder) for folder in folders]
     tasks = list(dict.fromkeys(record.config.task.name for record in records))
     if len(tasks) > 1:
         raise UsageError(f"runs of different tasks have no sample in common: {', '.join(tasks)}; show them one by one")
     parts = []
     for record, folder in zip(records, folders, strict=True):
-        config = record.config
-        options = ", ".join(f"{k}={v}" for k, v in config.method.options.items())
-        facts = {
-            "run": str(folder),
-            "status": record.status + (f" ({record.error})" if record.error else ""),
-            "model": f"{config.model.name} ({config.model.id}, {config.model.revision[:24]}, {config.model.dtype})",
-            "method": f"{config.method.name} {options}",
-            "data": f"{config.data.description}; split {config.data.split}, fit {config.data.fit_split or '-'}",
-            "health": _pairs(record.health.model_dump()),
-            "cost": _pairs(record.cost.model_dump()),
-            "judge": f"{config.judge.name} {_pairs(config.judge.options)}" if config.judge else "",
-            "judging": _pairs(record.judging.model_dump()) if record.judging else "",
-            "notes": "; ".join(record.notes),
-        }
-        parts.append(tabulate([[k, v] for k, v in facts.items() if v], tablefmt="plain", maxcolwidths=[None, 110]))
-        parts.append(metrics_table(record))
+        parts += [_facts(record, folder, width), metrics_table(record, width)]
     samples = [{sample.id: sample for sample in read_samples(folder)} for folder in folders]
-    common = [i for i in samples[0] if all(i in other for other in samples[1:])]
+    common = [i for i in samples[0] if all(i in other for other in samples[1:])][:count]
     failed = [s for run in samples for s in run.values() if s.error is not None]
-    for i in common[:count]:
+    questions, why_not = _questions(records[0], data) if common else ({}, "")
+    if why_not:
+        parts.append(textwrap.fill(f"the questions are not shown: {why_not}", width))
+    for i in common:
         first = samples[0][i]
-        rows = [["expected", " | ".join(first.targets), ""]]
+        rows = [["question", questions[i]]] if i in questions else []
+        rows.append(["expected", " | ".join(first.targets)])
         for record, run in zip(records, samples, strict=True):
             sample = run[i]
             numbers = ", ".join(f"{k} {v:.3f}" for k, v in sample.metrics.items() if v is not None)
-            rows.append([record.config.method.name, sample.error or sample.response or "", numbers])
-        parts.append(f"sample {i}, user {first.user}, {first.history_items} history items")
-        parts.append(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 80, 30]))
+            rows += [[record.config.method.name, sample.error or sample.response or ""], ["", numbers]]
+        parts.append(f"sample {i}, user {first.user}, {first.history_items} history items in the prompt")
+        parts.append(_lines([row for row in rows if any(row)], width))
     if failed:
         parts.append(f"{len(failed)} failed samples:")
-        parts.append("\n".join(f"  {sample.id}: {sample.error}" for sample in failed[:20]))
+        parts.append("\n".join(shortened(f"  {sample.id}: {sample.error}", width) for sample in failed[:20]))
     return "\n\n".join(parts)
+
+
+LONGEST = 320
+"""Letters of a question that are shown."""
+
+
+def _questions(record: RunRecord, data: str | None) -> tuple[dict[str, str], str]:
+    """Item -> what was asked, read again from the data; or none, and why."""
+    config = record.config
+    try:
+        task = rebuild_task(task_class(config.task.name), config.task.options, data)
+        if task.fingerprint(Selection(config.data.split)) != config.data.fingerprint and not _selected(task, record):
+            return {}, f"the run read other data ({config.data.description}); give its folder as --data"
+        items = task.items(Selection(config.data.split))
+    except HarnessError as error:
+        return {}, str(error)
+    return {item.example.id: shortened(" ".join(item.example.text.split()), LONGEST) for item in items}, ""
+
+
+def _selected(task: Task, record: RunRecord) -> bool:
+    """Whether the data is that of the run's own selection, where a task hashes what is selected alone."""
+    config = record.config
+    chosen = Selection(
+        config.data.split, config.selection.limit, config.selection.users, frozenset(record.held_out_users)
+    )
+    return task.fingerprint(chosen) == config.data.fingerprint
+
+
+def _facts(record: RunRecord, folder: Path, width: int) -> str:
+    config = record.config
+    options = ", ".join(f"{k}={v}" for k, v in config.method.options.items())
+    asked = config.selection
+    selection = [f"{name} {n}" for name, n in (("limit", asked.limit), ("users", asked.users)) if n is not None]
+    selection += [] if asked.control == "none" else [f"control {asked.control}"]
+    facts = {
+        "run": str(folder),
+        "status": record.status + (f" ({record.error})" if record.error else ""),
+        "model": f"{config.model.name} ({config.model.id}, {config.model.revision[:24]}, {config.model.dtype})",
+        "method": f"{config.method.name} {options}",
+        "data": f"{config.data.description}; split {config.data.split}, fit {config.data.fit_split or '-'}",
+        "selection": ", ".join(selection),
+        "health": "; ".join(health_in_words(record)) or "nothing to report",
+        "cost": "; ".join(cost_in_words(record)),
+        "judge": f"{config.judge.name} {_pairs(config.judge.options)}" if config.judge else "",
+        "judging": _pairs(record.judging.model_dump()) if record.judging else "",
+        "notes": "; ".join(record.notes),
+    }
+    return _lines([[k, v] for k, v in facts.items() if v], width)
+
+
+def health_in_words(record: RunRecord) -> list[str]:
+    """Whether the method did something, and what went wrong."""
+    health, said = record.health, []
+    if health.noop:
+        said.append("the method changed nothing")
+    if health.identical_to_base is not None:
+        said.append(f"{health.identical_to_base:.0%} of the first answers are those without the method")
+    if health.kl_to_base is not None and health.changed_tokens is not None:
+        said.append(
+            f"it moves the next token's distribution by {health.kl_to_base:.3g} nats and changes "
+            f"{health.changed_tokens:.0%} of the likeliest tokens"
+        )
+    if health.edits_prefill or health.edits_decode:
+        said.append(f"{health.edits_prefill or 0} edits in prompts, {health.edits_decode or 0} while decoding")
+    for count, what in (
+        (health.errors, "samples failed"),
+        (health.unjudged, "wait for the judge"),
+        (health.unrated, "have no rating"),
+        (health.unparsed, "answers could not be parsed"),
+        (health.truncated, f"prompts lost history, {health.dropped_items} items in all"),
+        (health.cut_contexts, "contexts were cut from the left"),
+        (health.hit_max_tokens, "answers ended at the limit of tokens"),
+    ):
+        if count:
+            said.append(f"{count} {what}")
+    return said
+
+
+def cost_in_words(record: RunRecord) -> list[str]:
+    """What an answer, a user and the fit took."""
+    cost, n, said = record.cost, max(record.samples, 1), []
+    if cost.prefill_tokens is not None and cost.decode_tokens is not None:
+        said.append(f"an answer: {cost.prefill_tokens / n:.0f} tokens read, {cost.decode_tokens / n:.0f} written")
+    if record.operations:
+        said.append(f"{_large(record.operations)} operations")
+    if cost.seconds is not None:
+        said.append(f"{cost.seconds / n:.2g} s ({cost.seconds:.0f} s in all)")
+    if cost.fit_seconds is not None:
+        said.append(f"fitting, once: {cost.fit_seconds:.3g} s")
+    if cost.setup_seconds_per_user is not None:
+        said.append(f"a user: {cost.setup_seconds_per_user:.2g} s to adapt")
+    if cost.stored_bytes_per_user is not None:
+        said.append(f"{_large(cost.stored_bytes_per_user)}B stored")
+    if cost.peak_memory_bytes is not None:
+        said.append(f"at most {_large(cost.peak_memory_bytes)}B of memory")
+    return said
+
+
+def _large(number: float) -> str:
+    """`1.2 G`"""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} "
+
+
+def _lines(rows: Sequence[Sequence[str]], width: int) -> str:
+    """Names and texts in two columns, the texts wrapped."""
+    indent = max(len(name) for name, _ in rows) + 2
+    wrapped = (
+        textwrap.wrap(text, width, initial_indent=name.ljust(indent), subsequent_indent=" " * indent) or [name]
+        for name, text in rows
+    )
+    return "\n".join(line for lines in wrapped for line in lines)
 
 
 def _pairs(values: dict[str, object]) -> str:

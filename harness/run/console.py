@@ -15,6 +15,9 @@ class Console:
     def progress(self, label: str, done: int, total: int) -> None:
         """How far the job called `label` is; `harness.method.Progress`."""
 
+    def mean(self, label: str, metric: str, value: float) -> None:
+        """The mean so far of the main number of the samples that the job called `label` made."""
+
     def close(self) -> None:
         """Take the progress bars away."""
 
@@ -60,6 +63,10 @@ class Terminal(Console):
     def __init__(self) -> None:
         self._bars: Any = None
         self._jobs: dict[str, Any] = {}
+        self._means: dict[str, str] = {}
+
+    def mean(self, label: str, metric: str, value: float) -> None:
+        self._means[label] = f"{metric} {value:.4f}"
 
     def say(self, line: str) -> None:
         self.close()
@@ -72,15 +79,25 @@ class Terminal(Console):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[mean]}"),
+            )
             # the time left by the pace of the last hour: a sample may take longer than rich's own 30 seconds
             self._bars = Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
             self._bars.start()
         if label not in self._jobs:
-            self._jobs[label] = self._bars.add_task(label, total=total)
-        self._bars.update(self._jobs[label], completed=done, total=total)
+            self._jobs[label] = self._bars.add_task(label, total=total, pace="", mean="")
+        job = self._jobs[label]
+        self._bars.update(job, completed=done, total=total)
+        speed = self._bars.tasks[self._bars.task_ids.index(job)].speed
+        self._bars.update(job, pace=f"{speed:.3g}/s" if speed else "", mean=self._means.get(label, ""))
 
     def close(self) -> None:
         if self._bars is not None:
             self._bars.stop()
-            self._bars, self._jobs = None, {}
+            self._bars, self._jobs, self._means = None, {}, {}

@@ -228,6 +228,7 @@ def _answer(
 
     batching.changed = save
     yield
+    means = _Means(console, finished)
     spent, start, saved, elsewhere = replace(system.decoder.cost), time.perf_counter(), replace(system.saved), 0.0
     answers = cell.task.respond(system, cell.items)
     for batch in samples_of(cell.task, answers, cell.items, batching.planned, batching.done):
@@ -241,10 +242,28 @@ def _answer(
         finished = [graded(cell.task, sample) for sample in batch]
         save()  # before the samples: a batch on disk without its cost would not be run again
         folder.append(finished)
+        means.add(finished)
         yield
         spent, start = replace(system.decoder.cost), time.perf_counter()
         saved, elsewhere = replace(system.saved), system.elsewhere
     return system
+
+
+class _Means:
+    """The running mean of the samples' main number, for whoever waits."""
+
+    def __init__(self, console: Console, samples: Sequence[Sample]) -> None:
+        self.console, self.name, self.total, self.count = console, "", 0.0, 0
+        self.add(samples)
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self.name = self.name or next(iter(sample.metrics), "")
+            value = sample.metrics.get(self.name)
+            if value is not None:
+                self.total, self.count = self.total + value, self.count + 1
+        if self.count:
+            self.console.mean("answering", self.name, self.total / self.count)
 
 
 def _in_file_order(cell: Cell, folder: RunFolder) -> list[Sample]:

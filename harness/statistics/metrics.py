@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from harness.files.user_cache import nltk_cache
 from harness.statistics.intervals import UNIT, Bounds, jackknife, jackknife_interval, mean_interval
 from harness.task import Metric, Sample
 
@@ -232,9 +233,7 @@ class Meteor(NamedTuple):
 
 
 PUNKT_HINT = "python -m nltk.downloader punkt_tab, or a copy in $NLTK_DATA/tokenizers/punkt_tab"
-_WORDNET_HINT = (
-    "python -m nltk.downloader wordnet punkt_tab, or apt install wordnet-base, or a copy in $NLTK_DATA/corpora/wordnet"
-)
+_WORDNET_HINT = "'harness data get wordnet' gets it (or python -m nltk.downloader wordnet)"
 _DEBIAN_WORDNET = Path("/usr/share/wordnet")
 
 
@@ -314,6 +313,8 @@ def _wordnet() -> WordNetCorpusReader | str:
         def map_wn(self, version: str = "wordnet") -> None:
             return None
 
+    if (cache := str(nltk_cache())) not in nltk.data.path:
+        nltk.data.path.append(cache)
     roots = []
     for resource in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
         with contextlib.suppress(LookupError, OSError):

@@ -223,10 +223,11 @@ def test_a_stop_inside_a_text_needs_punkt_and_other_sentence_ends_do_not(monkeyp
 def test_without_wordnet_meteor_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(metrics, "_DEBIAN_WORDNET", tmp_path)
     monkeypatch.setattr("nltk.data.path", [str(tmp_path)])
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     metrics._wordnet.cache_clear()
     try:
         assert metrics.meteor("a", "a") == (None, None)
-        assert "apt install wordnet-base" in metrics.wordnet_missing()
+        assert metrics.wordnet_missing().startswith("METEOR needs WordNet; 'harness data get wordnet' gets it")
     finally:
         metrics._wordnet.cache_clear()
 

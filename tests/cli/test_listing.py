@@ -1,0 +1,108 @@
+"""What a newcomer types first: lists, one method, help, a record; all in 80 columns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from harness.cli.listing import LISTS
+from harness.methods import METHODS
+from harness.publish.show import metrics_table
+from harness.records.store import MetricValue, find_runs
+from harness.registry import method_class
+from harness.tasks import TASKS
+
+
+@pytest.mark.parametrize("what", [*LISTS, *(f"methods {name}" for name in METHODS)])
+def test_every_list_fits_80_columns(harness: Callable, what: str) -> None:
+    done = harness(f"list {what}")
+    assert done.code == 0 and max(map(len, done.out.splitlines())) <= 80
+
+
+def test_every_task_has_a_description(harness: Callable) -> None:
+    lines = harness("list tasks").out.splitlines()
+    for name in TASKS:
+        assert next(line for line in lines if line.startswith(f"{name} ")).removeprefix(name).strip()
+
+
+def test_a_method_is_explained_option_by_option(harness: Callable) -> None:
+    said = harness("list methods dps").out
+    for field in fields(method_class("dps")):
+        assert field.name == "context" or f"--set {field.name}=" in said
+    assert "--preset released: gamma=entropy" in said
+    assert "K, the number of preference heads" in said and "Items asked for; the same for every user." in said
+    assert harness("list tasks lamp4").code == 2
+
+
+def test_help_has_the_exit_codes(harness: Callable) -> None:
+    said = harness("--help").out
+    for code, meaning in ((0, "complete"), (3, "some samples failed"), (130, "interrupted")):
+        assert any(line.split()[:1] == [str(code)] and meaning in line for line in said.splitlines())
+
+
+def test_a_shell_completes_commands_options_and_names() -> None:
+    def offered(words: str) -> str:
+        given = {
+            "_HARNESS_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        code = [sys.executable, "-m", "harness"]
+        return subprocess.run(code, env={**os.environ, **given}, capture_output=True, text=True).stdout
+
+    assert "leaderboard" in offered("harness lea").split()
+    assert "--max_new_tokens" in offered("harness run --max").split()
+    assert offered("harness run --method dp").split() == ["dps"]
+
+
+def test_a_note_of_several_metrics_stands_once_below_them(run_config: Callable, run_record: Callable) -> None:
+    record = run_record(run_config("rag"), rouge1=0.5)
+    for name in ("meteor", "meteor_unsplit"):
+        record.metrics[name] = MetricValue(value=None, n=0, note="METEOR needs WordNet; " + "a hint " * 20)
+    said = metrics_table(record)
+    assert max(map(len, said.splitlines())) <= 80
+    assert said.count("METEOR needs WordNet") == 1 and "- meteor, meteor_unsplit: METEOR" in said
+
+
+def test_show_has_the_question_and_says_health_and_cost_in_words(harness: Callable, toy: Path) -> None:
+    harness(f"run --method plain --method rag --task lamp4 --model {toy} --limit 2 --max_new_tokens 2")
+    one, two = find_runs(Path("runs"))
+    said = harness(f"show {one.hash} {two.hash} --samples 1").out
+    assert max(map(len, said.splitlines())) <= 80
+    assert "question" in said and "Generate a headline" not in said.partition("question")[0]
+    assert "tokens read," in said and "of the first answers are those without the method" in " ".join(said.split())
+    assert "forward_passes" not in said and "noop" not in said
+
+
+def test_a_run_says_the_running_mean_of_the_main_metric(
+    monkeypatch: pytest.MonkeyPatch, harness: Callable, toy: Path
+) -> None:
+    from harness.run.console import Terminal
+
+    said: list[tuple[str, float]] = []
+    monkeypatch.setattr(Terminal, "mean", lambda self, label, name, value: said.append((name, value)))
+    harness(f"run --method rag --task lamp4 --model {toy} --limit 4 --batch_size 2 --max_new_tokens 2")
+    (run,) = find_runs(Path("runs"))
+    assert [name for name, _ in said] == ["rouge1", "rouge1"]
+    assert said[-1][1] == pytest.approx(run.metrics["rouge1"].value)
+
+
+def test_a_terminal_shows_pace_and_mean_beside_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.run.console import Terminal
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = Terminal()
+    for done in (1, 2, 4):
+        console.mean("answering", "rouge1", 0.25)
+        console.progress("answering", done, 8)
+    console.close()
+    assert "rouge1 0.2500" in capsys.readouterr().err
