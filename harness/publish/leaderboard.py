@@ -98,11 +98,11 @@ def rankings(runs: Sequence[RunRecord]) -> list[Ranking]:
     for run in ranked:
         groups.setdefault(_group(run), []).append(run)
     order = models_first_to_last(ranked)
-    strangers = {_own(run): run for run in ranked if run.config.selection.control == "wrong_user"}
+    strangers = {own_hash(run): run for run in ranked if run.config.selection.control == "wrong_user"}
     return [_ranking(groups[name], strangers) for name in sorted(groups, key=lambda g: (order.index(g[0]), g))]
 
 
-def _own(run: RunRecord) -> str:
+def own_hash(run: RunRecord) -> str:
     """The hash of the same run with the users' own histories."""
     selection = run.config.selection.model_copy(update={"control": "none"})
     return run.config.model_copy(update={"selection": selection}).hash8()

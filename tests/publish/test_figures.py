@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -330,3 +331,21 @@ def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out()
     assert "n = 12 samples, 1 pairs of personas, 6 questions" in draw("patching-attention", [record]).get_suptitle()
     labels = [tick.get_text() for tick in draw("patching-pairs", [record]).axes[0].get_yticklabels()]
     assert labels == ["good > bad (n 6)"]
+
+
+def test_methods_stand_beside_copying_and_beside_another_users_history(
+    run_record: Callable, run_config: Callable
+) -> None:
+    from matplotlib.collections import LineCollection
+
+    records = [run_record(run_config(name, "lamp4"), rouge1=value) for name, value in (("copy", 0.3), ("rag", 0.2))]
+    records.append(run_record(run_config("rag", "lamp4", control="wrong_user"), rouge1=0.1))
+    figure = draw("methods", records)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rag", "copy"]
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == ":"] == [[0.3, 0.3]]
+    own, others = axes.containers
+    assert (list(own[0].get_xdata()), list(others[0].get_xdata())) == ([0.2, 0.3], [0.1])
+    assert all(isinstance(bars[2][0], LineCollection) for bars in (own, others))
+    assert draw("methods", records[:1]) is None

@@ -46,6 +46,15 @@ class Spec:
 
 
 FIGURES: Mapping[str, Spec] = {
+    "methods": Spec(
+        "Every method beside copying the input",
+        "all methods",
+        "methods:ranked",
+        (
+            "harness run --method copy --method plain --method rag --method cad --method dps --task lamp4 --task lamp7",
+            "harness run --method rag --method cad --method dps --task lamp4 --task lamp7 --control wrong_user",
+        ),
+    ),
     "dps-3": Spec("PCS of every head, for single users", "DPS paper, Figure 3", "dps:users", (_DPS,)),
     "dps-4": Spec("Overlap of users' preference heads", "DPS paper, Figure 4", "dps:overlap", (_DPS,)),
     "dps-5": Spec(
