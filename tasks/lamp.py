@@ -154,7 +154,7 @@ class Lamp(Task):
             raise UsageError(f"{self.name} has no split {split!r}{hint} it has {', '.join(SPLITS)}")
         split = self._source(split)
         if self.complete and self.data == MINI:  # asked here: records are compared without their data
-            raise UsageError("complete=true is about LaMP's own files; give their folder as --data")
+            raise DataMissing("complete=true is about LaMP's own files; give their folder as --data")
         if split not in self._splits:
             read = _read_mini if self.data == MINI else _read_files
             self._splits[split] = read(self, split)

@@ -199,7 +199,7 @@ def test_users_whose_profile_is_a_part_of_lamps_can_be_left_out(tmp_path):
     assert before != Lamp4(data=str(tmp_path)).fingerprint(Selection())
     (folder / "profile_provenance.json").write_text(json.dumps({**about, "4": {"complete": True}}))
     assert before != Lamp4(**some).fingerprint(Selection())
-    with pytest.raises(UsageError, match="LaMP's own files"):
+    with pytest.raises(DataMissing, match="LaMP's own files"):
         Lamp4(complete=True).items(Selection())
 
 
@@ -570,5 +570,5 @@ def test_records_of_complete_profiles_are_read_without_their_files():
     task = Lamp7(complete=True)
     sample = task.grade(Sample("1", "u", response="a tweet", targets=("a tweet",)))
     assert task.aggregate([sample])["rouge1"].value == 1.0
-    with pytest.raises(UsageError, match="give their folder as --data"):
+    with pytest.raises(DataMissing, match="give their folder as --data"):
         task.items(Selection())
