@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the records that results/MODEL.txt lists, one command a line: sh results/make.sh smollm2-135m
 #   MODEL   its weights: a GGUF file or a folder          SHARED  folder with lamp/ and mmlu/   [../shared/data]
-#   JOBS    commands at a time [1]; they may share a GPU  OUTPUT  where records go              [results]
+#   JOBS    commands at a time [1]; six share 80 GB       OUTPUT  where records go              [results]
 #   HARNESS the command, as in "python -m harness"        HARNESS_CACHE  what is fitted and kept between commands
 #   LINES   only these line numbers, as in "6 7 8"        EXTRA   added to every command, as in "--limit 4"
 # What is there is skipped, a killed command goes on. Logs and seconds of every line: $OUTPUT/<model>.log/
@@ -51,9 +51,10 @@ apart7="$longest7 --split train --limit 60"
 fitted="--fit_split train:0.8"
 reft="batch_size=4 --set epochs=3"
 lora_p="batch_size=4 --set epochs=3"
-persona="--temperature 1 --max_new_tokens 64 --judge lexicon --set k=0 --set rollouts=1 --batch_size 100"
+persona="--temperature 1 --max_new_tokens 64 --judge lexicon --batch_size 100"
+vector="--set k=0 --set rollouts=1"
 mmlu="--data $SHARED/mmlu --batch_size 64"
-of_personas="--max_new_tokens 64 --set k=0 --set rollouts=1"
+of_personas="--max_new_tokens 64 $vector"
 patching="--task_set subjects=global_facts,philosophy,sociology,world_religions --task_set per_subject=4
  --task_set groups=attitude,colour,role --task_set lead=( --task_set smallest=0.001"
 shared=$SHARED

@@ -1,0 +1,73 @@
+"""The commands that make the published records: each can be given, and asks for something else than the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import typer
+
+from harness.cli.app import app
+from harness.run.cell import Settings, grid
+from harness.run.sweep import points
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The words of every command of `results/make.sh smollm2-135m`, noted down instead of run."""
+    folder = tmp_path_factory.mktemp("made")
+    rates = folder / "smollm2-135m.log" / "rates"
+    rates.mkdir(parents=True)
+    for task in ("lamp4", "lamp7"):
+        for method in ("reft", "lora_p", "lora_c", "perfit", "oppu", "style_vector"):
+            point = "layer=20 strength=0.5" if method == "style_vector" else "lr=0.001"
+            (rates / f"{method}-{task}").write_text(json.dumps({"peak": {"point": point}}))
+    kept = folder / "kept"
+    kept.mkdir()
+    note = folder / "note.py"
+    note.write_text("import json, os, sys\nopen(f'kept/{os.getpid()}', 'w').write(json.dumps(sys.argv[1:]))\n")
+    note.write_text(note.read_text().replace("kept/", f"{kept}/"))
+    lines = (ROOT / "results/smollm2-135m.txt").read_text().splitlines()
+    without_sweeps = [str(n) for n, line in enumerate(lines, 1) if line and line[0] != "#" and ">$rates" not in line]
+    of_sweeps = [str(n) for n, line in enumerate(lines, 1) if ">$rates" in line]
+    environment = {**os.environ, "OUTPUT": str(folder), "HARNESS": f"{sys.executable} -S {note}", "JOBS": "2"}
+    for numbers in (without_sweeps, of_sweeps):  # the noted sweeps leave no rates behind, so they come last
+        made = {**environment, "LINES": " ".join(numbers)}
+        done = subprocess.run(
+            ["sh", "results/make.sh", "smollm2-135m"], cwd=ROOT, env=made, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(file.read_text()) for file in kept.iterdir()]
+
+
+def test_every_command_that_makes_the_records_of_a_real_model_can_be_given(commands: list[list[str]]) -> None:
+    asked: Counter[str] = Counter()
+    for words in commands:
+        command = typer.main.get_command(app).get_command(None, words[0])  # type: ignore[attr-defined]
+        given = command.make_context(words[0], words[1:]).params
+        settings = points(given["set"]) if words[0] == "sweep" else {"": given["set"]}
+        for name, chosen in settings.items():
+            for cell in grid(
+                given["method"], given["task"], Settings(), chosen, given["task_set"], fit_task=given["fit_task"]
+            ):
+                rest = [
+                    given.get(key)
+                    for key in ("control", "limit", "split", "fit_split", "fit_task", "judge", "task_set")
+                ]
+                asked[
+                    json.dumps([name, cell.method.options(), cell.method_name, cell.task_name, rest], default=str)
+                ] += 1
+    assert max(asked.values()) == 1 and len(asked) > 400
+
+
+def test_every_line_of_the_list_is_a_command(commands: list[list[str]]) -> None:
+    lines = (ROOT / "results/smollm2-135m.txt").read_text().splitlines()
+    assert len(commands) == sum(bool(line) and line[0] != "#" and line != "wait" for line in lines)
+    assert {words[0] for words in commands} == {"run", "sweep"}
