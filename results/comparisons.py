@@ -92,7 +92,7 @@ def _gain(row: Compared | None) -> str:
 
 
 def _ends(low: float | None, high: float | None, sign: str = "") -> str:
-    return "" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return "" if low is None or high is None or low != low else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 if __name__ == "__main__":
