@@ -19,7 +19,7 @@ from harness.engine.loading import load_model
 from harness.fit.kit import Kit
 from harness.method import Fitted
 from harness.methods.dps import DPS
-from harness.registry import model_row, task_class, task_name
+from harness.plugins.registry import model_row, task_class, task_name
 from harness.task import Selection
 
 

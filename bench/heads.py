@@ -21,7 +21,7 @@ from harness.fit.heads import mask
 from harness.fit.kit import Kit
 from harness.methods.dps import DPS
 from harness.plan import DECODE, Plan, Stream
-from harness.registry import model_row, task_class, task_name
+from harness.plugins.registry import model_row, task_class, task_name
 from harness.task import Selection
 
 

@@ -20,7 +20,7 @@ from harness.data import Labelled
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.methods.plain import Plain
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from harness.run.batches import Batching
 from harness.run.system import System
 from harness.task import Generation, Selection

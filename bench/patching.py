@@ -27,7 +27,7 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost, Request
 from harness.plan import ALL, Edit, Plan, Site, Stream
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from harness.run.contract import ToyTemplate
 from harness.run.patch_runs import PARTS, Decision, experiment, variants
 

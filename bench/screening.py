@@ -23,7 +23,7 @@ from harness.fit.kit import Kit
 from harness.fit.screening import recall
 from harness.method import Context
 from harness.plan import DECODE, Plan, Stream
-from harness.registry import model_row, task_class, task_name
+from harness.plugins.registry import model_row, task_class, task_name
 from harness.task import Selection
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from harness.data import Prompt
 from harness.engine.model import LanguageModel
-from harness.engine.parameter_stacks import retract
-from harness.engine.train import train
+from harness.engine.training.parameter_stacks import retract
+from harness.engine.training.train import train
 from harness.method import Fitted
 from harness.plan import Stream
 from harness.run.contract import ToyTemplate

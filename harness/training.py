@@ -1,4 +1,4 @@
-"""What a method that trains says: what is learnt from, what is trained, and how. `harness.engine.train` does it.
+"""What a method that trains says: what is learnt from, what is trained, and how. `harness.engine.training.train` does it.
 
     Lesson    a prompt under what stays frozen, and the answer whose tokens are the loss
     Learner   a user with their lessons, or all users taken as one

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
-from harness.fit.summaries import INSTRUCTION, Summaries
+from harness.fit.writer import INSTRUCTION, Summaries
 from harness.method import Context, Fitted, Kit, Method, Written
 from harness.plan import Plan, Stream
 

@@ -3,7 +3,7 @@
 Paper: Wu et al., ReFT: Representation Finetuning for Language Models, 2024, LoReFT: h + R^T (W h + b - R h), R with
 orthonormal rows; one stage and one user, as PerFit (anonymous ACL submission, Table 4, @Stage-2) compares with. Code
 read: stanfordnlp/pyreft@dafd099. Differs from that code:
-- R stays orthonormal under weight decay (see `harness.engine.train`); theirs becomes zero at the first step.
+- R stays orthonormal under weight decay (see `harness.engine.training.train`); theirs becomes zero at the first step.
 - W starts as R and b as 0, so that an untrained shift changes nothing (preset `pyreft`: theirs, which moves every edited
   activation by a tenth of its size).
 - First and last positions share weights unless `share_weights=false`; theirs do not share.

@@ -22,7 +22,7 @@ from harness.errors import UsageError, UserFailed
 from harness.fit.writer import ENDPOINT
 from harness.method import Context, Fitted, Kit, Method
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 
 if TYPE_CHECKING:
     from torch import Tensor

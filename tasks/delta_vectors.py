@@ -26,7 +26,7 @@ import numpy as np
 from harness.data import Example, Labelled
 from harness.errors import ContextTooLong, UsageError, UserFailed
 from harness.plan import LAST_PROMPT, Site, Stream
-from harness.registry import task_class, task_name
+from harness.plugins.registry import task_class, task_name
 from harness.statistics import metrics
 from harness.statistics.intervals import jackknife_interval
 from harness.task import TOO_LARGE, GenerationDefaults, Metric, Sample, Selection, System, Task

@@ -25,11 +25,11 @@ import numpy as np
 
 from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.files import replace_file
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 from harness.tasks import lamp_prompts, oppu_data
+from harness.tasks.lamp_export import official_name
 
 SPLITS = ("train", "dev", "test")
 MINI = "lamp-mini"
@@ -320,20 +320,6 @@ class Lamp7(Generation):
     name = "lamp7"
 
 
-def export_lamp(task_name: str, samples: Sequence[Sample], path: Path) -> None:
-    """Writes the answers as LaMP's own evaluator reads them: `{"task": "LaMP_4", "golds": [{"id", "output"}]}`.
-
-    Raises UsageError where a sample has no answer: the evaluator wants every id, and a failure is no answer.
-    """
-    failed = [sample.id for sample in samples if sample.response is None]
-    if failed:
-        raise UsageError(f"{len(failed)} of {len(samples)} samples have no answer, first {failed[0]!r}; run them again")
-    answers = [{"id": sample.id, "output": sample.response} for sample in samples]
-    text = json.dumps({"task": _official_name(task_name), "golds": answers}, ensure_ascii=False, indent=1)
-    # a model may have answered half a surrogate pair, which UTF-8 cannot hold
-    replace_file(Path(path), f"{text}\n".encode(errors="replace"))
-
-
 class _Grade(NamedTuple):
     parsed: str | float | None
     metrics: dict[str, float | None]
@@ -367,10 +353,6 @@ def _user_id(question: Mapping[str, Any]) -> str:
 
 def _sha256(*contents: bytes) -> str:
     return hashlib.sha256(b"\0".join(contents)).hexdigest()
-
-
-def _official_name(task: str) -> str:
-    return f"LaMP_{task[4]}"
 
 
 def _read_mini(task: Lamp, split: str) -> _Split:
@@ -408,7 +390,7 @@ def _read_files(task: Lamp, split: str) -> _Split:
 
 def _find(task: Lamp, file: str, split: str) -> Path:
     root = Path(task.data).expanduser()
-    names = [*task.folders, _official_name(task.name), ""]
+    names = [*task.folders, official_name(task.name), ""]
     if task.split_by == "time":
         names = [f"time/{name}" for name in names] + names
     places = list(dict.fromkeys(Path(name) / inner / file for name in names for inner in (split, "")))
@@ -457,9 +439,9 @@ def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
 def _golds(task: str, file: Path, content: Any) -> dict[str, str]:
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list):
         raise DataMissing(f"{file}: field 'golds' is missing; expected {{'task': ..., 'golds': [...]}}")
-    named = str(content.get("task", _official_name(task))).replace("-", "_")
-    if not named.startswith(_official_name(task)):
-        raise DataMissing(f"{file}: field 'task' is {named!r}, expected {_official_name(task)!r} for {task}")
+    named = str(content.get("task", official_name(task))).replace("-", "_")
+    if not named.startswith(official_name(task)):
+        raise DataMissing(f"{file}: field 'task' is {named!r}, expected {official_name(task)!r} for {task}")
     labels = lamp_prompts.LABELS.get(task)
     golds: dict[str, str] = {}
     for index, gold in enumerate(content["golds"]):

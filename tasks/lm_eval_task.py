@@ -23,7 +23,7 @@ import numpy as np
 
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, query, written
+from harness.run.lm_eval.contexts import MINI, ContextTemplate, UserPool, query, written
 from harness.statistics.intervals import mean_interval
 from harness.statistics.metrics import known
 from harness.task import TOO_LARGE, GenerationDefaults, Metric, Sample, Selection, System, Task
@@ -184,7 +184,7 @@ class LmEvalTask(Task):
 
     def _settings(self) -> Generation | None:
         """How the tasks that ask for text want it generated; None where none of them does."""
-        from harness.run.lm_eval_bridge import generation_of
+        from harness.run.lm_eval.bridge import generation_of
 
         wanted = [s.config.generation_kwargs for s in self._sources.values() if s.OUTPUT_TYPE == "generate_until"]
         found = [generation_of(settings or {}) for settings in wanted]

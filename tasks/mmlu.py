@@ -15,7 +15,7 @@ of `mmlu_cf` in SmolLM's evaluation (huggingface/smollm@c552527, text/evaluation
 Published with it for SmolLM2-135M: 31.5, -Instruct: 29.3. Differs from that code: where two choices read alike both are right;
 examples, where asked for, are the first of `dev` and stand between the first line and the question.
  Splits here: `train` = its dev, `dev` = its val, `test`.
-A method that needs a user gets one from a pool (`harness.run.lm_eval_contexts`), and the user's history stands before everything.
+A method that needs a user gets one from a pool (`harness.run.lm_eval.contexts`), and the user's history stands before everything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.run.lm_eval_contexts import MINI, ContextTemplate, UserPool, written
+from harness.run.lm_eval.contexts import MINI, ContextTemplate, UserPool, written
 from harness.statistics.intervals import mean_interval
 from harness.statistics.metrics import known
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task

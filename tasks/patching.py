@@ -36,7 +36,7 @@ from pydantic import BaseModel
 from harness.data import Example, Labelled, Message, Record, User
 from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, did_you_mean
 from harness.files.json_files import read_json
-from harness.registry import task_class
+from harness.plugins.registry import task_class
 from harness.statistics import metrics
 from harness.statistics.intervals import ratio_intervals
 from harness.statistics.metrics import known

@@ -6,8 +6,11 @@ import ast
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("harness", "methods", "tasks")
+AT_THE_TOP, IN_A_FOLDER, LINES = 25, 15, 450
 
 
 def _files() -> dict[str, Path]:
@@ -67,3 +70,29 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 def test_methods_touch_no_hook() -> None:
     for path in sorted((ROOT / "methods").glob("*.py")):
         assert "register_" not in path.read_text(encoding="utf-8"), path.name
+
+
+def _entries(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name != "__pycache__" and not p.name.startswith(".")]
+
+
+def test_the_package_can_be_looked_over() -> None:
+    assert len(_entries(ROOT / "harness")) <= AT_THE_TOP
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_folder_holds_more_than_fifteen_files(room: str) -> None:
+    folders = [
+        ROOT / room,
+        *(p for p in (ROOT / room).rglob("*") if p.is_dir() and p.name != "__pycache__" and not p.is_symlink()),
+    ]
+    for folder in folders:
+        if folder in (ROOT / "harness", ROOT / "methods"):  # the vocabulary stands at the top; a method is a file
+            continue
+        files = [name for name in _entries(folder) if (folder / name).is_file()]
+        assert len(files) <= IN_A_FOLDER, f"{folder.relative_to(ROOT)}: {len(files)}"
+
+
+def test_no_file_is_longer_than_a_reader_holds() -> None:
+    longest = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in _files().items()}
+    assert {name: lines for name, lines in longest.items() if lines > LINES} == {}

@@ -217,8 +217,8 @@ def check_(
     **given: Unpack[Options],
 ) -> None:
     """Test that a method keeps the engine's promises, on a small random model in float64."""
-    from harness.options import build_method
-    from harness.registry import method_row
+    from harness.plugins.options import build_method
+    from harness.plugins.registry import method_row
     from harness.run.console import Terminal
 
     row = method_row(method)
@@ -254,7 +254,7 @@ def data_get(
         print(wordnet.get(source))
         return
     from harness.cli import download
-    from harness.registry import task_name
+    from harness.plugins.registry import task_name
 
     print(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))
 

@@ -76,10 +76,10 @@ def compare(
 
 def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[Path], bool]:
     """The records to compare, and whether they were searched for, so that their order says nothing."""
+    from harness.plugins.registry import task_name
     from harness.publish.leaderboard import rankings
     from harness.records.select import record_folders, said, select
     from harness.records.store import find_runs
-    from harness.registry import task_name
 
     if task is None and model is None:
         each = [record_folders(select([run])) for run in runs]

@@ -24,8 +24,8 @@ from harness.cli.declarations import (
     with_defaults,
 )
 from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.files.shown import without_credentials
 from harness.run.control import Control
-from harness.shown import without_credentials
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
@@ -225,7 +225,7 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
 
 def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:
     """Reads the adapters where the run kept them; trains those that are gone from there."""
-    from harness.engine.adapters import write_adapter
+    from harness.engine.weights.adapters import write_adapter
     from harness.files import names_of, replacing_folder, write_names
     from harness.fit.artifacts import ArtifactStore
     from harness.fit.states import personal_states, shared_state
@@ -248,7 +248,7 @@ def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console)
 
 def _export_lamp(done: Outcome, console: Console) -> None:
     from harness.records.store import read_samples
-    from harness.tasks.lamp import export_lamp
+    from harness.tasks.lamp_export import export_lamp
 
     if done.record.health.errors:
         console.say("warning: no predictions.json, since the official evaluator wants an answer to every item")
@@ -337,7 +337,7 @@ def _batch_size(given: int | str) -> int | None:
 def load(model: str, given: Options, console: Console) -> LanguageModel:
     """The model, by its alias, hub id or folder, as `given` says of weights, precision and device."""
     from harness.engine.loading import load_model
-    from harness.registry import model_row
+    from harness.plugins.registry import model_row
 
     asked = with_defaults(given)
     row = model_row(model, path_text(asked["model_path"]))

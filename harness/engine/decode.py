@@ -24,7 +24,7 @@ from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
 from harness.errors import ContextTooLong
 from harness.plan import GREEDY, Exit, Generated, Mix, Plan, Sampling, Scored, Site, Stream, StreamOutput
-from harness.returned import mixed
+from harness.plugins.returned import mixed
 
 _LOGITS_BYTES = 256 * 2**20
 """Logits held at once while scoring; positions are chunked to stay below."""

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 
 from harness.engine.encoder import Encoder
-from harness.engine.gguf_files import folder_of
-from harness.engine.identity import revision
 from harness.engine.model import LanguageModel
 from harness.engine.sites import check_config, family_of
+from harness.engine.weights.gguf_files import folder_of
+from harness.engine.weights.identity import revision
 from harness.errors import DataMissing, HarnessError, UsageError
-from harness.registry import ModelRow
+from harness.plugins.registry import ModelRow
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,

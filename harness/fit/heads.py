@@ -65,7 +65,7 @@ def read_heads(path: str, layers: int, heads: int) -> HeadFile:
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(
             f"heads file {path} cannot be read ({type(error).__name__}: {error}); it must hold scores by 'layer-head', "
-            "'ranked_heads' or 'preference_heads' (see harness/heads.py)"
+            "'ranked_heads' or 'preference_heads' (see harness/fit/heads.py)"
         ) from error
     _check(path, order, layers, heads, whole=shape != "preference_heads")
     means = tuple(math.fsum(samples[h]) / len(samples[h]) for h in order) if samples else ()

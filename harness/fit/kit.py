@@ -20,7 +20,6 @@ from scipy import stats
 from torch import Tensor
 
 from harness.data import Labelled, Prompt, User
-from harness.engine.adapters import read_adapter
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
@@ -28,7 +27,8 @@ from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import ROW_TOKENS, score_variants
 from harness.engine.rows import Request
 from harness.engine.sites import Sites
-from harness.engine.train import train
+from harness.engine.training.train import train
+from harness.engine.weights.adapters import read_adapter
 from harness.errors import ContextTooLong, DataMissing, HarnessError, UsageError, UserFailed
 from harness.files import named
 from harness.fit.artifacts import ArtifactStore, Checkpoint
@@ -39,7 +39,7 @@ from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
 from harness.method import Fitted, HeadRanking, Progress, Writer, Written
 from harness.method import Kit as Lent
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from harness.task import Question, Rating, Sample
 from harness.training import Adapter, Learner, Recipe, Shifts
 
@@ -302,13 +302,13 @@ class Kit:
     def train(
         self, learners: Sequence[Learner], parts: Sequence[Shifts | Adapter], recipe: Recipe
     ) -> list[Fitted | UserFailed]:
-        """Trains `parts` for each learner, all of them together (see `harness.engine.train`)."""
+        """Trains `parts` for each learner, all of them together (see `harness.engine.training.train`)."""
         return train(
             self.lm, learners, parts, recipe, seed=self.seed, new_tokens=self.max_new_tokens, progress=self.progress
         )
 
     def read_adapter(self, folder: str) -> Fitted:
-        """The adapter of a PEFT folder (see `harness.engine.adapters`)."""
+        """The adapter of a PEFT folder (see `harness.engine.weights.adapters`)."""
         return read_adapter(folder, self.lm)
 
     def read_adapters(self, folder: str, users: Sequence[User]) -> list[Fitted | UserFailed]:

@@ -14,7 +14,7 @@ from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
-from harness.returned import adapted, fitted
+from harness.plugins.returned import adapted, fitted
 from harness.task import Task
 
 USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9

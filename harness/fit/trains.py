@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.data import Example, Labelled, Prompt, User
-from harness.engine.adapters import adapter_identity as adapter_identity
+from harness.engine.weights.adapters import adapter_identity as adapter_identity
 from harness.errors import UsageError, UserFailed
-from harness.fit.summaries import Summaries
+from harness.fit.writer import Summaries
 from harness.method import Context, Fitted, Kit, Method, Written
 from harness.plan import Edit, LoRA, Stream
 from harness.training import PEFT_A, Adapter, Learner, Lesson, Recipe, Shifts, peft_name
@@ -55,7 +55,7 @@ class TrainsUsers(Trains):
     """Newest history items a user learns from; None = all."""
     profile: str | None = None
     """Who writes a summary of each user's history, which stands before their prompts in training too: `self`, a model, or
-    `openai/<model>` (see `harness.fit.summaries`); None = nobody. As published it is of the whole history, lessons included."""
+    `openai/<model>` (see `harness.fit.writer`); None = nobody. As published it is of the whole history, lessons included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

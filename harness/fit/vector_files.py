@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from harness.engine.identity import weights_of
+from harness.engine.weights.identity import weights_of
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.files import replace_file, replacing_file
 from harness.method import Fitted

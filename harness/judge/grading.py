@@ -15,9 +15,9 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.judge.judges import Judge, question_key
 from harness.method import Progress
+from harness.plugins.returned import graded, metrics_of, questions_of
 from harness.records.schema import Judging, MetricValue, RunRecord, json_value
 from harness.records.store import RunFolder
-from harness.returned import graded, metrics_of, questions_of
 from harness.task import Question, Rating, Sample, Task
 
 

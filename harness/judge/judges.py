@@ -237,7 +237,7 @@ def open_judge(
 
     Raises UsageError for what is not known, DataMissing where a key, server or model is not there.
     """
-    from harness.options import parse
+    from harness.plugins.options import parse
 
     model = name.partition("/")[2]
     if base_url and not name.startswith(ENDPOINT):

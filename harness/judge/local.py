@@ -20,7 +20,7 @@ from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong
 from harness.plan import Plan, Stream
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.task import REFUSAL
 

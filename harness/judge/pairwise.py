@@ -37,11 +37,11 @@ from harness.judge.pairwise_record import (
     write,
 )
 from harness.method import Progress
-from harness.options import rebuild_task
+from harness.plugins.options import rebuild_task
+from harness.plugins.registry import task_class
 from harness.records import provenance
 from harness.records.schema import JudgeConfig, MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
-from harness.registry import task_class
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.statistics.intervals import UNIT, Bounds, mean_interval
 from harness.task import Sample, Selection

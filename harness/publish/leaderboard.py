@@ -18,10 +18,10 @@ from tabulate import tabulate
 
 from harness.errors import UsageError
 from harness.methods import METHODS
+from harness.plugins.registry import method_class
 from harness.records.schema import MetricValue, RunConfig, RunRecord, json_value
 from harness.records.select import Places, places_of
 from harness.records.store import find_runs, models_first_to_last
-from harness.registry import method_class
 from harness.statistics.answer import aligned, shortened
 from harness.tasks import STUDIES
 

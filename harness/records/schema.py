@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from harness.shown import without_credentials
+from harness.files.shown import without_credentials
 
 
 def json_value(value: Any) -> Any:
@@ -73,7 +73,7 @@ class ModelConfig(_Config):
     id: str
     """Hub id, folder or GGUF file. Not hashed: the revision says which weights they are, wherever they lie."""
     revision: str = Field(min_length=1)
-    """Hub commit; of a local model sha256:WEIGHTS+FILES, of a GGUF file its sha256 (`harness.engine.identity`)."""
+    """Hub commit; of a local model sha256:WEIGHTS+FILES, of a GGUF file its sha256 (`harness.engine.weights.identity`)."""
     dtype: str
 
 

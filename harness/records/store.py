@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from harness.errors import HarnessError
 from harness.files import Lock, append, replace_file, writing
+from harness.files.shown import without_credentials
 from harness.records.schema import (
     Batching,
     Cost,
@@ -41,7 +42,6 @@ from harness.records.schema import (
     json_value,
 )
 from harness.records.select import Places, record_folders
-from harness.shown import without_credentials
 from harness.task import Rating, Sample
 
 __all__ = [

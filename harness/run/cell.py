@@ -15,11 +15,11 @@ from typing import Any
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
-from harness.options import build_method, build_task
 from harness.plan import Sampling
+from harness.plugins.options import build_method, build_task
+from harness.plugins.registry import method_row, task_class, task_name
+from harness.plugins.returned import generation_of, items_of
 from harness.records.select import OWN
-from harness.registry import method_row, task_class, task_name
-from harness.returned import generation_of, items_of
 from harness.run.control import Control, controlled
 from harness.run.leaks import check_apart, without_leaks
 from harness.task import Selection, Task

@@ -25,7 +25,7 @@ from harness.errors import HarnessError, UserFailed
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.plan import Generated, Plan, StreamOutput
-from harness.returned import adapted, fitted, mixed, plan_of
+from harness.plugins.returned import adapted, fitted, mixed, plan_of
 from harness.run.system import System
 from harness.task import Generation
 

@@ -12,7 +12,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import shared_key, stored_state
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
-from harness.returned import plan_of
+from harness.plugins.returned import plan_of
 from harness.run.cell import Cell
 
 

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.files.shown import without_credentials
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge, open_judge
-from harness.options import rebuild_task
+from harness.plugins.options import rebuild_task
+from harness.plugins.registry import task_class
+from harness.plugins.returned import graded
 from harness.records import provenance
 from harness.records.schema import RunRecord
 from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
-from harness.registry import task_class
-from harness.returned import graded
 from harness.run.console import Console
-from harness.shown import without_credentials
 from harness.task import Task
 
 

@@ -21,6 +21,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
+from harness.plugins.returned import generation_of, graded, options_of, plan_of, samples_of
 from harness.records import provenance
 from harness.records.store import (
     DataConfig,
@@ -35,7 +36,6 @@ from harness.records.store import (
     TaskConfig,
     json_value,
 )
-from harness.returned import generation_of, graded, options_of, plan_of, samples_of
 from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings
 from harness.run.console import Console

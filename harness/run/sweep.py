@@ -24,11 +24,12 @@ from harness.fit.artifacts import ArtifactStore
 from harness.judge.judges import Judge
 from harness.plan import Generated
 from harness.records.store import Outcome, read_samples
+from harness.run.answers import Answer, Asked
 from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
-from harness.run.system import Answer, System, _Asked
+from harness.run.system import System
 from harness.task import Generation, Sample
 
 POINT_ROWS = 8
@@ -169,10 +170,10 @@ class _Point(System):
         planned = self.batching.planned
         return not self.batching.done.issuperset(ids) and (not planned or list(ids) in planned)
 
-    def answer_alone(self, asked: Sequence[_Asked]) -> list[Answer]:
+    def answer_alone(self, asked: Sequence[Asked]) -> list[Answer]:
         return super()._answer(asked)
 
-    def cost_alone(self, asked: Sequence[_Asked], answers: Sequence[Answer]) -> Cost:
+    def cost_alone(self, asked: Sequence[Asked], answers: Sequence[Answer]) -> Cost:
         """Of answering a batch that was answered beside others, had it been by itself."""
         written = [
             (a.requests[0], answer)
@@ -186,7 +187,7 @@ class _Point(System):
         )
         return _plus(generated, cost_of_scoring(self.decoder, [r for r, _ in pairs], [c for _, c in pairs]))
 
-    def _answer(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Answer]:
+    def _answer(self, asked: Sequence[Asked], generation: Generation | None = None) -> list[Answer]:
         if not self._responding or any(one.given is not None for one in asked):
             return super()._answer(asked, generation)
         return self.joint.answers(self, tuple(one.requests[0].key for one in asked))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,101 +21,20 @@ from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoded, FittedPrompt
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost, Request
+from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method, Progress
 from harness.mix import First
 from harness.plan import Generated, Plan, Scored, Site, Sites, Stream, Where
-from harness.returned import plan_of
+from harness.plugins.returned import plan_of
+from harness.run.answers import RULED_OUT, Answer, Asked, Chosen, Difference, Effect, different, response_of
 from harness.run.batches import AUTO_MOST, Batching
 from harness.task import TOO_LARGE, Generation, Sample
 from harness.task import System as Lent
 
 EFFECT_BATCH = 8
-RULED_OUT = (
-    "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
-)
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a method changes against the unedited model, teacher-forced on its own responses."""
-
-    samples: int
-    kl_nats: float
-    """Mean over response tokens of KL(method || base)."""
-    changed_tokens: float
-    """Share of response positions whose most likely token differs."""
-    identical: float
-    """Share of responses the base gives word for word."""
-
-    def nothing(self, dtype: torch.dtype) -> bool:
-        """Whether all of it is rounding."""
-        noise = {torch.float64: 1e-14, torch.float32: 1e-9}.get(dtype, 1e-5)
-        return self.kl_nats <= noise and self.changed_tokens == 0 and self.identical == 1
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The choices of an example, scored."""
-
-    scores: tuple[Scored, ...]
-
-    @property
-    def logprobs(self) -> list[float]:
-        """Of each choice, in nats: the sum over its tokens."""
-        return [sum(score.logprobs) for score in self.scores]
-
-    def best(self, example: Example) -> int:
-        """The most likely choice of the example, the first of equals."""
-        found = self.logprobs
-        if example.per_character:
-            lengths = [len(choice) - choice.startswith(" ") for choice in example.choices]
-            found = [logprob / max(1, length) for logprob, length in zip(found, lengths, strict=True)]
-        return max(range(len(found)), key=found.__getitem__)
-
-
-Answer: TypeAlias = Generated | Chosen
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """An example encoded: one request a choice and the choices' ids, or one request alone to generate from."""
-
-    requests: tuple[Request, ...]
-    choices: tuple[tuple[int, ...], ...] = ()
-    given: Answer | None = None
-    """Of a plan that holds its answer: then there are no requests."""
-
-    @property
-    def request(self) -> Request:
-        """What is generated from, or the first choice's. Raises UsageError where the answer is given."""
-        if not self.requests:
-            raise UsageError("this method answers without the model, so there is no prompt and no activation to read")
-        return self.requests[0]
-
-    @property
-    def tokens(self) -> int:
-        """Prompt tokens of the longest stream."""
-        return max((request.tokens for request in self.requests), default=0)
-
-    @property
-    def cut_tokens(self) -> int:
-        """Cut from the left of the contexts, over the streams of the request that lost most."""
-        return max((sum(prompt.cut for prompt in _different(request)) for request in self.requests), default=0)
-
-
-class _Difference(NamedTuple):
-    """One response under a method and under its base."""
-
-    kl_nats: float
-    """Sum over its tokens."""
-    changed: int
-    tokens: int
-    identical: bool
 
 
 class System:
@@ -177,7 +96,7 @@ class System:
         if len(by_id) != len(examples):
             raise UsageError("two examples of the selection have the same id")
         asked = {example.id: self._try(example) for example in examples}
-        ready = {i: one for i, one in asked.items() if isinstance(one, _Asked)}
+        ready = {i: one for i, one in asked.items() if isinstance(one, Asked)}
         names = list(ready)
         order = _order([alike(by_id[i]) for i in names], [ready[i].tokens for i in names])
 
@@ -243,40 +162,40 @@ class System:
             else:
                 raise HarnessError("out of memory with a single prompt; use a larger device, or a shorter context")
 
-    def _try(self, example: Example) -> _Asked | HarnessError:
+    def _try(self, example: Example) -> Asked | HarnessError:
         """What is asked, or why it cannot be."""
         try:
             return self._ask(example)
         except (ContextTooLong, UserFailed) as error:
             return error
 
-    def _samples(self, examples: Sequence[Example], asked: Sequence[_Asked | HarnessError]) -> list[Sample]:
-        answers = iter(self._answer([one for one in asked if isinstance(one, _Asked)]))
+    def _samples(self, examples: Sequence[Example], asked: Sequence[Asked | HarnessError]) -> list[Sample]:
+        answers = iter(self._answer([one for one in asked if isinstance(one, Asked)]))
         return [
             self._sample(example, one, next(answers))
-            if isinstance(one, _Asked)
+            if isinstance(one, Asked)
             else Sample(example.id, example.user.id, error=str(one))
             for example, one in zip(examples, asked, strict=True)
         ]
 
-    def _answer(self, asked: Sequence[_Asked], generation: Generation | None = None) -> list[Answer]:
+    def _answer(self, asked: Sequence[Asked], generation: Generation | None = None) -> list[Answer]:
         run = [one for one in asked if one.given is None]
         written = iter(self._generate([one for one in run if not one.choices], generation or self.generation))
         chosen = iter(self._choose([one for one in run if one.choices]))
         return [one.given or (next(chosen) if one.choices else next(written)) for one in asked]
 
-    def _generate(self, asked: Sequence[_Asked], g: Generation) -> list[Generated]:
+    def _generate(self, asked: Sequence[Asked], g: Generation) -> list[Generated]:
         requests = [one.request for one in asked]
         if not requests:
             return []
         return self.decoder.generate(requests, max_new_tokens=g.max_new_tokens, sampling=g.sampling, stop=g.stop)
 
-    def _choose(self, asked: Sequence[_Asked]) -> list[Chosen]:
+    def _choose(self, asked: Sequence[Asked]) -> list[Chosen]:
         pairs = [pair for one in asked for pair in zip(one.requests, one.choices, strict=True)]
         scores = iter(self.decoder.score([r for r, _ in pairs], [c for _, c in pairs]) if pairs else ())
         return [Chosen(tuple(next(scores) for _ in one.choices)) for one in asked]
 
-    def _sample(self, example: Example, asked: _Asked, answer: Answer) -> Sample:
+    def _sample(self, example: Example, asked: Asked, answer: Answer) -> Sample:
         broken = None
         if any(value != value for value in answer.logprobs):
             broken = "the model returned non-finite log-probabilities"
@@ -290,7 +209,7 @@ class System:
                 prompt_hash=digest[:16],
                 prompt_tokens=asked.tokens,
                 history_items=asked.request.prompts[0].items,
-                dropped_items=sum(prompt.dropped for prompt in _different(asked.request)),
+                dropped_items=sum(prompt.dropped for prompt in different(asked.request)),
                 cut_tokens=asked.cut_tokens,
             )
         if isinstance(answer, Chosen):
@@ -298,7 +217,7 @@ class System:
             sample = replace(sample, finish="choice", extra=scores)
         else:
             sample = replace(sample, finish=answer.finish, new_tokens=len(answer.ids))
-        return sample if broken else replace(sample, response=_response(example, answer))
+        return sample if broken else replace(sample, response=response_of(example, answer))
 
     def score(
         self,
@@ -323,15 +242,15 @@ class System:
         answers = self._sorted(order, asked, partial(self._answer, generation=generation))
         return [answer for answer in answers if isinstance(answer, Generated)]
 
-    def _given(self, answer: str, choices: Sequence[str]) -> _Asked:
+    def _given(self, answer: str, choices: Sequence[str]) -> Asked:
         """An answer that needs no model: of choices the one with all the probability."""
         if not choices:
-            return _Asked((), given=Generated((), (), answer, "given"))
+            return Asked((), given=Generated((), (), answer, "given"))
         is_it = [choice == answer for choice in choices]
-        return _Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
+        return Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
 
     def _sorted(
-        self, order: Sequence[int], asked: Sequence[_Asked], run: Callable[[Sequence[_Asked]], Sequence[Result]]
+        self, order: Sequence[int], asked: Sequence[Asked], run: Callable[[Sequence[Asked]], Sequence[Result]]
     ) -> list[Result]:
         """What `run` gives for each of `asked`, run in `order` as memory allows."""
         size = self.batching.size or AUTO_MOST[self.lm.device.type]
@@ -378,7 +297,7 @@ class System:
             identical=sum(difference.identical for difference in found) / len(found),
         )
 
-    def _compare(self, pairs: Sequence[tuple[Example, str, Plan, Plan]]) -> list[_Difference]:
+    def _compare(self, pairs: Sequence[tuple[Example, str, Plan, Plan]]) -> list[Difference]:
         """The response under the plan and under its base, for each (example, response, plan, base).
 
         Both are read in the same pass. A greedy answer of the base is the same where the base's most likely tokens are, the
@@ -407,9 +326,9 @@ class System:
         identical = (parted == 0).tolist()
         answers = self._answer([self._ask(pairs[n][0], plan=pairs[n][3]) for n in again])
         for n, answer in zip(again, answers, strict=True):
-            identical[n] = _response(pairs[n][0], answer) == pairs[n][1]
+            identical[n] = response_of(pairs[n][0], answer) == pairs[n][1]
         tokens = [len(i) for i in ids]
-        return list(map(_Difference, kl.tolist(), map(int, changed.tolist()), tokens, identical))
+        return list(map(Difference, kl.tolist(), map(int, changed.tolist()), tokens, identical))
 
     def _base(self, example: Example, plan: Plan) -> Plan | None:
         if plan.answer is not None:
@@ -426,7 +345,7 @@ class System:
         *,
         plan: Plan | None = None,
         room: int | None = None,
-    ) -> _Asked:
+    ) -> Asked:
         """By default the example's own choices, under the method's plan; without choices the prompt leaves `room` tokens."""
         plan = plan or self.plan(example)
         if plan.answer is not None:
@@ -435,9 +354,9 @@ class System:
         if ids:
             lengths = {len(i) for i in ids}
             by_length = {n: self.decoder.prepare(example.id, plan, self._room(example, n)) for n in lengths}
-            asked = _Asked(tuple(by_length[len(i)] for i in ids), tuple(ids))
+            asked = Asked(tuple(by_length[len(i)] for i in ids), tuple(ids))
         else:
-            asked = _Asked((self.decoder.prepare(example.id, plan, room or self.generation.max_new_tokens),))
+            asked = Asked((self.decoder.prepare(example.id, plan, room or self.generation.max_new_tokens),))
         if asked.cut_tokens:
             self.cut_tokens[example.id] = asked.cut_tokens
         return asked
@@ -474,15 +393,6 @@ def _order(labels: Sequence[str], tokens: Sequence[int]) -> list[int]:
     for label, count in zip(labels, tokens, strict=True):
         longest[label] = max(count, longest.get(label, 0))
     return sorted(range(len(labels)), key=lambda n: (-longest[labels[n]], labels[n], -tokens[n]))
-
-
-def _different(request: Request) -> Iterable[FittedPrompt]:
-    """Its prompts, once each where several streams have the same."""
-    return {id(prompt): prompt for prompt in request.prompts}.values()
-
-
-def _response(example: Example, answer: Answer) -> str:
-    return example.choices[answer.best(example)] if isinstance(answer, Chosen) else answer.text
 
 
 def _out_of_memory(error: Exception) -> bool:

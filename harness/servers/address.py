@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from harness.errors import UsageError
-from harness.shown import without_credentials
+from harness.files.shown import without_credentials
 
 
 @dataclass(frozen=True)

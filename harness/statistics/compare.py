@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.options import rebuild_task
+from harness.plugins.options import rebuild_task
+from harness.plugins.registry import task_class
 from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
-from harness.registry import task_class
 from harness.statistics.intervals import bounds_of
 from harness.statistics.paired_tests import LEVEL, ByLength, Effect, by_length, by_user, effect, flip_test, holm
 from harness.task import Sample, Selection, Task

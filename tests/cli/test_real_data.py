@@ -18,7 +18,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_mean_squared_error
 
 from harness.cli.app import main
-from harness.engine.train import _School
+from harness.engine.training.train import _School
 from harness.fit.kit import Kit
 from harness.records.store import RunFolder
 from harness.statistics import metrics

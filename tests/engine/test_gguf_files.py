@@ -14,7 +14,7 @@ from harness.data import Message
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, UnsupportedModel, UsageError
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from tests.engine.gguf_toys import CHATML, TOKENS, toy_llama, write_gguf
 
 QUESTION = (Message("user", "Who wrote it in 1984?"),)
@@ -52,7 +52,7 @@ def test_the_identity_of_a_gguf_file_is_its_sha256_and_it_is_read_once(tmp_path,
     lm = load("smollm2-135m", file)
     assert (lm.name, lm.source) == ("smollm2-135m", str(file))
     assert lm.revision == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
-    monkeypatch.setattr("harness.engine.gguf_files._convert", None)  # not called again
+    monkeypatch.setattr("harness.engine.weights.gguf_files._convert", None)  # not called again
     copy = tmp_path / "elsewhere" / "other.gguf"
     copy.parent.mkdir()
     shutil.copy(file, copy)

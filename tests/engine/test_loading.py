@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from harness.data import Joint, Message
 from harness.engine.decode import Decoder
-from harness.engine.identity import file_sha256, revision, weights_of
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
+from harness.engine.weights.identity import file_sha256, revision, weights_of
 from harness.errors import DataMissing, UnsupportedModel, UsageError
 from harness.plan import Plan, Stream
-from harness.registry import MODELS, model_row
+from harness.plugins.registry import MODELS, model_row
 from harness.run.contract import random_lm, toy_examples
 
 LLAMA3 = MODELS["llama3-8b"]
@@ -110,7 +110,7 @@ def test_weights_are_hashed_once_and_again_when_they_change_even_at_the_same_siz
     folder, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.engine.identity._SETTLED", -1.0)
+    monkeypatch.setattr("harness.engine.weights.identity._SETTLED", -1.0)
     file = folder / "model.safetensors"
     times, content = file.stat(), file.read_bytes()
     first = file_sha256(file)

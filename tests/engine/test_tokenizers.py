@@ -25,7 +25,7 @@ from harness.engine.model import LanguageModel
 from harness.methods.plain import Plain
 from harness.methods.rag import RAG
 from harness.plan import Plan, Stream
-from harness.registry import MODELS, model_row
+from harness.plugins.registry import MODELS, model_row
 from harness.retrieve import retrieve
 from harness.run.system import System
 from harness.task import Generation, Selection

@@ -13,9 +13,9 @@ from harness.data import Prompt
 from harness.edits import AddVector, LowRankShift
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
-from harness.engine.parameter_stacks import retract
 from harness.engine.sites import FAMILIES
-from harness.engine.train import train
+from harness.engine.training.parameter_stacks import retract
+from harness.engine.training.train import train
 from harness.errors import UsageError, UserFailed
 from harness.fit.trains import lora
 from harness.method import Fitted
@@ -75,8 +75,10 @@ def test_users_trained_together_get_what_each_gets_alone_in_any_order(lm: Langua
 def test_users_who_train_in_groups_for_want_of_memory_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, learners = random_lm(), _class()
     whole = train(lm, learners, [SHIFTS], QUICK)
-    monkeypatch.setattr("harness.engine.train.STATE_BYTES", 16 * 2 * SHIFTS.rank * len(SHIFTS.places) * (2 * 32 + 1))
-    monkeypatch.setattr("harness.engine.train.PASS_TOKENS", {"cpu": 60})
+    monkeypatch.setattr(
+        "harness.engine.training.train.STATE_BYTES", 16 * 2 * SHIFTS.rank * len(SHIFTS.places) * (2 * 32 + 1)
+    )
+    monkeypatch.setattr("harness.engine.training.train.PASS_TOKENS", {"cpu": 60})
     for a, b in zip(whole, train(lm, learners, [SHIFTS], QUICK), strict=True):
         assert _difference(a, b) < 1e-9
 

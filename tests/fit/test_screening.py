@@ -20,7 +20,7 @@ from harness.fit.screening import first_order, recall, shortlist
 from harness.method import Context, Fitted
 from harness.methods.dps import DPS
 from harness.plan import ALL, DECODE, Plan, Site, Stream, Where
-from harness.registry import model_row, task_class
+from harness.plugins.registry import model_row, task_class
 from harness.run.contract import check_method, random_lm, toy_examples
 from harness.task import Selection
 

@@ -15,8 +15,8 @@ from harness.errors import UsageError
 from harness.methods.cad import CAD
 from harness.methods.cos import CoS
 from harness.mix import ContextSum, Contrast
-from harness.options import build_method
 from harness.plan import Mix, Plan, Stream, StreamOutput
+from harness.plugins.options import build_method
 from harness.run.contract import check_method, random_lm, toy_examples
 
 WITHOUT = [0.5, 0.3, 0.2]

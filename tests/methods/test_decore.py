@@ -21,8 +21,8 @@ from harness.fit.needle import ANSWER_TOKENS, NEEDLES, needle_scores
 from harness.method import Fitted, Method
 from harness.methods.decore import DeCoRe
 from harness.mix import EntropyContrast
-from harness.options import build_method
 from harness.plan import DECODE, Generated, Site, StreamOutput
+from harness.plugins.options import build_method
 from harness.run.contract import check_method, random_lm, toy_examples
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")) / "reference_results"

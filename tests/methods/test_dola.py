@@ -12,8 +12,8 @@ from harness.engine.sites import FAMILIES
 from harness.errors import UsageError
 from harness.methods.dola import DoLa, EarlyLayers
 from harness.mix import LayerContrast
-from harness.options import build_method
 from harness.plan import Plan, StreamOutput
+from harness.plugins.options import build_method
 from harness.run.contract import check_method, random_lm, toy_examples
 
 P_N = [0.6, 0.3, 0.1]

@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from harness.data import Example, Labelled, User
-from harness.engine.adapters import adapter_identity, read_adapter, write_adapter
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
-from harness.engine.train import train
+from harness.engine.training.train import train
+from harness.engine.weights.adapters import adapter_identity, read_adapter, write_adapter
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.kit import Kit
-from harness.fit.summaries import Summaries
 from harness.fit.trains import lora
+from harness.fit.writer import Summaries
 from harness.method import Context, Fitted, Method, Written
 from harness.methods.lora_c import LoRAC
 from harness.methods.lora_p import LoRAP
 from harness.methods.oppu import OPPU
 from harness.methods.perfit import PerFit
 from harness.plan import Plan
-from harness.registry import model_row
+from harness.plugins.registry import model_row
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples
 from harness.training import Adapter, Learner, Recipe
 

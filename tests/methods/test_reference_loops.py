@@ -24,8 +24,8 @@ from harness.data import Example, Message
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
 from harness.method import Context, Fitted
-from harness.options import build_method
-from harness.registry import ModelRow, method_class, task_class
+from harness.plugins.options import build_method
+from harness.plugins.registry import ModelRow, method_class, task_class
 from harness.task import Selection
 from harness.tiny import MODEL_DIR
 

@@ -18,8 +18,8 @@ from harness.fit.states import shared_key
 from harness.method import Context, Fitted
 from harness.methods.perfit import PerFit
 from harness.methods.reft import ReFT
-from harness.options import build_method
 from harness.plan import ALL, Site
+from harness.plugins.options import build_method
 from harness.run.cell import Cell, Settings
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples
 from harness.tasks.lamp import Lamp4

@@ -162,6 +162,7 @@ def _metric(value: float, n: int = 100) -> MetricValue:
 
 def _record(method: str, task: str, options: dict, metrics: dict, *, task_options: dict | None = None, **fields):
     """A finished run of the method, its options the defaults where not given."""
+    from harness.plugins.registry import method_class
     from harness.records.store import (
         DataConfig,
         MethodConfig,
@@ -171,7 +172,6 @@ def _record(method: str, task: str, options: dict, metrics: dict, *, task_option
         SamplingConfig,
         TaskConfig,
     )
-    from harness.registry import method_class
 
     fit_task = fields.pop("fit_task", None)
     config = RunConfig(

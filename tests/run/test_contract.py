@@ -20,9 +20,9 @@ from harness.method import Fitted, Method
 from harness.methods import METHODS
 from harness.methods.plain import Plain
 from harness.mix import Contrast
-from harness.options import build_method
 from harness.plan import Plan, Stream, StreamOutput
-from harness.registry import method_class
+from harness.plugins.options import build_method
+from harness.plugins.registry import method_class
 from harness.run.cell import Cell, Settings
 from harness.run.contract import check_method, random_lm
 from harness.run.steps import run_cell

@@ -5,8 +5,8 @@ import pytest
 from harness.errors import UsageError
 from harness.fit.kit import Kit
 from harness.method import Context
-from harness.options import build_method
-from harness.registry import method_class
+from harness.plugins.options import build_method
+from harness.plugins.registry import method_class
 from harness.run.contract import random_lm, toy_examples
 from harness.run.control import controlled
 from harness.task import Selection

@@ -176,7 +176,7 @@ def test_items_that_are_fitted_on_and_evaluated_are_refused(lm: LanguageModel, t
 
 @pytest.mark.parametrize("method", ["dps", "lora_c", "oppu", "perfit", "decore", "clamp", "persona_vector"])
 def test_no_method_that_fits_is_fitted_on_what_is_evaluated(method: str, tmp_path: Path) -> None:
-    from harness.registry import method_class
+    from harness.plugins.registry import method_class
 
     cell = Cell(method, method_class(method)(), "lamp3", _Deaf(), Settings(limit=4))
     with pytest.raises(UsageError, match="are also fitted on"):

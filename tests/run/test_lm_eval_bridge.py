@@ -30,11 +30,11 @@ from harness.method import Context, Method
 from harness.methods.cad import CAD
 from harness.methods.plain import Plain
 from harness.methods.rag import RAG
-from harness.registry import model_row, task_class
+from harness.plugins.registry import model_row, task_class
 from harness.run.batches import Batching
 from harness.run.contract import random_lm
-from harness.run.lm_eval_bridge import MethodLM, generation_of
-from harness.run.lm_eval_contexts import ContextTemplate, UserPool, query, written
+from harness.run.lm_eval.bridge import MethodLM, generation_of
+from harness.run.lm_eval.contexts import ContextTemplate, UserPool, query, written
 from harness.run.system import System
 from harness.task import Generation, Selection
 from harness.tasks.lm_eval_task import LmEvalTask

@@ -14,7 +14,7 @@ import torch
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
 from harness.methods.plain import Plain
-from harness.options import build_task
+from harness.plugins.options import build_task
 from harness.run.cell import Cell, Settings
 from harness.run.contract import random_lm
 from harness.run.steps import run_cell

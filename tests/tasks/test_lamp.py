@@ -22,7 +22,8 @@ from harness.errors import DataMissing, UsageError
 from harness.statistics import metrics
 from harness.task import Sample, Selection
 from harness.tasks import TASKS, lamp_prompts
-from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp2N, Lamp3, Lamp4, Lamp5, Lamp6, Lamp7, export_lamp
+from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp2N, Lamp3, Lamp4, Lamp5, Lamp6, Lamp7
+from harness.tasks.lamp_export import export_lamp
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data"))
 CLASSES: tuple[type[Lamp], ...] = (Lamp1, Lamp2M, Lamp2N, Lamp3, Lamp4, Lamp5, Lamp6, Lamp7)

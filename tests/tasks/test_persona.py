@@ -25,10 +25,10 @@ from harness.fit.kit import Kit
 from harness.method import Fitted
 from harness.methods.clamp import PEAKS, Clamp, blocks_of
 from harness.methods.persona_vector import PersonaVector
-from harness.options import build_method
 from harness.plan import ALL, GENERATED, LAST_PROMPT, Edit, Plan, Site, Stream
+from harness.plugins.options import build_method
+from harness.plugins.registry import method_class, task_class
 from harness.records.store import MethodConfig, find_runs
-from harness.registry import method_class, task_class
 from harness.run.contract import check_method, random_lm
 from harness.task import Question, Rating, Sample, Selection
 from harness.tasks.persona import SHIPPED, Persona, PersonaTemplate

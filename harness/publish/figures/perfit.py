@@ -206,7 +206,7 @@ def _origin(ax: Axes) -> None:
 
 def _itself(record: RunRecord) -> bool:
     """Whether it is the method as it is meant: training settings may differ, rank and layers of a sweep may not."""
-    from harness.registry import method_class
+    from harness.plugins.registry import method_class
 
     config = record.config
     default = method_class(config.method.name)().options()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
+from harness.plugins.registry import task_class
 from harness.publish import leaderboard
 from harness.publish.leaderboard import Ranking, Row
 from harness.publish.report.items import Group, key
@@ -15,7 +16,6 @@ from harness.publish.tables import grids
 from harness.publish.tables.formats import notes_of
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.select import Places, said
-from harness.registry import task_class
 from harness.task import Sample
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import Any
 
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, HarnessError
-from harness.options import rebuild_task
+from harness.plugins.options import rebuild_task
+from harness.plugins.registry import task_class
 from harness.records.schema import RunRecord, hash_of
-from harness.registry import task_class
 from harness.retrieve import retrieve
 from harness.run.control import Control, controlled
 from harness.run.leaks import without_leaks
-from harness.run.lm_eval_contexts import MINI
+from harness.run.lm_eval.contexts import MINI
 from harness.task import Sample, Selection, Task
 
 EXCERPT = 3

@@ -13,12 +13,12 @@ from statistics import fmean
 
 from harness.data import Labelled
 from harness.errors import DataMissing
-from harness.options import build_task
+from harness.plugins.options import build_task
+from harness.plugins.registry import task_class
 from harness.publish.tables.grid import MISSING, Entry, Grid, Line
 from harness.publish.tables.missing import DOWNLOADED, chosen_users, data_get, has_files
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources, View
-from harness.registry import task_class
 from harness.task import Selection
 from harness.tasks.lamp import MINI, Classification, Lamp, Rating
 

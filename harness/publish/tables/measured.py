@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any, Literal
 
 from harness.methods import METHODS
+from harness.plugins.registry import method_class
 from harness.publish.tables.published import Table
 from harness.records.schema import MethodConfig, MetricValue, RunRecord
-from harness.registry import method_class
 
 OTHER_METHODS = ("control", "ablation")
 """Options that make another thing of a method: unless `none`, a run with them is never the method's own number."""

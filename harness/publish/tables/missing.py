@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from harness.plugins.registry import task_class
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources
 from harness.records.select import places_of, select
-from harness.registry import task_class
 
 Options = tuple[tuple[str, str], ...]
 

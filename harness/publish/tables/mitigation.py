@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.plugins.registry import method_class
 from harness.publish.tables.differences import difference
 from harness.publish.tables.grid import MISSING, Entry, Grid, Line
 from harness.publish.tables.measured import Run, changed_options, has_options, why_not_comparable
@@ -18,7 +19,6 @@ from harness.publish.tables.published import Column, Table
 from harness.publish.tables.runs import gaps as gaps
 from harness.publish.tables.sources import Sources, View
 from harness.records.schema import MetricValue, RunRecord
-from harness.registry import method_class
 from harness.tasks.persona import COHERENT
 
 BASELINE, CLAMP = "plain", "clamp"

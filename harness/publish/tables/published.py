@@ -128,7 +128,9 @@ class Table:
 @cache
 def published() -> Mapping[str, Table]:
     """Every table of every paper by id (`dps-1`), in the order of the files and of the print."""
-    papers = sorted((f for f in files(__package__).iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    papers = sorted(
+        (f for f in (files(__package__) / "papers").iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name
+    )
     # BaseLoader: every scalar stays the text that was written, so no digit of a printed number is lost
     loaded = [yaml.load(paper.read_text("utf-8"), yaml.BaseLoader) for paper in papers]
     tables = [_table(paper, table) for paper in loaded for table in paper.get("tables", ())]

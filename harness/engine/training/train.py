@@ -7,9 +7,8 @@ order drawn for them alone: the result is that of training each user alone, in a
 The model is frozen, so nothing below the lowest trained block changes: the residual that enters it is computed once for
 each lesson and kept over the epochs (the trunk), and the backward pass stops there.
 
-R is a plain parameter in fp32 (see `harness.engine.parameter_stacks`), brought back to orthonormal rows after each step by a QR
-decomposition. The usual parametrisation (torch's `orthogonal`, as in pyreft) turns R into zeros at the first step with
-weight decay.
+R is a plain parameter in fp32 (see `parameter_stacks`), brought back to orthonormal rows after each step by a QR decomposition. The
+usual parametrisation (torch's `orthogonal`, as in pyreft) turns R into zeros at the first step with weight decay.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.model import LanguageModel
-from harness.engine.parameter_stacks import digest, retract, seed_of, size, stack
 from harness.engine.row_edits import RowEdits
 from harness.engine.sites import computing
+from harness.engine.training.parameter_stacks import digest, retract, seed_of, size, stack
 from harness.errors import ContextTooLong, UserFailed
 from harness.method import Fitted
 from harness.plan import Layout, Site

@@ -44,7 +44,7 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     """
     import peft
 
-    from harness.engine.parameter_stacks import digest, lora_shapes
+    from harness.engine.training.parameter_stacks import digest, lora_shapes
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise DataMissing(f"{folder} has no adapter_config.json; give the folder of a PEFT adapter")

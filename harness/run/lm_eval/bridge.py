@@ -24,7 +24,7 @@ from lm_eval.api.model import LM
 from harness.data import Example
 from harness.errors import UsageError
 from harness.plan import Sampling
-from harness.run.lm_eval_contexts import ContextTemplate, UserPool, query, written
+from harness.run.lm_eval.contexts import ContextTemplate, UserPool, query, written
 from harness.run.system import System
 from harness.task import Generation
 

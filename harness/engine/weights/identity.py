@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.files.user_cache import user_cache
-from harness.registry import ModelRow
+from harness.plugins.registry import ModelRow
 
 READ = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
 """What transformers may read beside the weights: config, generation settings, tokenizer, chat templates."""

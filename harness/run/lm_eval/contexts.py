@@ -15,8 +15,8 @@ from functools import cache
 
 from harness.data import Joint, Message, Record, User
 from harness.errors import DataMissing, UsageError
-from harness.options import build_task
-from harness.registry import task_class, task_name
+from harness.plugins.options import build_task
+from harness.plugins.registry import task_class, task_name
 from harness.task import Selection, Task
 
 _MARK = "\x02conversation\x03"

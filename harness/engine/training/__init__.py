@@ -1,0 +1,1 @@
+"""Training of many users in one batch."""

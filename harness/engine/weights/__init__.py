@@ -1,0 +1,1 @@
+"""Weights on disk: which model they are, GGUF files, and adapters of PEFT."""

@@ -1,0 +1,106 @@
+"""What a System asks and what comes of it: requests, choices, and what a method changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from harness.data import Example
+from harness.engine.encoder import FittedPrompt
+from harness.engine.rows import Request
+from harness.errors import UsageError
+from harness.plan import Generated, Scored
+
+RULED_OUT = (
+    "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
+)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a method changes against the unedited model, teacher-forced on its own responses."""
+
+    samples: int
+    kl_nats: float
+    """Mean over response tokens of KL(method || base)."""
+    changed_tokens: float
+    """Share of response positions whose most likely token differs."""
+    identical: float
+    """Share of responses the base gives word for word."""
+
+    def nothing(self, dtype: torch.dtype) -> bool:
+        """Whether all of it is rounding."""
+        noise = {torch.float64: 1e-14, torch.float32: 1e-9}.get(dtype, 1e-5)
+        return self.kl_nats <= noise and self.changed_tokens == 0 and self.identical == 1
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The choices of an example, scored."""
+
+    scores: tuple[Scored, ...]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Of each choice, in nats: the sum over its tokens."""
+        return [sum(score.logprobs) for score in self.scores]
+
+    def best(self, example: Example) -> int:
+        """The most likely choice of the example, the first of equals."""
+        found = self.logprobs
+        if example.per_character:
+            lengths = [len(choice) - choice.startswith(" ") for choice in example.choices]
+            found = [logprob / max(1, length) for logprob, length in zip(found, lengths, strict=True)]
+        return max(range(len(found)), key=found.__getitem__)
+
+
+Answer: TypeAlias = Generated | Chosen
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An example encoded: one request a choice and the choices' ids, or one request alone to generate from."""
+
+    requests: tuple[Request, ...]
+    choices: tuple[tuple[int, ...], ...] = ()
+    given: Answer | None = None
+    """Of a plan that holds its answer: then there are no requests."""
+
+    @property
+    def request(self) -> Request:
+        """What is generated from, or the first choice's. Raises UsageError where the answer is given."""
+        if not self.requests:
+            raise UsageError("this method answers without the model, so there is no prompt and no activation to read")
+        return self.requests[0]
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of the longest stream."""
+        return max((request.tokens for request in self.requests), default=0)
+
+    @property
+    def cut_tokens(self) -> int:
+        """Cut from the left of the contexts, over the streams of the request that lost most."""
+        return max((sum(prompt.cut for prompt in different(request)) for request in self.requests), default=0)
+
+
+class Difference(NamedTuple):
+    """One response under a method and under its base."""
+
+    kl_nats: float
+    """Sum over its tokens."""
+    changed: int
+    tokens: int
+    identical: bool
+
+
+def different(request: Request) -> Iterable[FittedPrompt]:
+    """Its prompts, once each where several streams have the same."""
+    return {id(prompt): prompt for prompt in request.prompts}.values()
+
+
+def response_of(example: Example, answer: Answer) -> str:
+    return example.choices[answer.best(example)] if isinstance(answer, Chosen) else answer.text
