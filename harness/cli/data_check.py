@@ -8,9 +8,9 @@ from statistics import median
 
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
-from harness.options import build_task
-from harness.registry import task_class, task_name
-from harness.returned import items_of
+from harness.plugins.options import build_task
+from harness.plugins.registry import task_class, task_name
+from harness.plugins.returned import items_of
 from harness.run.leaks import leaks, said
 from harness.task import Selection, Task
 

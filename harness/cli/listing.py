@@ -34,8 +34,8 @@ def listing(what: str, name: str | None, width: int) -> str:
 def method_in_full(name: str, width: int) -> str:
     """What a method does, its presets, and each option with its default, what it may be, and what it is for."""
     from harness.method import Context
-    from harness.options import kind
-    from harness.registry import method_row
+    from harness.plugins.options import kind
+    from harness.plugins.registry import method_row
 
     row = method_row(name)
     made = row.cls()
@@ -79,20 +79,20 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 def _methods() -> Rows:
     from harness.methods import METHODS
-    from harness.registry import method_class
+    from harness.plugins.registry import method_class
 
     return [[name, _first_line(method_class(name).__doc__)] for name in METHODS]
 
 
 def _tasks() -> Rows:
-    from harness.registry import task_class
+    from harness.plugins.registry import task_class
     from harness.tasks import TASKS
 
     return [[name, _first_line(task_class(name).__doc__)] for name in TASKS]
 
 
 def _models() -> Rows:
-    from harness.registry import MODELS
+    from harness.plugins.registry import MODELS
 
     return [[name, source or "embedded, works offline"] for name, source in MODELS.items()]
 

@@ -10,10 +10,10 @@ from tabulate import tabulate
 
 from harness.errors import HarnessError, UsageError
 from harness.judge.pairwise_record import PairRecord
-from harness.options import rebuild_task
+from harness.plugins.options import rebuild_task
+from harness.plugins.registry import task_class
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
-from harness.registry import task_class
 from harness.run.leaks import said
 from harness.statistics.answer import shortened
 from harness.task import Selection, Task

@@ -13,9 +13,9 @@ import pytest
 
 from harness.cli.listing import LISTS
 from harness.methods import METHODS
+from harness.plugins.registry import method_class
 from harness.publish.show import metrics_table
 from harness.records.store import MetricValue, find_runs
-from harness.registry import method_class
 from harness.tasks import TASKS
 
 

@@ -11,8 +11,8 @@ import pytest
 import sacrebleu
 
 from harness.errors import DataMissing, UsageError
+from harness.plugins.registry import task_class
 from harness.records.store import find_runs
-from harness.registry import task_class
 from harness.task import Sample, Selection
 from harness.tasks.users import Users
 

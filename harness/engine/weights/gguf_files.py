@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from jinja2 import TemplateError
 
-from harness.engine.identity import file_sha256
 from harness.engine.sites import check_config
+from harness.engine.weights.identity import file_sha256
 from harness.errors import DataMissing, HarnessError
 from harness.files.user_cache import user_cache
 
