@@ -14,6 +14,7 @@ from harness.cli.commands import OldResults, RecordsArgument, completing, width,
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs
 from harness.cli.judge import judge_app, recompute, score
+from harness.cli.push import push
 from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
@@ -46,6 +47,7 @@ app.command()(recompute)
 app.command()(compare)
 app.command()(figure)
 app.command()(table)
+app.command()(push)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from harness.cli.commands import with_options
 from harness.cli.declarations import (
     OUTPUT,
     WHAT,
+    AnyPath,
     Command,
     Judged,
     Options,
@@ -144,6 +145,11 @@ def run(
     for line in dict.fromkeys(cell.task.describe_data() for cell in cells):
         console.say(line)
     codes = _each(cells, read, console, grid=several)
+    from harness.statistics.paired_tests import FEWEST
+
+    fewest = min((_units(cell) for cell, code in zip(cells, codes, strict=True) if not code), default=FEWEST)
+    if fewest < FEWEST:
+        console.say(f"warning: {fewest} users: no test finds a difference at 5 % with fewer than {FEWEST}; give more")
     ready = [cell for cell, code in zip(cells, codes, strict=True) if not code]
     if ready:
         rater = None if dry_run else open_judge_for(given, ready, console)
@@ -183,6 +189,12 @@ def fit(**given: Unpack[Command]) -> None:
         check_fit(cell)
     lm = load(given["model"], given, console)
     raise typer.Exit(max(_each(cells, learn, console, grid=len(cells) > 1)))
+
+
+def _units(cell: Cell) -> int:
+    """How many users, or independent items, are evaluated."""
+    by_user = cell.task.independent == "user"
+    return len({item.example.user.id if by_user else item.example.id for item in cell.items})
 
 
 def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *, grid: bool) -> list[int]:
@@ -292,11 +304,21 @@ def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Optio
         pairs(asked["set"]),
         [*pairs(asked["task_set"]), *shots],
         names(asked["preset"]),
-        path_text(asked["data"]),
+        _folder("--data", asked["data"]),
         asked["fit_task"],
-        path_text(asked["fit_data"]),
+        _folder("--fit_data", asked["fit_data"]),
         pairs(asked["fit_set"]),
     )
+
+
+def _folder(option: str, given: AnyPath | None) -> str | None:
+    """The folder as text. Raises UsageError for a URL or a file."""
+    text = path_text(given)
+    if text is not None and "://" in text:
+        raise UsageError(f"{option} {text} is a URL; 'harness data get TASK' downloads, then give the folder")
+    if text is not None and Path(text).expanduser().is_file():
+        raise UsageError(f"{option} {text} is a file; give the folder that holds it: {Path(text).parent}")
+    return text
 
 
 def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Judge | None:

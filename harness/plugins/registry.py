@@ -63,6 +63,15 @@ class ModelRow:
 
 def model_row(name: str, path: str | None = None) -> ModelRow:
     """`name` is an alias, a hub id, a folder or a GGUF file; `path` gives a name local weights and keeps its table row."""
+    if "://" in name or "://" in (path or ""):
+        raise UsageError(f"{path or name} is a URL; give an alias, a hub id like 'org/name', or a folder that is here")
+    if name.startswith("openai/") and path is None:
+        raise UsageError(
+            f"--model {name} is a model behind a server, and none is named; give one that runs here: an alias, another hub "
+            "id, or --model_path with a folder. A server's model can judge: --judge openai/<model>"
+        )
+    if path is None and Path(name).is_file() and not name.endswith(GGUF):
+        raise UsageError(f"model {name} is a file; give the folder that holds config.json, or a .gguf file")
     if path is not None:
         if not (Path(path).is_dir() or _is_gguf(path)):
             raise DataMissing(

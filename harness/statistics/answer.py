@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.statistics.compare import Comparison, Side
+from harness.statistics.paired_tests import FEWEST
 
 
 def brief(comparison: Comparison, width: int = 80) -> str:
@@ -45,9 +46,14 @@ def brief(comparison: Comparison, width: int = 80) -> str:
     count = len(comparison.between)
     base = labels["A"]
     notes = [
-        f"difference: run minus {base}, on the samples both answered; interval by a bootstrap over {comparison.unit}s",
+        f"difference: run minus {base}, on the samples both answered; 95 % interval over {comparison.unit}s",
         f"p Holm: permutation test that exchanges the runs for whole {comparison.unit}s, corrected for "
         + (f"the {count} pairs of runs" if count > 1 else "one test"),
+        *(
+            [f"with {units} {comparison.unit}s no test finds a difference at 5 %; it takes {FEWEST}"]
+            if units < FEWEST
+            else []
+        ),
         "rank: 1, and 1 more for each run that is better at 5 %; what nothing separates shares a rank",
         f"operations: floating-point operations an answer, relative to {base}",
         *(note for note in comparison.notes if note.startswith(tuple(f"{side.letter}:" for side in comparison.sides))),

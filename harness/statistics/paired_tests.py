@@ -16,6 +16,8 @@ from harness.statistics.intervals import Bounds, gain_interval, paired_differenc
 
 PERMUTATIONS = 9999
 POWER, LEVEL = 0.8, 0.05
+FEWEST = 6
+"""Users below which no sign pattern is rarer than LEVEL: 2 of 2^5 are 6 %, 2 of 2^6 are 3 %."""
 
 
 class Effect(NamedTuple):
