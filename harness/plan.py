@@ -275,6 +275,14 @@ class Sites(Protocol):
 # How plans are decoded, and what comes back
 
 
+TEMPERATURES = "0, which is greedy, or 0.001 to 1000"
+
+
+def sane_temperature(value: float) -> bool:
+    """Whether log-probabilities divided by it make a distribution."""
+    return value == 0 or 1e-3 <= value <= 1e3
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Greedy at temperature 0; else top-k and top-p of the tempered distribution, noise keyed by (seed, sample, step)."""
@@ -286,10 +294,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not sane_temperature(self.temperature) or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UsageError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
-                "temperature and top_k must be >= 0 and top_p in (0, 1]"
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: allowed are a temperature of "
+                f"{TEMPERATURES}, a top_k of 0 or more, and a top_p above 0, up to 1"
             )
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from harness.options import Finite
+
 from harness.data import Example
 from harness.errors import UsageError
 from harness.method import Fitted, Method
@@ -22,7 +24,7 @@ from harness.plan import Plan, Stream
 class CAD(Method):
     """Contrast with and without the user's history."""
 
-    alpha: float = 0.5
+    alpha: Finite = 0.5
     """Weight of the contrast, >= 0; 0 is `rag`."""
 
     def __post_init__(self) -> None:

@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+from harness.options import Draw, Finite
+
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Head, Operator, file_identity, mask, read_heads
@@ -50,7 +52,7 @@ class DeCoRe(Method):
 
     decode_only: ClassVar[frozenset[str]] = frozenset({"alpha", "cap", "heads", "decode_operator", "control", "draw"})
 
-    alpha: float | Literal["entropy", "entropy_gain"] = "entropy"
+    alpha: Finite | Literal["entropy", "entropy_gain"] = "entropy"
     """Weight of the contrast: >= 0, or per position the entropy in nats, or what masking adds to the entropy."""
     cap: float | None = None
     """Largest weight, where it is an entropy."""
@@ -61,7 +63,7 @@ class DeCoRe(Method):
     decode_operator: Operator = "zero"
     control: Literal["none", "random_heads"] = "none"
     """Instead of the retrieval heads as many others, drawn at random once a run."""
-    draw: int = 0
+    draw: Draw = 0
     """Which draw of the control."""
     needle_tokens: int | None = None
     """Tokens of the longest needle test; by default 3,579, as published, or a quarter of a smaller context."""

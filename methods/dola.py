@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+from harness.options import Finite
+
 from harness.data import Example
 from harness.errors import UsageError
 from harness.method import Fitted, Method
@@ -69,7 +71,7 @@ class DoLa(Method):
     final_norm: bool = True
     """Whether early states pass the final norm before the LM head."""
     divergence: Literal["jensen-shannon", "reversed"] = "jensen-shannon"
-    strength: float = 1.0
+    strength: Finite = 1.0
     """Weight of the early layer's log-probability, >= 0; the paper has 1."""
 
     def __post_init__(self) -> None:

@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
+from harness.options import Draw, Finite
+
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Detection, Head, Operator, file_identity, mask, read_heads
@@ -72,7 +74,7 @@ class DPS(Method):
     )
     grouping: ClassVar[frozenset[str]] = frozenset({"clusters", "embedding"})
 
-    gamma: float | Literal["entropy"] = 0.5
+    gamma: Finite | Literal["entropy"] = 0.5
     """Personalization strength (eq. 8), >= 0, or `entropy`: the entropy of the unmasked distribution in nats."""
     heads: int | None = None
     """K, the number of preference heads; by default 4 % of all heads, at least one."""
@@ -93,10 +95,10 @@ class DPS(Method):
     """What profiles are compared by (see `harness.fit.profiles`)."""
     routing: Literal["soft", "hard"] = "soft"
     """A user's clusters: all, by softmax(-distance / temperature), or the nearest one."""
-    temperature: float = 0.1
+    temperature: Finite = 0.1
     control: Control = "none"
     """Instead of the preference heads as many random ones: others, one draw a run, or any, a new draw an example."""
-    draw: int = 0
+    draw: Draw = 0
     """Which draw of the control."""
 
     def __post_init__(self) -> None:

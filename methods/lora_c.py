@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from harness.options import Count, Finite
+
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UserFailed
 from harness.fit.trains import Trains, adapter_identity, lora
@@ -30,8 +32,8 @@ class LoRAC(Trains):
     epochs: int = 3
     targets: str = "q_proj,k_proj,v_proj"
     """Linear modules of every block, by the ends of their names."""
-    rank: int = 8
-    alpha: float = 8.0
+    rank: Count = 8
+    alpha: Finite = 8.0
     """The adapter's output is scaled by alpha / rank."""
     adapter: str | None = None
     """A PEFT folder to use, instead of training one."""

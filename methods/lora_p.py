@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from harness.options import Count, Finite
+
 from harness.data import Example, User
 from harness.fit.trains import TrainsUsers, adapter_identity, lora
 from harness.method import Fitted, Kit
@@ -27,8 +29,8 @@ class LoRAP(TrainsUsers):
 
     targets: str = "q_proj,v_proj"
     """Linear modules of every block, by the ends of their names."""
-    rank: int = 8
-    alpha: float = 8.0
+    rank: Count = 8
+    alpha: Finite = 8.0
     """The adapter's output is scaled by alpha / rank."""
     adapters: str | None = None
     """A folder of PEFT folders named by user id, to use instead of training."""

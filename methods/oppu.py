@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from harness.options import Count, Finite
+
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.trains import TrainsUsers, adapter_identity, lora
@@ -34,8 +36,8 @@ class OPPU(TrainsUsers):
     targets: str = "q_proj,k_proj,v_proj"
     """Linear modules of the collective adapter, by the ends of their names."""
     personal_targets: str = "q_proj,v_proj"
-    rank: int = 8
-    alpha: float = 8.0
+    rank: Count = 8
+    alpha: Finite = 8.0
     """An adapter's output is scaled by alpha / rank."""
     adapter: str | None = None
     """A PEFT folder to use as the collective adapter."""

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
+from harness.options import Count
+
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.trains import TrainsUsers
@@ -39,9 +41,9 @@ class PerFit(TrainsUsers):
         "stage2_p": {"ablation": "stage2_p"},
     }
 
-    rank: int = 32
+    rank: Count = 32
     """Of the collective shifts."""
-    personal_rank: int = 4
+    personal_rank: Count = 4
     layers: tuple[int, ...] | None = None
     """Blocks whose output is shifted; by default the block or two in the middle."""
     positions: str = "all"

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from harness.options import Count
+
 from harness.data import Example, User
 from harness.errors import UserFailed
 from harness.fit.trains import TrainsUsers
@@ -29,7 +31,7 @@ class ReFT(TrainsUsers):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"pyreft": {"start": "random", "share_weights": False}}
 
-    rank: int = 4
+    rank: Count = 4
     layers: tuple[int, ...] | None = None
     """Blocks whose output is shifted; by default the block or two in the middle."""
     positions: str = "all"

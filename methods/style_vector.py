@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from harness.options import Finite
+
 from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
@@ -45,7 +47,7 @@ class StyleVector(Method):
     context: Context = Context(k=0)
     layer: int | None = None
     """0-based block whose output is read and steered; by default the one in the middle."""
-    strength: float = 1.0
+    strength: Finite = 1.0
     direction: Direction = "mean"
     negatives: str = "self"
     """Who writes the generic answers: `self` (the evaluated model), a model's alias, hub id or folder, or `openai/<model>`."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files.json_files import parse, read_bytes
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
@@ -142,7 +143,11 @@ class Lamp(Task):
         every = list(enumerate(self._split(split).questions))
         if not self.complete:
             return every
-        about = json.loads(self._provenance(split))
+        about = _parse(
+            self.questions_file(self._source(split)).with_name("profile_provenance.json"), self._provenance(split)
+        )
+        if not isinstance(about, dict) or not all(isinstance(said, dict) for said in about.values()):
+            raise DataMissing(f'{self.name}: profile_provenance.json should be as in {{"610": {{"complete": true}}}}')
         return [(index, one) for index, one in every if about.get(str(one["id"]), {}).get("complete")]
 
     def _source(self, split: str) -> str:
@@ -407,14 +412,16 @@ def _find(task: Lamp, file: str, split: str) -> Path:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_bytes(file)
     except OSError as error:
         raise DataMissing(f"{file} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataMissing(f"{file} cannot be read: {error}") from None
 
 
 def _parse(file: Path, content: bytes) -> Any:
     try:
-        return json.loads(content)
+        return parse(content)
     except ValueError as error:
         raise DataMissing(f"{file} is not valid JSON ({error}); it may be truncated, fetch it again") from None
 

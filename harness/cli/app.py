@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -52,6 +53,9 @@ app.command()(push)
 
 def main() -> None:
     """Entry point. What a user can mend is one line on stderr and an exit code; so is ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     command = typer.main.get_command(app)
     if "_HARNESS_COMPLETE" in os.environ:
         command.main(prog_name="harness")
@@ -66,6 +70,8 @@ def main() -> None:
         _stop(f"{error.format_message().rstrip('.')}; see '{path} --help'", error.exit_code)
     except HarnessError as error:
         _stop(str(error), error.exit_code)
+    except SystemExit as stop:  # of a method, task or library; whatever code it gives, nothing was finished
+        _stop(f"something that was run ended the program with sys.exit({stop.code}); that is no result", 1)
     except KeyboardInterrupt:
         _stop("interrupted; the state is saved, the same command goes on from here", 130)
     except OSError as error:

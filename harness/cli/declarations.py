@@ -124,10 +124,10 @@ class Options(Judged, total=False):
     limit: Annotated[int | None, Option("At most this many items.", DATA, minimum=1)]
     users: Annotated[int | None, Option("Items of at most this many users.", DATA, minimum=1)]
     exclude_leaks: Annotated[bool, Option("Leave out items whose user's history holds the answer.", DATA)]
-    seed: Annotated[int, Option("Decides every draw: fits, sampling, splits.", SAMPLING)]
+    seed: Annotated[int, Option("Decides every draw: fits, sampling, splits.", SAMPLING, minimum=0)]
     max_new_tokens: Annotated[int | None, Option("Tokens of an answer [default: the task's].", SAMPLING, minimum=1)]
     temperature: Annotated[float, Option("0 is greedy.", SAMPLING, minimum=0)]
-    top_p: Annotated[float, Option("Nucleus sampling; 1 is no cut.", SAMPLING, minimum=0, maximum=1)]
+    top_p: Annotated[float, Option("Nucleus sampling, above 0; 1 is no cut.", SAMPLING)]
     top_k: Annotated[int, Option("0 is no cut.", SAMPLING, minimum=0)]
     fit_split: Annotated[
         str | None, Option("Split to fit on [default: train], or a share: dev:0.2.", FITTING, metavar="SPLIT")

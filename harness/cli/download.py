@@ -7,6 +7,7 @@ data: CC BY-NC-SA 4.0.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -17,9 +18,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
+from harness.files.json_files import parse
 
 BASE_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
 PARTS = ("train", "dev", "test")
@@ -73,7 +76,9 @@ def get(
     names += [f"{part}/{part}_outputs.json" for part in parts if part != "test"]
     target = Path(dest) / folder
     manifest = target / "manifest.json"
-    known = json.loads(manifest.read_text(encoding="utf-8"))["files"] if manifest.is_file() else {}
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # without it every file is fetched again
+        known = dict(parse(manifest.read_bytes())["files"])
     files = dict(known)
     with _Bars(progress) as bars:
         for name in sorted(names):

@@ -209,6 +209,12 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
             codes.append(error.exit_code)
         except BrokenPipeError:
             raise
+        except SystemExit as stop:  # of a method or task; whatever code it gives, nothing was finished
+            name = f"{cell.method_name} on {cell.task_name}: " if grid else ""
+            console.say(
+                f"harness: {name}the method or task ended the program with sys.exit({stop.code}); that is no result"
+            )
+            codes.append(1)
         except Exception:  # a mistake in someone's method; the record says `failed`
             console.close()
             traceback.print_exc()

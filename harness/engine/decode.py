@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from harness.engine.cache import Prefilled, fan_out, gather
 from harness.engine.encoder import FittedPrompt
 from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
-from harness.errors import ContextTooLong
+from harness.errors import ContextTooLong, HarnessError
 from harness.plan import GREEDY, Exit, Generated, Mix, Plan, Sampling, Scored, Site, Stream, StreamOutput
 from harness.plugins.returned import mixed
 
@@ -34,6 +35,14 @@ class Chooser(Protocol):
     def __call__(self, logp: Tensor, samples: Sequence[int], step: int) -> list[int]:
         """The next token of each of `samples` from their log-probabilities [len(samples), V]."""
         ...
+
+
+def _numbers(logprobs: Sequence[float]) -> None:
+    if any(math.isnan(value) for value in logprobs):
+        raise HarnessError(
+            "the log-probabilities are NaN: the model's numbers overflow, or the method's options do; try --dtype float32 or "
+            "smaller strengths"
+        )
 
 
 class Decoder:
@@ -100,6 +109,7 @@ class Decoder:
                 (logp,) = (part for _, part in self._mixed(current, [requests[i].plan.mix for i in live], hidden))
                 tokens = chooser(logp[:, 0], live, step)
                 chosen = logp[:, 0].gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
+                _numbers(chosen)
                 for i, token, value in zip(live, tokens, chosen, strict=True):
                     answers[i].add(token, value)
                 going = [n for n, i in enumerate(live) if not answers[i].done]
@@ -138,6 +148,7 @@ class Decoder:
         for span, logp in self.teacher_forced([requests[i] for i in first], [continuations[i] for i in first]):
             place = torch.arange(logp.shape[1], device=logp.device)
             wanted = logp[row, place, target[:, span]].tolist()
+            _numbers([value for row_values in wanted for value in row_values])
             best = (logp.argmax(-1)[row_of] == target[:, span]).tolist()
             for i, continuation in enumerate(continuations):
                 for k, t in enumerate(range(span.start, min(span.stop, len(continuation)))):

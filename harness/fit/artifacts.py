@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.files import replace_file, replacing_folder
+from harness.files.json_files import parse
 from harness.files.user_cache import user_cache
 from harness.method import Fitted
 
@@ -83,10 +84,10 @@ class ArtifactStore:
         from safetensors.torch import load
 
         try:
-            kept = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            kept = parse((folder / "meta.json").read_bytes())
             meta, cost, notes = kept["meta"], kept.get("cost", {}), tuple(kept.get("notes", ()))
             tensors = load((folder / "tensors.safetensors").read_bytes())
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise HarnessError(
                 f"fitted state {folder} cannot be read ({error}); delete the folder to fit again"
             ) from error
@@ -128,7 +129,12 @@ class ArtifactStore:
 
     def made_from(self, key: str) -> Mapping[str, Any]:
         """What the state under `key` was made from."""
-        return json.loads((self.root / key / "meta.json").read_text(encoding="utf-8"))["made_from"]
+        path = self.root / key / "meta.json"
+        try:
+            made_from = parse(path.read_bytes())["made_from"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f"{path} cannot be read ({error}); delete the folder to fit again") from error
+        return dict(made_from)
 
     def size(self, key: str) -> int:
         """Bytes stored under `key`."""

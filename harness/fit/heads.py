@@ -12,8 +12,8 @@ does not cover exactly the model's heads is refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,12 @@ from typing import Any, Literal
 
 from harness.edits import ScaleHeads, ScaleOutputSlices, ScaleQueries
 from harness.errors import DataMissing, UsageError
+from harness.files.json_files import parse, read_bytes
 from harness.plan import Edit, Where
 
 Head = tuple[int, int]
 """(layer, query head)."""
+_KEY = re.compile(r"(\d{1,6})-(\d{1,6})", re.ASCII)
 Operator = Literal["zero", "uniform"]
 Detection = Literal["zero", "uniform", "output_slice"]
 """`output_slice` masks no head: it zeroes as many coordinates of the attention's output, as the released DPS detection does."""
@@ -53,16 +55,16 @@ def read_heads(path: str, layers: int, heads: int) -> HeadFile:
     samples: dict[Head, tuple[float, ...]] = {}
     try:
         if shape == "ranked_heads":
-            samples = {(int(r["layer"]), int(r["head"])): (float(r["avg_pcs"]),) for r in content[shape]}
-            order = [(int(r["layer"]), int(r["head"])) for r in content[shape]]
+            order = [(_index(r["layer"]), _index(r["head"])) for r in content[shape]]
+            samples = {head: (_score(r["avg_pcs"]),) for head, r in zip(order, content[shape], strict=True)}
         elif shape == "preference_heads":
-            order = [(int(layer), int(head)) for layer, head in content[shape]]
+            order = [(_index(layer), _index(head)) for layer, head in content[shape]]
         else:
             for key, values in content.items():
-                layer, _, head = key.partition("-")
-                samples[int(layer), int(head)] = tuple(float(value) for value in values)
+                layer, head = _KEY.fullmatch(key).groups()  # type: ignore[union-attr]
+                samples[int(layer), int(head)] = tuple(map(_score, values))
             order = sorted(samples, key=lambda h: (-math.fsum(samples[h]) / len(samples[h]), h))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UsageError(
             f"heads file {path} cannot be read ({type(error).__name__}: {error}); it must hold scores by 'layer-head', "
             "'ranked_heads' or 'preference_heads' (see harness/fit/heads.py)"
@@ -70,6 +72,18 @@ def read_heads(path: str, layers: int, heads: int) -> HeadFile:
     _check(path, order, layers, heads, whole=shape != "preference_heads")
     means = tuple(math.fsum(samples[h]) / len(samples[h]) for h in order) if samples else ()
     return HeadFile(tuple(order), means, tuple(samples[h] for h in order) if samples and shape is None else ())
+
+
+def _index(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{ascii(value)[:40]} is no number of a layer or head")
+    return value
+
+
+def _score(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{ascii(value)[:40]} is no score")
+    return float(value)
 
 
 def file_identity(path: str) -> str:
@@ -93,7 +107,7 @@ def mask(scales: Mapping[Head, float], operator: Detection, head_dim: int, where
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(_bytes(path))
+        content = parse(_bytes(path))
     except ValueError as error:
         raise UsageError(f"heads file {path} is no JSON ({error}); give a published head file") from error
     if not isinstance(content, dict) or not content:
@@ -103,11 +117,10 @@ def _json(path: str) -> dict[str, Any]:
 
 def _bytes(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise DataMissing(
-            f"heads file {path} cannot be opened ({error.strerror}); give the path of a .json file"
-        ) from error
+        return read_bytes(Path(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataMissing(f"heads file {path} cannot be opened ({reason}); give the path of a .json file") from error
 
 
 def _check(path: str, order: Sequence[Head], layers: int, heads: int, *, whole: bool) -> None:

@@ -11,6 +11,8 @@ from harness.errors import UsageError
 from harness.fit.difference_vectors import Control, Extraction, Numbering, Pair, Pooling, Positions, Scale
 from harness.fit.heads import file_identity
 from harness.method import Fitted, Kit, Method
+from harness.options import Draw, Finite
+from harness.plan import TEMPERATURES, sane_temperature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,20 +35,21 @@ class Contrasts(Extraction, Method):
     """The mean of an answer's activations, of its prompt's, or the last prompt token's."""
     scale: Scale = "raw"
     """The vector as it is, of length 1, or as long as the residual stream at that block is on average."""
-    coefficient: float = 1.0
+    coefficient: Finite = 1.0
     positions: Positions = "response"
     control: Control = "none"
     """Instead of the vector one of the same norm: in a random direction, or extracted with shuffled labels."""
-    draw: int = 0
+    draw: Draw = 0
     """Which draw of the random direction."""
     numbering: Numbering = "blocks"
     """What a layer number means, printed defaults included: `blocks` counts blocks from 0; `hidden_states` counts as
     persona-vector tools do, where 0 is the embeddings, so that layer L is what block L - 1 gives."""
 
     def __post_init__(self) -> None:
-        if self.rollouts < 1 or self.pairs < 1 or self.temperature < 0:
+        if self.rollouts < 1 or self.pairs < 1 or not sane_temperature(self.temperature):
             raise UsageError(
-                f"rollouts {self.rollouts}, pairs {self.pairs}, temperature {self.temperature}: allowed >= 1, >= 1, >= 0"
+                f"rollouts {self.rollouts}, pairs {self.pairs}, temperature {self.temperature}: allowed >= 1, >= 1, "
+                f"{TEMPERATURES}"
             )
         if not 0 <= self.threshold <= 100 or not 0 <= self.coherence_min <= 100:
             raise UsageError(f"threshold {self.threshold}, coherence_min {self.coherence_min}: allowed 0 to 100")

@@ -15,6 +15,8 @@ Formats read: safety-research/persona_vectors@5faebb1, vgel/repeng, llama.cpp's 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import Tensor
 from harness.engine.weights.identity import weights_of
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.files import replace_file, replacing_file
+from harness.files.json_files import instance, parse
 from harness.method import Fitted
 
 if TYPE_CHECKING:
@@ -147,19 +150,53 @@ def read_vectors(path: Path, blocks: Sequence[int] | None = None) -> Vectors:
     """
     if not path.is_file():
         raise DataMissing(f"vector file {path} does not exist")
+    if path.suffix not in (".safetensors", ".gguf", ".pt", ".pth"):
+        raise UsageError(f"vector file {path}: unknown format; allowed: .safetensors, .gguf, .pt")
     try:
         if path.suffix == ".safetensors":
-            return load(path).at(blocks)
-        if path.suffix == ".gguf":
-            return from_gguf(path).at(blocks)
-        if path.suffix in (".pt", ".pth"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return from_persona(path, layers=blocks) if isinstance(content, Tensor) else from_steered(path).at(blocks)
+            found = load(path)
+        elif path.suffix == ".gguf":
+            found = from_gguf(path)
+        elif isinstance(torch.load(path, map_location="cpu", weights_only=True), Tensor):
+            found = from_persona(path, layers=blocks)
+        else:
+            found = from_steered(path)
+        checked(found, path)
     except HarnessError:
         raise
     except Exception as error:  # each library has its own for a damaged file
-        raise DataMissing(f"vector file {path} cannot be read: {type(error).__name__}: {error}") from error
-    raise UsageError(f"vector file {path}: unknown format; allowed: .safetensors, .gguf, .pt")
+        reason = " ".join(str(error).split())[:200]
+        raise DataMissing(f"vector file {path} cannot be read: {type(error).__name__}: {reason}") from error
+    return found.at(blocks)
+
+
+def checked(vectors: Vectors, path: Path) -> None:
+    """Raises UsageError where they are no vectors of one residual stream: none, of several widths, or no finite numbers."""
+    if not vectors.blocks:
+        raise UsageError(f"vector file {path} holds no vector; give one with a vector for at least one block")
+    width = next(iter(vectors.blocks.values())).numel()
+    for part, tensors in (("vector", vectors.blocks), ("neutral mean", vectors.neutral)):
+        for block, tensor in tensors.items():
+            what = f"vector file {path}: the {part} of block {block}"
+            if block < 0:
+                raise UsageError(f"{what} is of no block; blocks are numbered from 0")
+            if tensor.dim() != 1 or not tensor.numel() or tensor.numel() != width:
+                raise UsageError(f"{what} has the shape {list(tensor.shape)}; expected one width for all, above 0")
+            if not tensor.isfinite().all():
+                raise UsageError(f"{what} is not finite; extract it again, in float32 where it overflowed")
+    for block, norm in vectors.residual_norm.items():
+        if not 0 < norm < math.inf:
+            raise UsageError(
+                f"vector file {path}: the residual norm of block {block} is {norm}; it must be above 0 and finite"
+            )
+
+
+def _numbers(value: Any, path: Path) -> Tensor:
+    """A dense tensor of real numbers in fp32."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        kind = f"{value.layout} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"vector file {path} holds {kind}; expected dense tensors of floating-point numbers")
+    return value.detach().float()
 
 
 def write_vectors(
@@ -198,21 +235,30 @@ def load(path: Path) -> Vectors:
 
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: _numbers(file.get_tensor(name), path) for name in file.keys()}  # noqa: SIM118
     if _KEY not in metadata:
         raise DataMissing(f"vector file {path} does not say what its vectors are: no {_KEY!r} in its metadata")
-    about = json.loads(metadata[_KEY])
-    if about.pop("index_base") != 0 or about["op"] != "add" or about["site"] != "block_out":
+    said = parse(metadata[_KEY])
+    if not isinstance(said, dict):
+        raise DataMissing(f"vector file {path}: {_KEY!r} in its metadata is no object")
+    if [said.pop("index_base", None), said.get("op"), said.get("site")] != [0, "add", "block_out"]:
         raise UsageError(
             f"vector file {path}: {metadata[_KEY]} is not a vector to add to the output of a 0-based block"
         )
-    about["n"] = tuple(about["n"]) if about["n"] else None
+    try:
+        about = instance(About, said)
+    except ValueError as error:
+        raise DataMissing(f"vector file {path}: {_KEY!r} in its metadata: {error}") from None
     parts: dict[str, dict[int, Tensor]] = {"block": {}, "neutral": {}, "residual_norm": {}}
     for name, tensor in tensors.items():
         part, _, block = name.partition(".")
+        if part not in parts or not (block.isascii() and block.isdigit()):
+            raise DataMissing(
+                f"vector file {path} holds {name!r}; expected block.0, neutral.0, residual_norm.0 and so on"
+            )
         parts[part][int(block)] = tensor
     norms = {block: float(norm) for block, norm in parts["residual_norm"].items()}
-    return Vectors(parts["block"], About(**about), parts["neutral"], norms)
+    return Vectors(parts["block"], about, parts["neutral"], norms)
 
 
 # Persona-vector tools
@@ -220,7 +266,7 @@ def load(path: Path) -> Vectors:
 
 def from_persona(path: Path, *, layers: Sequence[int] | None = None) -> Vectors:
     """Rows of `layers` (all blocks but the last by default). Raises UsageError where the last is asked for."""
-    rows = torch.load(path, map_location="cpu", weights_only=True).float()
+    rows = _numbers(torch.load(path, map_location="cpu", weights_only=True), path)
     if rows.dim() != 2 or len(rows) < 3:
         raise UsageError(f"vector file {path}: expected a tensor [layers + 1, D], found {list(rows.shape)}")
     count = len(rows) - 1
@@ -256,19 +302,38 @@ def from_gguf(path: Path) -> Vectors:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    arch = reader.fields["general.architecture"].contents()
+    named = reader.fields.get("general.architecture")
+    arch = named.contents() if named else None
     if arch not in ("controlvector", "steeringvector"):
         raise UsageError(f"vector file {path} is a GGUF of {arch!r}, not a control vector")
     hint = reader.fields.get(f"{arch}.model_hint")
     blocks = {
-        int(tensor.name.removeprefix("direction.")): torch.tensor(tensor.data.copy()).float().flatten()
+        int(tensor.name.removeprefix("direction.")): _dequantised(tensor, path)
         for tensor in reader.tensors
-        if tensor.name.startswith("direction.")
+        if re.fullmatch(r"direction\.[0-9]{1,6}", tensor.name)
     }
     if not blocks:
         raise DataMissing(f"vector file {path} holds no direction")
     why = f"{path.name} holds no direction for that block"
     return Vectors(blocks, About(path.stem, model=hint.contents() if hint else "", missing=why))
+
+
+def _dequantised(tensor: Any, path: Path) -> Tensor:
+    """fp32 [D] of a tensor in any of GGUF's types: BF16 and Q8_0 are bytes to the reader."""
+    from gguf import dequantize
+
+    if len(tensor.shape) != 1:
+        raise UsageError(
+            f"vector file {path}: {tensor.name} has the shape {[int(n) for n in tensor.shape]}; expected one width"
+        )
+    try:
+        numbers = dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+        kind = tensor.tensor_type.name
+        raise UsageError(
+            f"vector file {path}: {tensor.name} is of type {kind}, which cannot be read; give F32"
+        ) from None
+    return torch.tensor(numbers).float().flatten()
 
 
 def to_gguf(vectors: Vectors, path: Path) -> tuple[int, ...]:
@@ -294,7 +359,9 @@ def to_gguf(vectors: Vectors, path: Path) -> tuple[int, ...]:
 
 def from_steered(path: Path) -> Vectors:
     """Vectors times their coefficients. Raises UsageError where it does anything but add to block outputs."""
-    content: dict[str, dict[str, Any]] = torch.load(path, map_location="cpu", weights_only=True)
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(s, dict) and isinstance(h, str) for h, s in content.items()):
+        raise UsageError(f"vector file {path}: expected a tensor [layers + 1, D], or lm-eval's steering by hookpoint")
     blocks = {}
     for hookpoint, steer in content.items():
         name, _, number = hookpoint.rpartition(".")
@@ -304,7 +371,11 @@ def from_steered(path: Path) -> Vectors:
                 f"vector file {path}: {hookpoint!r} ({steer.get('action')}) is not an addition to a block's output; only "
                 "those can be imported"
             )
-        blocks[int(number)] = steer["steering_vector"].float().flatten() * float(steer.get("steering_coefficient", 1.0))
+        if "steering_vector" not in steer:
+            raise UsageError(f"vector file {path}: {hookpoint!r} has no steering_vector")
+        blocks[int(number)] = _numbers(steer["steering_vector"], path).flatten() * float(
+            steer.get("steering_coefficient", 1.0)
+        )
     return Vectors(blocks, About(path.stem, missing=f"{path.name} holds no vector for that block"))
 
 

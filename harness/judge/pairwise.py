@@ -10,7 +10,6 @@ judge saw one order.) Intervals are 95 % over users, as everywhere.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from harness.data import Example, Record
 from harness.errors import UsageError
+from harness.files.json_files import parse
 from harness.judge.grading import ledger
 from harness.judge.judges import Heard, Judge, ModelJudge, refuses
 from harness.judge.pairwise_record import (
@@ -267,7 +267,7 @@ def opinion_in(text: str, first: Side) -> Opinion | None:
     """The JSON object of a judge's answer, its A and B told apart; None where anything in it is missing or out of range."""
     found = re.search(r"\{.*\}", text, re.DOTALL)
     try:
-        said: Any = json.loads(found[0]) if found else None
+        said: Any = parse(found[0], surrogates=True) if found else None
         letters: dict[str, Choice] = dict(zip("AB", _orders(first), strict=True)) | {"TIE": "tie"}
         rated = {letters[name]: {d: _rated(scores[d]) for d in DIMENSIONS} for name, scores in said["ratings"].items()}
         winner, alignment = (letters[said[name].upper()] for name in ("winner", "alignment_winner"))

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DataMissing, HarnessError
 from harness.files import replace_file
+from harness.files.json_files import instance, parse, problem_of, read_bytes
 from harness.records.schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
 from harness.records.select import LEVELS, Places, places_of
 from harness.records.store import safe_name
@@ -131,9 +132,13 @@ def read(folder: Path) -> PairRecord:
     if not path.is_file():
         raise DataMissing(f"{folder} holds no pairs.json; 'harness judge export RUN_A RUN_B' names the folder it made")
     try:
-        return PairRecord.model_validate(json.loads(path.read_bytes()))
-    except (ValidationError, ValueError) as error:
-        raise HarnessError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+        return PairRecord.model_validate(parse(read_bytes(path)))
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise HarnessError(f"{path}: {problem_of(error)}") from error
+    except ValueError as error:
+        raise HarnessError(f"{path}: not JSON: {error}") from error
 
 
 def read_pairs(folder: Path) -> list[Pair]:
@@ -142,18 +147,11 @@ def read_pairs(folder: Path) -> list[Pair]:
     if not path.is_file():
         return []
     try:
-        return [_pair(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, KeyError, TypeError) as error:
+        return [instance(Pair, parse(line, surrogates=True)) for line in read_bytes(path).splitlines()]
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
         raise HarnessError(f"{path}: not a list of pairs: {error}") from error
-
-
-def _pair(line: dict[str, Any]) -> Pair:
-    looks = [
-        Look(look["first"], Rating(**look["rating"]), Opinion(**look["opinion"]) if look["opinion"] else None)
-        for look in line["looks"]
-    ]
-    votes = {annotator: Opinion(**vote) for annotator, vote in line["votes"].items()}
-    return Pair(line["id"], line["user"], line["code"], line["first"], looks, votes)
 
 
 def find_pairs(places: Places) -> list[tuple[Path, PairRecord]]:

@@ -7,7 +7,9 @@ import inspect
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from harness.errors import UsageError, did_you_mean
 from harness.method import Context, Method
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
+Count = Annotated[int, Field(ge=1)]
+"""Of what there is at least one: a rank, samples, draws from a model."""
+Draw = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed, or which of several random draws."""
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+"""A strength or a coefficient: beyond these a float32 holds nothing but it."""
+
+
 def build_method(
     cls: type[Method], name: str, preset: str | None, settings: Sequence[str], made: Method | None = None
 ) -> Method:
     """The method (at its defaults, or `made`) with its preset, then its settings. Raises UsageError naming what is allowed."""
-    hints = typing.get_type_hints(cls)
-    own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "context"}
-    allowed = {**typing.get_type_hints(Context), **own}
+    allowed = _allowed(cls)
     options: dict[str, Any] = {}
     if preset is not None:
         if preset not in cls.presets:
@@ -33,7 +41,31 @@ def build_method(
             )
         options.update(cls.presets[preset])
     options.update(parse(settings, allowed, f"method {name!r}"))
-    return (made or cls()).with_options(options)
+    method = (made or cls()).with_options(options)
+    _check(method, allowed, name)
+    return method
+
+
+def _allowed(cls: type[Method]) -> dict[str, Any]:
+    """Option -> its type, with the range that the type says."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "context"}
+    return {**typing.get_type_hints(Context, include_extras=True), **own}
+
+
+def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:
+    """What a preset or a caller in Python set is in its range too."""
+    from pydantic import TypeAdapter, ValidationError
+
+    values = {**vars(method.context), **vars(method)}
+    for option, hint in allowed.items():
+        if _ranges(hint):
+            try:
+                TypeAdapter(hint).validate_python(values[option])
+            except ValidationError:
+                raise UsageError(
+                    f"method {name!r}: {option}={values[option]} is not valid; allowed: {kind(hint)}"
+                ) from None
 
 
 def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | None) -> tuple[Task, dict[str, Any]]:
@@ -98,15 +130,30 @@ def _typed(text: str, adapter: TypeAdapter[Any]) -> Any:
 
 def _choices(hint: Any) -> list[str]:
     """The words an option of this type may be."""
-    inside = typing.get_args(hint)
+    inside = () if _ranges(hint) and typing.get_origin(hint) is Annotated else typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return [str(choice) for choice in inside]
     return [choice for part in inside for choice in _choices(part)]
 
 
+def _ranges(hint: Any) -> str:
+    """The range that a type says, in words; empty where it says none."""
+    if typing.get_origin(hint) is not Annotated:
+        return next(filter(None, map(_ranges, typing.get_args(hint))), "")
+    ends = {name: value for info in hint.__metadata__ for part in info.metadata for name, value in _end(part)}
+    words = {"ge": "{} or more", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
+    return ", ".join(words[name].format(f"{value:g}" if value < 2**53 else "2**63") for name, value in ends.items())
+
+
+def _end(part: Any) -> list[tuple[str, Any]]:
+    return [(name, getattr(part, name)) for name in ("ge", "gt", "le", "lt") if getattr(part, name, None) is not None]
+
+
 def kind(hint: Any) -> str:
     """A type in words: `int`, `'low' or 'high'`, `numbers as in 1,2`."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{kind(inside[0])}, {_ranges(hint)}"
     if origin is tuple:
         return f"{kind(inside[0])} numbers as in 1,2"
     if origin is typing.Literal:

@@ -229,6 +229,10 @@ def from_file(spec: str, base: type[T]) -> type[T]:
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
         module_spec.loader.exec_module(module)
+    except SystemExit as stop:
+        raise UsageError(
+            f"{file} ends the program when it is imported (sys.exit({stop.code})); put that under if __name__ == '__main__'"
+        ) from stop
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = error.lineno if isinstance(error, SyntaxError) else where.lineno

@@ -14,7 +14,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from harness.errors import HarnessError
 from harness.files import Lock, append, replace_file, writing
+from harness.files.json_files import instance, parse, problem_of, read_bytes
 from harness.files.shown import without_credentials
 from harness.records.schema import (
     Batching,
@@ -42,7 +43,7 @@ from harness.records.schema import (
     json_value,
 )
 from harness.records.select import Places, record_folders
-from harness.task import Rating, Sample
+from harness.task import Sample
 
 __all__ = [
     "Batching",
@@ -97,13 +98,11 @@ def read_record(folder: Path) -> RunRecord:
     """The record in `folder`. Raises HarnessError, naming file and field, where it cannot be read."""
     path = folder / "run.json"
     try:
-        record = RunRecord.model_validate(json.loads(path.read_bytes()))
+        record = RunRecord.model_validate(parse(read_bytes(path)))
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise HarnessError(f"{path}: {where or 'record'}: {first['msg']}") from error
+        raise HarnessError(f"{path}: {problem_of(error)}") from error
     except ValueError as error:
         raise HarnessError(f"{path}: not JSON: {error}") from error
     record.folder = folder
@@ -143,28 +142,26 @@ def read_samples(folder: Path) -> list[Sample]:
     """The samples on disk, in the order they finished. A last line that was cut off is left out."""
     path = folder / "samples.jsonl"
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_bytes(path).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise HarnessError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise HarnessError(f"cannot read {path}: {error}") from error
     samples = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut off, or is empty
         try:
-            samples.append(_sample(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            content = parse(line, surrogates=True)
+        except ValueError as error:
             if number == len(lines) - 1:
                 break
             raise HarnessError(f"{path}, line {number}: not a sample: {error}") from error
+        try:
+            samples.append(instance(Sample, content))
+        except ValueError as error:
+            raise HarnessError(f"{path}, line {number}: not a sample: {error}") from error
     return samples
-
-
-def _sample(line: object) -> Sample:
-    known = {f.name for f in fields(Sample)}
-    if not isinstance(line, dict) or not {"id", "user"} <= line.keys() or not line.keys() <= known:
-        raise ValueError(f"expected an object with id, user and any of {', '.join(sorted(known - {'id', 'user'}))}")
-    ratings = {name: Rating(**rating) for name, rating in dict(line.get("ratings", ())).items()}
-    return Sample(**{**line, "targets": tuple(line.get("targets", ())), "ratings": ratings})
 
 
 def _line(sample: Sample) -> bytes:

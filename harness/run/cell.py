@@ -15,7 +15,7 @@ from typing import Any
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
-from harness.plan import Sampling
+from harness.plan import TEMPERATURES, Sampling, sane_temperature
 from harness.plugins.options import build_method, build_task
 from harness.plugins.registry import method_row, task_class, task_name
 from harness.plugins.returned import generation_of, items_of
@@ -51,6 +51,26 @@ class Settings:
     """Whether items whose history holds the answer are left out (`harness.run.leaks`)."""
     retry_failed: bool = False
     """Whether the failed samples of a finished record are run again."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a number is none that can be meant."""
+        for name, value, valid, allowed in (
+            ("temperature", self.temperature, sane_temperature(self.temperature), TEMPERATURES),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1, which is no cut"),
+            ("top_k", self.top_k, 0 <= self.top_k < 2**31, "0, which is no cut, or more"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, f"0 to {2**63 - 1}"),
+            ("limit", self.limit, self.limit is None or self.limit >= 1, "1 or more"),
+            ("users", self.users, self.users is None or self.users >= 1, "1 or more"),
+            (
+                "max_new_tokens",
+                self.max_new_tokens,
+                self.max_new_tokens is None or self.max_new_tokens >= 1,
+                "1 or more",
+            ),
+            ("batch_size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "auto, or 1 or more"),
+        ):
+            if not valid:
+                raise UsageError(f"--{name} {value} is not valid; allowed: {allowed}")
 
     def sampling(self) -> Sampling:
         """Raises UsageError where the numbers make no distribution."""

@@ -304,6 +304,45 @@ def test_damaged_and_unknown_files_are_one_line(tmp_path: Path) -> None:
             read_vectors(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (torch.full((LAYERS + 1, WIDTH), torch.nan), "is not finite"),
+        (torch.ones(LAYERS + 1, WIDTH).to_sparse(), "expected dense tensors of floating-point numbers"),
+        (torch.ones(LAYERS + 1, WIDTH, dtype=torch.int8), "expected dense tensors of floating-point numbers"),
+        (torch.ones(LAYERS + 1, 0), "expected one width for all, above 0"),
+    ],
+)
+def test_numbers_that_are_no_vector_are_refused(tmp_path: Path, rows: torch.Tensor, problem: str) -> None:
+    torch.save(rows, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=problem):
+        read_vectors(tmp_path / "x.pt")
+
+
+def test_vectors_of_unlike_widths_and_files_without_any_are_refused(tmp_path: Path) -> None:
+    steer = {"steering_coefficient": 1.0, "action": "add", "head_index": None}
+    wide = {f"layers.{n}": {**steer, "steering_vector": torch.ones(WIDTH + n)} for n in range(2)}
+    for content, problem in ((wide, "expected one width for all"), ({}, "holds no vector")):
+        torch.save(content, tmp_path / "x.pt")
+        with pytest.raises(UsageError, match=problem):
+            read_vectors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_a_control_vector_of_any_gguf_type_is_read_as_the_numbers_it_holds(tmp_path: Path, kind: str) -> None:
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize
+
+    vector, path = torch.randn(64), tmp_path / "calm.gguf"
+    writer = GGUFWriter(path, "controlvector")
+    raw = getattr(GGMLQuantizationType, kind)
+    writer.add_tensor("direction.1", quantize(vector.numpy(), raw), raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    torch.testing.assert_close(read_vectors(path).blocks[1], vector, atol=0.03, rtol=0.01)
+
+
 def _example() -> Example:
     return Example("e", User("u"), "How are you?", "", ToyTemplate())
 

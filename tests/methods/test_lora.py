@@ -363,6 +363,37 @@ def test_an_adapter_of_another_kind_or_model_is_refused(lm: LanguageModel, tmp_p
     assert "cannot be read" in message(tmp_path / "wide")
 
 
+def test_an_adapter_whose_config_or_matrices_make_no_lora_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "own"
+    _peft_folder(lm, folder, target_modules=["q_proj"])
+    config, weights = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        load_file(folder / "adapter_model.safetensors"),
+    )
+
+    def message(tensors: dict, **changed: object) -> str:
+        (folder / "adapter_config.json").write_text(json.dumps(config | changed))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        with pytest.raises((UsageError, DataMissing)) as raised:
+            read_adapter(folder, lm)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    for changed, problem in (
+        ({"r": 0}, "field r: Input should be greater than or equal to 1, found 0"),
+        ({"lora_alpha": None}, "field lora_alpha: Input should be a valid number, found None"),
+        ({"rank_pattern": {"q_proj": 0}}, "field rank_pattern.q_proj"),
+        ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
+        ({"r": config["r"] + 1}, "is of ranks"),
+    ):
+        assert problem in message(weights, **changed)
+    (name, *_) = weights
+    for tensor in (weights[name][0], weights[name][:0], weights[name] * torch.nan, weights[name].int()):
+        assert "expected a matrix of finite floating-point numbers" in message(weights | {name: tensor.contiguous()})
+
+
 def test_history_items_retrieved_for_a_lesson_are_earlier_ones(lm: LanguageModel) -> None:
     user = USERS[0]
     (learner,) = OPPU(context=Context(k=9)).learners([user])

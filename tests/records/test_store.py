@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, UsageError
@@ -170,6 +170,7 @@ numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 any_text = st.text(st.characters())  # lone surrogates too: a byte tokenizer can produce them
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # beside other work
 @given(
     st.builds(
         Sample,
@@ -204,6 +205,35 @@ def test_numpy_numbers_become_python_numbers():
 def test_what_is_not_json_is_refused_by_name():
     with pytest.raises(TypeError, match="not object"):
         json_value({"a": object()})
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ({"id": 1, "user": "u"}, "field id: "),
+        ({"id": "a", "user": None}, "field user: "),
+        ({"id": "a", "user": "u", "targets": "text"}, "field targets: "),
+        ({"id": "a", "user": "u", "metrics": {"m": "1"}}, "field metrics.m: "),
+        ({"id": "a", "user": "u", "ratings": {"trait": {"outcome": "so so"}}}, "field ratings.trait.outcome: "),
+        ({"id": "a", "user": "u", "batch": 1.5}, "field batch: "),
+        ({"id": "a", "user": "u", "colour": "red"}, "field colour: "),
+    ],
+)
+def test_a_sample_of_other_types_is_refused_with_its_line_and_field(tmp_path: Path, line: dict, problem: str):
+    (tmp_path / "samples.jsonl").write_text(f"{json.dumps(line)}\n")  # whole, though the last
+    with pytest.raises(HarnessError, match=rf"samples.jsonl, line 1: not a sample: {problem}"):
+        read_samples(tmp_path)
+
+
+def test_a_record_nested_too_deeply_stops_nobody(tmp_path: Path, run_config: Configs, capsys: pytest.CaptureFixture):
+    good = RunFolder.open(tmp_path, run_config())
+    good.write(RunRecord(config=run_config()))
+    good.close()
+    bad = tmp_path / "model" / "task" / "bad"
+    bad.mkdir(parents=True)
+    (bad / "run.json").write_text('{"analysis": ' + "[" * 50_000 + "]" * 50_000 + "}")
+    assert [record.folder for record in find_runs(tmp_path)] == [good.path]
+    assert "nested more than 100 deep" in capsys.readouterr().err
 
 
 def test_a_cut_last_line_is_left_out_and_the_next_sample_starts_a_line(tmp_path: Path, run_config: Configs):

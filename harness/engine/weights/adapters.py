@@ -11,11 +11,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Required, TypeVar
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from harness.errors import DataMissing, UsageError
 from harness.files import NAMES
+from harness.files.json_files import read_json
 from harness.method import Fitted
 from harness.training import PEFT_A, peft_name
 
@@ -24,6 +29,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.engine.model import LanguageModel
+
+T = TypeVar("T")
+_Rank = Annotated[int, Field(ge=1)]
+
+
+class _Said(TypedDict, total=False):
+    """Of adapter_config.json, what is computed with."""
+
+    peft_type: Required[str]
+    r: _Rank
+    lora_alpha: float
+    use_rslora: bool
+    rank_pattern: dict[str, _Rank] | None
+    alpha_pattern: dict[str, float] | None
+
 
 _PLAIN = {
     "bias": "none", "use_dora": False, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
@@ -48,11 +68,15 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise DataMissing(f"{folder} has no adapter_config.json; give the folder of a PEFT adapter")
+    said: _Said = read_json(
+        Path(folder) / "adapter_config.json", _Said, "adapter file", "the LoraConfig that PEFT writes"
+    )
     try:
         config: Any = peft.PeftConfig.from_pretrained(str(folder))
         found: dict[str, Tensor] = peft.utils.load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # PEFT and its file readers each have their own
-        raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {reason})") from error
     odd = [f"{name}={value!r}" for name, value in _settings(config) if value not in (_PLAIN[name], None, [], {})]
     begun = getattr(config, "init_lora_weights", None)
     if begun not in _INITIAL:
@@ -69,6 +93,10 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
         raise UsageError(
             f"adapter {folder} holds {min(set(found) ^ wanted, default='nothing')}; expected pairs lora_A, lora_B"
         )
+    for name, tensor in found.items():
+        if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.numel() or not tensor.isfinite().all():
+            shown = f"{tensor.dtype} {list(tensor.shape)}"
+            raise UsageError(f"adapter {folder}: {name} is {shown}; expected a matrix of finite floating-point numbers")
     shapes = lora_shapes(lm)
     scales = {}
     for name in names:
@@ -77,6 +105,11 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
             here = f"{shapes[name]} here" if name in shapes else f"not in the blocks of {lm.name}"
             raise UsageError(
                 f"adapter {folder} is for another model: {name} is {(down.shape[1], up.shape[0])} there, {here}"
+            )
+        ranks = {down.shape[0], up.shape[1], _of_module(said.get("rank_pattern"), name, int(config.r))}
+        if len(ranks) > 1:
+            raise UsageError(
+                f"adapter {folder}: {name} is of ranks {sorted(ranks)} by its matrices and its config; expected one"
             )
         scales[name] = _scale(config, name, down.shape[0])
     scale = scales[names[0]]
@@ -132,8 +165,18 @@ def _settings(config: LoraConfig) -> list[tuple[str, Any]]:
     return [(name, getattr(config, name, None)) for name in _PLAIN]
 
 
+def _of_module(patterns: Mapping[str, T] | None, name: str, default: T) -> T:
+    """What PEFT's patterns say of a module: keys are regular expressions of the end of its name."""
+    for key in patterns or {}:
+        try:
+            if re.match(rf"(.*\.)?({key})$", name):
+                return patterns[key]  # type: ignore[index]
+        except re.error as error:
+            raise UsageError(f"adapter: the pattern {ascii(key)[:60]} is no regular expression ({error})") from None
+    return default
+
+
 def _scale(config: LoraConfig, name: str, rank: int) -> float:
     """alpha / r of a module, or alpha / sqrt(r) where the config says so."""
-    patterns: dict[str, float] = config.alpha_pattern or {}
-    alpha = next((patterns[key] for key in patterns if re.match(rf"(.*\.)?({key})$", name)), config.lora_alpha)
+    alpha = _of_module(config.alpha_pattern, name, config.lora_alpha)
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)

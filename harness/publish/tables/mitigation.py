@@ -146,6 +146,8 @@ def _measured(grid: Grid, table: Table, setting: Setting, published: Sequence[Li
     entries = []
     for column in grid.table.columns:
         metric = setting.metric(column.keys["metric"])
+        if metric.low == metric.high:  # of equal values older versions said so, which says nothing
+            metric = metric.model_copy(update={"low": None, "high": None})
         marks = grid.mark([*reasons, *([metric.note] if metric.note else [])])
         entries.append(
             replace(MISSING, marks=marks)
