@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from harness.options import Finite
-
 from harness.data import Example
 from harness.errors import UsageError
 from harness.method import Fitted, Method
 from harness.mix import Contrast
 from harness.plan import Plan, Stream
+from harness.plugins.options import Finite
 
 
 @dataclass(frozen=True)

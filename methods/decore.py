@@ -25,14 +25,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
-from harness.options import Draw, Finite
-
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import DECODE, Plan, Stream
+from harness.plugins.options import Draw, Finite
 
 _COPYING = (
     "decore: the model answered {answered} of {tests} needle tests, so its retrieval heads are unknown; taken are the heads "

@@ -19,13 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
-from harness.options import Finite
-
 from harness.data import Example
 from harness.errors import UsageError
 from harness.method import Fitted, Method
 from harness.mix import LayerContrast
 from harness.plan import Exit, Plan, Site, Stream
+from harness.plugins.options import Finite
 
 Layers = Literal["low", "high"] | tuple[int, ...]
 

@@ -28,14 +28,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from harness.options import Draw, Finite
-
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Detection, Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import ALL, DECODE, Plan, Stream, Where
+from harness.plugins.options import Draw, Finite
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from harness.options import Count, Finite
-
 from harness.data import Example, Labelled
 from harness.errors import HarnessError, UserFailed
 from harness.fit.trains import Trains, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
+from harness.plugins.options import Count, Finite
 from harness.training import Adapter
 
 

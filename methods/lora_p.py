@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.options import Count, Finite
-
 from harness.data import Example, User
 from harness.fit.trains import TrainsUsers, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
+from harness.plugins.options import Count, Finite
 from harness.training import Adapter
 
 if TYPE_CHECKING:

@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from harness.options import Count, Finite
-
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.trains import TrainsUsers, adapter_identity, lora
 from harness.method import Fitted, Kit
 from harness.plan import LoRA, Plan, Stream
+from harness.plugins.options import Count, Finite
 from harness.training import Adapter
 
 

@@ -20,13 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
-from harness.options import Count
-
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.trains import TrainsUsers
 from harness.method import Fitted, Kit
 from harness.plan import Edit, Plan, Stream, Where
+from harness.plugins.options import Count
 from harness.training import Shifts, Start, middle, positions
 
 

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from harness.options import Count
-
 from harness.data import Example, User
 from harness.errors import UserFailed
 from harness.fit.trains import TrainsUsers
 from harness.method import Fitted, Kit
 from harness.plan import Plan, Stream
+from harness.plugins.options import Count
 from harness.training import Shifts, Start, middle, positions
 
 

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from harness.options import Finite
-
 from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
 from harness.fit.writer import ENDPOINT
 from harness.method import Context, Fitted, Kit, Method
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
+from harness.plugins.options import Finite
 from harness.plugins.registry import model_row
 
 if TYPE_CHECKING:

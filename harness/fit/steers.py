@@ -11,8 +11,8 @@ from harness.errors import UsageError
 from harness.fit.difference_vectors import Control, Extraction, Numbering, Pair, Pooling, Positions, Scale
 from harness.fit.heads import file_identity
 from harness.method import Fitted, Kit, Method
-from harness.options import Draw, Finite
 from harness.plan import TEMPERATURES, sane_temperature
+from harness.plugins.options import Draw, Finite
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.engine.adapters import read_adapter
-from harness.registry import task_class
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from harness.engine.model import LanguageModel
+from harness.engine.weights.adapters import read_adapter
 from harness.errors import HarnessError
 from harness.fit.heads import read_heads
 from harness.fit.vector_files import as_fitted
 from harness.methods.lora_p import LoRAP
+from harness.plugins.registry import task_class
 from harness.publish import leaderboard
 from harness.publish.show import show_runs
 from harness.records.store import find_runs, read_record, read_samples

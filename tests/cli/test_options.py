@@ -53,10 +53,9 @@ def test_a_number_that_cannot_be_meant_is_refused_before_a_model_is_loaded(
 
 
 def test_a_method_made_in_python_has_the_ranges_of_the_command_line() -> None:
-    from harness.options import build_method
-
     from harness.errors import UsageError
     from harness.methods.perfit import PerFit
+    from harness.plugins.options import build_method
 
     with pytest.raises(UsageError, match=r"rank=0 is not valid; allowed: int, 1 or more"):
         build_method(PerFit, "perfit", None, [], PerFit(rank=0))
