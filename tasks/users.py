@@ -10,6 +10,12 @@ once. Other names of columns are read as they are (text, prompt, question; reply
 The kind decides what is measured: `choice` where lines have choices (accuracy), `number` where all targets are numbers (MAE,
 RMSE), else `text` (ROUGE, chrF and BLEU by sacrebleu, exact match). The prompt is a jinja template, by default one that
 writes history items before the input; `--dry_run` shows it.
+
+A task of your own is this one with another `read`, as --task ./mine.py:
+    class Mails(Users):
+        name = "mails"
+        def read(self):
+            return [{"user": "ann", "input": "Reply to: lunch?", "target": "Sure!"}]
 """
 
 from __future__ import annotations
@@ -141,7 +147,7 @@ class Users(Task):
     def __init__(
         self,
         kind: Literal["auto", "text", "choice", "number"] = "auto",
-        template: str | None = None,
+        template: str = TEMPLATE,
         histories: str | None = None,
         user_column: str | None = None,
         input_column: str | None = None,
@@ -149,15 +155,15 @@ class Users(Task):
         max_new_tokens: int = 64,
     ) -> None:
         """`template` is jinja text, or a file that ends in .jinja."""
-        if not self.source:
+        if not self.source and type(self).read is Users.read:
             raise UsageError("users: name a file behind it, as in --task users:./mine.jsonl")
         if max_new_tokens < 1:
             raise UsageError(f"users: max_new_tokens={max_new_tokens} leaves no room for an answer; allowed: >= 1")
         self.asked_kind, self.histories, self.max_new_tokens = kind, histories, max_new_tokens
         self.columns = {"user": user_column, "input": input_column, "target": target_column}
-        if template is not None and template.endswith(".jinja"):
+        if template.endswith(".jinja"):
             template = _content(Path(template)).decode("utf-8", errors="strict")
-        self.template = JinjaTemplate(TEMPLATE if template is None else template)
+        self.template = JinjaTemplate(template)
         _compiled(self.template.source)
 
     @classmethod
@@ -165,6 +171,10 @@ class Users(Task):
         if not name.endswith(SUFFIXES):
             raise UsageError(f"users:{name} is no file of users; give one that ends in {', '.join(SUFFIXES)}")
         return type("Users", (cls,), {"source": name, "__doc__": cls.__doc__})
+
+    def read(self) -> Sequence[Mapping[str, Any]]:
+        """The lines, each with `user`, `input`, `target` and what else there is: what a task of your own overrides."""
+        return _rows(Path(self.source))
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
@@ -174,11 +184,11 @@ class Users(Task):
         found = [line for line in self._lines if line.split == selection.split]
         if not found:
             there = ", ".join(sorted({line.split for line in self._lines}))
-            raise DataMissing(f"{self.source} has no split {selection.split!r}; it has {there} (field 'split')")
+            raise DataMissing(f"{self._where} has no split {selection.split!r}; it has {there} (field 'split')")
         return selection.of(self._labelled(line) for line in found)
 
     def fingerprint(self, selection: Selection) -> str:
-        parts = [_content(Path(self.source)), self.template.source.encode()]
+        parts = [json.dumps([line.model_dump() for line in self._lines]).encode(), self.template.source.encode()]
         parts += [_content(Path(self.histories))] if self.histories else []
         if selection.split == "train":
             self.items(replace(selection, limit=1))
@@ -189,7 +199,7 @@ class Users(Task):
 
     def describe_data(self) -> str:
         users = len({line.user for line in self._lines})
-        return f"users: {users} users with {len(self._lines)} lines in {Path(self.source).name}, kind {self.kind}"
+        return f"{self.name}: {users} users with {len(self._lines)} lines in {Path(self._where).name}, kind {self.kind}"
 
     @cached_property
     def kind(self) -> Kind:
@@ -232,26 +242,31 @@ class Users(Task):
             "rmse": metrics.mean(rated, "sq_error", note=note, root=True, higher_is_better=False),
         }
 
+    @property
+    def _where(self) -> str:
+        """Where the lines come from, for messages."""
+        return self.source or f"{type(self).__name__}.read"
+
     @cached_property
     def _lines(self) -> list[_Line]:
         """Checked, each with an id of its own. Raises DataMissing, naming file, line and field."""
-        lines: list[_Line] = _read(Path(self.source), _Line, self.columns)
+        lines: list[_Line] = _read(self._where, self.read(), _Line, self.columns)
         named, seen = [], dict[str, int]()
         for number, line in enumerate(lines, start=1):
             name = str(number if line.id is None else line.id)
             if not name.strip() or name in seen:
                 what = f"is taken by line {seen[name]}" if name in seen else "is empty"
-                raise DataMissing(f"{self.source}, line {number}: field id: {name!r} {what}")
+                raise DataMissing(f"{self._where}, line {number}: field id: {name!r} {what}")
             seen[name] = number
             named.append(line.model_copy(update={"id": name, "user": str(line.user)}))
         with_choices = sum(line.choices is not None for line in named)
         if 0 < with_choices < len(named):
             lacks = next(n for n, line in enumerate(named, start=1) if line.choices is None)
-            raise DataMissing(f"{self.source}, line {lacks}: field choices is missing, which other lines have")
+            raise DataMissing(f"{self._where}, line {lacks}: field choices is missing, which other lines have")
         for number, line in enumerate(named, start=1):
             if line.choices and not set(line.targets) <= set(line.choices):
                 raise DataMissing(
-                    f"{self.source}, line {number}: field target: {line.targets[0]!r} is none of its choices"
+                    f"{self._where}, line {number}: field target: {line.targets[0]!r} is none of its choices"
                 )
         return named
 
@@ -259,7 +274,8 @@ class Users(Task):
     def _histories(self) -> Mapping[str, tuple[Record, ...]]:
         """By the id of a line, what its user wrote before."""
         if self.histories is not None:
-            users: list[_UserLine] = _read(Path(self.histories), _UserLine, {"user": self.columns["user"]})
+            rows, columns = _rows(Path(self.histories)), {"user": self.columns["user"]}
+            users: list[_UserLine] = _read(self.histories, rows, _UserLine, columns)
             of_user = {str(user.user): _records(user.history) for user in users}
             return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
@@ -301,12 +317,12 @@ def _record(name: str, item: _Item) -> Record:
     return Record(name, fields, " ".join(filter(None, fields.values())), item.date)
 
 
-def _read(path: Path, shape: type[Any], columns: Mapping[str, str | None]) -> list[Any]:
-    """The file's lines as `shape`. Raises DataMissing naming file, line and field."""
-    rows, adapter = _rows(path), TypeAdapter(shape)
+def _read(path: str, rows: Sequence[Any], shape: type[Any], columns: Mapping[str, str | None]) -> list[Any]:
+    """The lines of a file as `shape`. Raises DataMissing naming file, line and field."""
+    adapter = TypeAdapter(shape)
     found = []
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
+        if not isinstance(row, Mapping):
             raise DataMissing(f"{path}, line {number}: expected an object with user, input and target")
         named = dict(row)
         for field, column in columns.items():

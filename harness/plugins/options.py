@@ -85,7 +85,8 @@ def rebuild_task(cls: type[Task], options: Mapping[str, Any], data: str | None) 
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(cls.__init__)
-    given: dict[str, Any] = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in options.items()}
+    own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a task that is not registered
+    given: dict[str, Any] = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in own.items()}
     if data is not None and "data" in inspect.signature(cls).parameters:
         given["data"] = data
     return cls(**given)

@@ -202,6 +202,8 @@ def _digest(content: bytes) -> str:
 def task_name(name: str) -> str:
     """The registered spelling: `lamp4` for `LaMP-4` and `LaMP_4`; a member of a family stays as it is: `lm_eval:piqa`."""
     family, colon, member = name.partition(":")
+    if family.endswith(".py"):
+        return name
     plain = family.lower().replace("-", "").replace("_", "")
     for registered in TASKS:
         if plain == registered.lower().replace("-", "").replace("_", ""):
@@ -212,9 +214,18 @@ def task_name(name: str) -> str:
 
 
 def task_class(name: str) -> type[Task]:
+    """The class behind a registered name, a member of a family, or `file.py:Class`."""
+    if name.partition(":")[0].endswith(".py"):
+        return from_file(name, Task)
     family, colon, member = task_name(name).partition(":")
     cls: type[Task] = _load(TASKS[family])
     return cls.member(member) if colon else cls
+
+
+def task_source(name: str) -> str | None:
+    """Hash of the file of a task that is not registered."""
+    file = name.partition(":")[0]
+    return _digest(Path(file).read_bytes()) if file.endswith(".py") else None
 
 
 def from_file(spec: str, base: type[T]) -> type[T]:

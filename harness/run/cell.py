@@ -17,7 +17,7 @@ from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.plan import TEMPERATURES, Sampling, sane_temperature
 from harness.plugins.options import build_method, build_task
-from harness.plugins.registry import method_row, task_class, task_name
+from harness.plugins.registry import method_row, task_class, task_name, task_source
 from harness.plugins.returned import generation_of, items_of
 from harness.records.select import OWN
 from harness.run.control import Control, controlled
@@ -241,6 +241,9 @@ def grid(
     cells = []
     for task in map(task_name, tasks):
         made, options = build_task(task_class(task), task, task_settings, data)
+        source = task_source(task)
+        if source is not None:
+            options["source_sha256"] = source
         chosen = replace(settings, split=settings.split or made.default_split)
         other: tuple[str, Task] | None = None
         fit_options: dict[str, Any] = {}

@@ -144,6 +144,40 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, conte
     assert "\n" not in str(caught.value)
 
 
+MINE = """
+from harness.tasks.users import Users
+
+class Mails(Users):
+    \"\"\"Mails of two people.\"\"\"
+
+    name = "mails"
+
+    def read(self):
+        return [{"user": f"u{n % 2}", "input": f"mail {n}?", "target": f"reply {n}"} for n in range(4)]
+"""
+
+
+def test_a_task_of_ones_own_is_a_file_of_ten_lines(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    common = f"--task ./mine.py --model {toy} --max_new_tokens 3 --output_path kept"
+    for method in ("plain", "rag"):
+        done = harness(f"run --method {method} {common} --limit 3")
+        assert done.code == 0, done.err
+    rag, plain = sorted(find_runs(Path("kept")), key=lambda run: run.config.method.name, reverse=True)
+    assert rag.metrics["rouge1"].n == 3 and rag.config.task.options["source_sha256"]
+    compared = harness(f"compare {plain.folder} {rag.folder}")
+    assert compared.code == 0, compared.err
+    assert harness(f"score {rag.folder}").code == 0
+    assert "4 items of 2 users" in harness("data check ./mine.py").out
+    (tmp_path / "mine.py").write_text(MINE.replace('"target"', '"goal"'))
+    assert "Mails.read, line 1: field target: Field required" in harness(f"run --method plain {common}").error()
+    (tmp_path / "mine.py").write_text("from harness.task import Task\nclass Half(Task):\n    name = 'half'\n")
+    assert (
+        "class Half lacks aggregate, fingerprint, generation, grade, items"
+        in harness(f"run --method plain {common}").error()
+    )
+
+
 def test_ones_own_users_are_checked_and_run_from_the_command_line(
     harness: Callable[[str], Any], toy: Path, tmp_path: Path
 ) -> None:
