@@ -221,15 +221,23 @@ def report(
 @app.command("check")
 @with_options("set", help_set="Method option key=value. Repeatable.")
 def check_(
-    method: Annotated[str, typer.Argument(help="./file.py, ./file.py:Class, or a registered name.")],
+    what: Annotated[str, typer.Argument(help="./file.py, ./file.py:Class, or the name of a method or a task.")],
     **given: Unpack[Options],
 ) -> None:
-    """Test that a method keeps the engine's promises, on a small random model in float64."""
-    from harness.plugins.options import build_method
-    from harness.plugins.registry import method_row
+    """Test that a method, or a task, keeps the engine's promises, on a small random model in float64."""
+    from harness.plugins.options import build_method, build_task
+    from harness.plugins.registry import is_task, method_row, task_class, task_name
     from harness.run.console import Terminal
 
-    row = method_row(method)
+    if is_task(what):
+        name = task_name(what)
+        task, _ = build_task(task_class(name), name, pairs(given["set"]), None)
+        Terminal().say(f"checking {name} on a random model")
+        from harness.run.contract import check_task
+
+        check_task(task, say=lambda line: print(f"ok  {line}"), skip=lambda line: print(f"--  not checked: {line}"))
+        return
+    row = method_row(what)
     built = build_method(row.cls, row.name, None, pairs(given["set"]))
     Terminal().say(f"checking {row.name} on a random model")
     from harness.run.contract import check_method

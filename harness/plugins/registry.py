@@ -228,6 +228,17 @@ def task_source(name: str) -> str | None:
     return _digest(Path(file).read_bytes()) if file.endswith(".py") else None
 
 
+def is_task(given: str) -> bool:
+    """Whether it names a task and no method: a registered one, a member of a family, or a file that defines one."""
+    file = given.partition(":")[0]
+    try:
+        return given not in METHODS and issubclass(
+            from_file(given, Task) if file.endswith(".py") else task_class(given), Task
+        )
+    except UsageError:
+        return False
+
+
 def from_file(spec: str, base: type[T]) -> type[T]:
     """The subclass of `base` in `file.py`, or the named one in `file.py:Class`."""
     file, _, wanted = spec.partition(":")

@@ -1,9 +1,10 @@
-"""The contract of a method, as tests anyone can run: `harness check ./mine.py`, or `check_method` in a test.
+"""The contracts of a method and of a task, as tests anyone can run: `harness check ./mine.py`, or `check_method` in a test.
 
 `check_method` runs a method on a random model in float64, where exactness separates logic from rounding, and asserts
 the engine's promises: generation and scoring agree, a row in a mixed batch equals the row alone, mixes are
 normalised, the model is left as found, zero strength is neutral, plans are pure, an edit that does nothing is caught,
-and no gold answer can leak.
+and no gold answer can leak. `check_task` has a task ask and grade: splits and limits are kept to, each item is answered
+once, golds reach no prompt, and what comes back is what belongs there.
 """
 
 from __future__ import annotations
@@ -21,13 +22,25 @@ from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.engine.sites import FAMILIES
-from harness.errors import HarnessError, UserFailed
+from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.kit import Kit
 from harness.method import Fitted, Method
 from harness.plan import Generated, Plan, StreamOutput
-from harness.plugins.returned import adapted, fitted, mixed, plan_of
+from harness.plugins.registry import method_class
+from harness.plugins.returned import (
+    adapted,
+    fitted,
+    generation_of,
+    graded,
+    items_of,
+    metrics_of,
+    mixed,
+    plan_of,
+    samples_of,
+)
+from harness.run.leaks import check_apart
 from harness.run.system import System
-from harness.task import Generation
+from harness.task import Generation, Sample, Selection, Task
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}\n{% endfor %}"
@@ -388,3 +401,59 @@ def _check_left_as_found(
         handle.remove()
     if _fingerprint(lm) != before:
         raise _broken("the model is left as found", f"{type(method).__name__} changed weights, mode or hooks")
+
+
+def check_task(
+    task: Task, *, say: Callable[[str], None] = lambda _: None, skip: Callable[[str], None] = lambda _: None
+) -> None:
+    """Raises HarnessError at the first promise `task` does not keep; `say` and `skip` as in `check_method`."""
+    split = task.default_split
+    items = items_of(task, Selection(split))
+    if not items:
+        raise _broken("there is something to evaluate", f"split {split!r} has no items")
+    users = list(dict.fromkeys(item.example.user.id for item in items))
+    say(f"its items are what they should be: {len(items)} of {len(users)} users in split {split}")
+    for selection in (
+        Selection(split, limit=1),
+        Selection(split, users=1),
+        Selection(split, exclude_users=frozenset(users[:1])),
+    ):
+        items_of(task, selection)
+    if task.fingerprint(Selection(split)) != task.fingerprint(Selection(split)):
+        raise _broken("equal data have an equal fingerprint", "two calls gave different ones")
+    say("it keeps to --limit, --users and the users held out")
+    try:
+        train = items_of(task, Selection("train"))
+    except (DataMissing, UsageError) as error:
+        skip(f"whether train and evaluated items are apart: {' '.join(str(error).split())[:80]}")
+    else:
+        check_apart(task, items, train, same_task=True)
+        say("no item is evaluated and fitted on")
+
+    asked = items[:4]
+    answered = _answers(task, asked)
+    say("each item is answered once")
+    poisoned = _answers(task, [dataclasses.replace(item, targets=("POISON",)) for item in asked])
+    if [(s.prompt_hash, s.response) for s in answered] != [(s.prompt_hash, s.response) for s in poisoned]:
+        raise _broken("no gold leaks", "answers change with the targets of their items")
+    say("no gold leaks: other targets, the same prompts and answers")
+    done = [graded(task, sample) for sample in answered]
+    if done != [graded(task, sample) for sample in done]:
+        raise _broken("a sample can be graded again", "its numbers change when it is")
+    failed = Sample(asked[0].example.id, asked[0].example.user.id, targets=asked[0].targets, error="failed")
+    if graded(task, failed).metrics:
+        raise _broken("a failed sample is no score", f"it got {graded(task, failed).metrics}")
+    say("grading twice is grading once, and a failed sample has no numbers")
+    found = metrics_of(task, [*done, failed])
+    if not found:
+        raise _broken("it has a metric", "aggregate returned none")
+    say(f"its metrics: {', '.join(found)}")
+
+
+def _answers(task: Task, items: Sequence[Labelled]) -> list[Sample]:
+    """In the order of `items`, by a small random model as it is."""
+    wanted = generation_of(task)
+    system = System(random_lm(max_position_embeddings=4096), method_class("plain")(), Generation(4, wanted.stop))
+    batches = samples_of(task, task.respond(system, items), items, system.batching.planned)
+    by_id = {sample.id: sample for batch in batches for sample in batch}
+    return [by_id[item.example.id] for item in items]

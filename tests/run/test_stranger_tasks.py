@@ -15,8 +15,9 @@ from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
 from harness.methods.plain import Plain
 from harness.plugins.options import build_task
+from harness.plugins.registry import task_class
 from harness.run.cell import Cell, Settings
-from harness.run.contract import random_lm
+from harness.run.contract import check_task, random_lm
 from harness.run.steps import run_cell
 from harness.task import Metric, Sample
 from harness.tasks.lamp import Lamp3
@@ -101,3 +102,10 @@ def test_a_task_without_a_function_it_needs_is_one_line() -> None:
 
     with pytest.raises(UsageError, match="task 'half': class Half lacks extra"):
         build_task(Half, "half", (), None)
+
+
+@pytest.mark.parametrize("name", ["lamp1", "lamp3", "lamp4", "persona:islam"])
+def test_registered_tasks_keep_the_contract_of_a_task(name: str) -> None:
+    kept: list[str] = []
+    check_task(build_task(task_class(name), name, (), None)[0], say=kept.append)
+    assert len(kept) >= 6 and kept[-1].startswith("its metrics: ")

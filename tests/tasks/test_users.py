@@ -169,6 +169,17 @@ def test_a_task_of_ones_own_is_a_file_of_ten_lines(harness: Callable[[str], Any]
     assert compared.code == 0, compared.err
     assert harness(f"score {rag.folder}").code == 0
     assert "4 items of 2 users" in harness("data check ./mine.py").out
+    checked = harness("check ./mine.py")
+    assert checked.code == 0 and checked.out.count("ok  ") == 6, checked.err
+    assert "--  not checked: whether train and evaluated items are apart" in checked.out
+    leaking = "\n    def respond(self, system, items):\n        for item, sample in zip(items, super().respond(system, items)):\n"
+    leaking += "            yield replace(sample, response=item.targets[0])\n"
+    (tmp_path / "mine.py").write_text("from dataclasses import replace\n" + MINE + leaking)
+    assert "no gold leaks: answers change with the targets" in harness("check ./mine.py").error()
+    (tmp_path / "mine.py").write_text(
+        MINE + "\n    def items(self, selection):\n        return super().items(type(selection)())\n"
+    )
+    assert "gave 4 items for --limit 1" in harness("check ./mine.py").error()
     (tmp_path / "mine.py").write_text(MINE.replace('"target"', '"goal"'))
     assert "Mails.read, line 1: field target: Field required" in harness(f"run --method plain {common}").error()
     (tmp_path / "mine.py").write_text("from harness.task import Task\nclass Half(Task):\n    name = 'half'\n")
