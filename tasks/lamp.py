@@ -49,6 +49,8 @@ class Lamp(Task):
     folders: ClassVar[tuple[str, ...]] = ()
     """Further places of the task's files below `data`, looked at before the official one."""
     max_new_tokens: ClassVar[int] = 64
+    main: ClassVar[str]
+    """The main metric, a mean of numbers that each sample has."""
 
     def __init__(
         self,
@@ -128,6 +130,19 @@ class Lamp(Task):
     def aggregate(self, samples: Sequence[Sample]) -> Mapping[str, Metric]:
         return self._aggregate([sample for sample in samples if sample.metrics])
 
+    def analysis(self, samples: Sequence[Sample]) -> Mapping[str, Any]:
+        """Of lamp-mini, whose habits are known, the best means that can be reached (`harness.tiny.oracle`)."""
+        graded = [sample.id for sample in samples if sample.metrics]
+        if self.data != MINI or not graded:
+            return {}
+        from harness.tiny import oracle
+
+        return {"ceiling": {"metric": self.main, **oracle.ceilings(self.name, graded, self._score)}}
+
+    def _score(self, answer: str, gold: str) -> float | None:
+        """The number of the main metric, alone."""
+        return self._grade(answer, gold).metrics[self.per_sample.get(self.main, self.main)]
+
     @abstractmethod
     def _grade(self, response: str, gold: str | None) -> _Grade:
         """Metrics are empty where there is no gold (LaMP keeps those of the test split)."""
@@ -187,6 +202,7 @@ class Classification(Lamp):
 
     closed = True
     max_new_tokens = 16
+    main = "accuracy"
     per_sample = {"accuracy": "correct", "accuracy_lenient": "correct_lenient"}
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
@@ -219,6 +235,7 @@ class Rating(Lamp):
 
     closed = True
     max_new_tokens = 16
+    main = "mae"
     per_sample = {"mae": "abs_error", "mae_lenient": "abs_error_lenient"}
     # of ratings from 1 to 5; where an official answer lies outside, its error does too and the bounds are not used
     ranges = {
@@ -254,7 +271,11 @@ class Rating(Lamp):
 class Generation(Lamp):
     """ROUGE-1, ROUGE-L and METEOR (with and without a split into sentences, see `harness.statistics.metrics`)."""
 
+    main = "rouge1"
     ranges = dict.fromkeys(("rouge1", "rougeL", "meteor", "meteor_unsplit"), UNIT)
+
+    def _score(self, answer: str, gold: str) -> float | None:
+        return metrics.rouge(answer, gold).rouge1
 
     def _grade(self, response: str, gold: str | None) -> _Grade:
         answer = response.strip()

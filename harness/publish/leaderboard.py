@@ -19,6 +19,7 @@ from tabulate import tabulate
 from harness.errors import UsageError
 from harness.methods import METHODS
 from harness.plugins.registry import method_class
+from harness.publish.show import ceiling_line
 from harness.records.schema import MetricValue, RunConfig, RunRecord, json_value
 from harness.records.select import Places, places_of
 from harness.records.store import find_runs, models_first_to_last
@@ -203,9 +204,10 @@ def _ranking(runs: Sequence[RunRecord], strangers: Mapping[str, RunRecord]) -> R
     rows.sort(key=lambda row: (row.variant, row.run.config.method.name != FOR_NOTHING))
     options = "".join(f"; {key}={json.dumps(value)}" for key, value in sorted(config.task.options.items()))
     judge = f"; judge {config.judge.name}" if config.judge else ""
+    ceiling = f"; {line}" if (line := next(filter(None, map(ceiling_line, order)), "")) else ""
     return Ranking(
         title=f"{config.model.name} · {config.task.name}{_limits(runs[0])}",
-        description=f"{config.data.description}; split {config.data.split}{options}{judge}",
+        description=f"{config.data.description}; split {config.data.split}{options}{judge}{ceiling}",
         metric=name,
         others=tuple(others),
         higher_is_better=first.higher_is_better,

@@ -29,8 +29,19 @@ def metrics_table(record: RunRecord, width: int = 80) -> str:
         if m.note:
             notes.setdefault(m.note, []).append(name)
     table = tabulate(rows, headers=["metric", "value", "95 % interval", "n"], disable_numparse=True)
-    below = [textwrap.fill(f"- {', '.join(of)}: {note}", width, subsequent_indent="  ") for note, of in notes.items()]
-    return "\n".join([table, *below])
+    said = [f"- {', '.join(of)}: {note}" for note, of in notes.items()]
+    if ceiling := ceiling_line(record):
+        said.append(f"- {ceiling}")
+    return "\n".join([table, *(textwrap.fill(line, width, subsequent_indent="  ") for line in said)])
+
+
+def ceiling_line(record: RunRecord) -> str:
+    """The best that can be reached on lamp-mini, whose habits are known; an empty string elsewhere."""
+    found = record.analysis.get("ceiling")
+    if not found:
+        return ""
+    seen = ", ".join(f"{found[count]:.4f}" for count in ("0", "1", "5", "all"))
+    return f"ceiling of {found['metric']}: {found['known']:.4f} for who knows the habits; {seen} having seen 0, 1, 5, all items"
 
 
 def pairs_table(record: PairRecord) -> str:

@@ -1,4 +1,5 @@
-"""The embedded default: `lamp_mini` makes synthetic users, `personas` lists lexicons, `train` makes the committed model.
+"""The embedded default: `lamp_mini` makes synthetic users as `population` says, and `oracle` what can be reached with them;
+`personas` lists lexicons, `train` makes the committed model.
 
 Importing this loads no torch; only `harness.tiny.train` does.
 """

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from harness.tasks.lamp_prompts import prompt_text
-from harness.tiny import MODEL_DIR, lamp_mini, personas
-from harness.tiny.train import MOST_ITEMS, best_first, choice_question
+from harness.tiny import MODEL_DIR, lamp_mini, oracle, personas, words
+from harness.tiny.train import MOST_ITEMS, choice_question, records
 
 _ROUGE = RougeScorer(["rouge1"], use_stemmer=False)
 
@@ -91,19 +91,24 @@ class Judged:
         return total / len(pairs)
 
 
+def asked(task: str, question: dict, items: int) -> str:
+    """With the items that `bm25` finds."""
+    history = records(task, question)
+    return prompt_text(task, question["input"], [history[place] for place in oracle.found(task, question)[:items]])
+
+
 def lamp(judged: Judged, task: str, items: int, other: bool) -> float:
     """Dev accuracy (lamp1, lamp2), mean absolute error (lamp3) or ROUGE-1 with the best items of one's own or another's history."""
     questions, golds = lamp_mini.load(task, "dev")
     prompts = []
     for number, question in enumerate(questions):
         owner = questions[(number + 1) % len(questions)] if other else question
-        shown = best_first(task, {**question, "profile": owner["profile"]})[:items]
-        prompts.append(judged.prompt(prompt_text(task, question["input"], shown)))
+        prompts.append(judged.prompt(asked(task, {**question, "profile": owner["profile"]}, items)))
     scores = []
     for answer, gold in zip(judged.answers(prompts), (gold["output"] for gold in golds), strict=True):
         if task == "lamp3":
             scores.append(abs(int(answer) - int(gold)) if answer in "12345" and answer else 4)
-        elif task in lamp_mini.GENRES:
+        elif task in words.GENRES:
             scores.append(_ROUGE.score(gold, answer)["rouge1"].fmeasure)
         else:
             scores.append(answer == gold)
@@ -116,7 +121,7 @@ def heads(judged: Judged, task: str, draws: int = 20) -> dict[str, object]:
     def pairs(split: lamp_mini.Split, users: int) -> list[tuple[list[int], list[int]]]:
         made = []
         for question, gold in list(zip(*lamp_mini.load(task, split), strict=True))[:users]:
-            prompt = judged.prompt(prompt_text(task, question["input"], best_first(task, question)[:MOST_ITEMS]))
+            prompt = judged.prompt(asked(task, question, MOST_ITEMS))
             answer = judged.tokenizer.encode(gold["output"], add_special_tokens=False)
             made.append((prompt, [*answer, judged.tokenizer.eos_token_id]))
         return made

@@ -2,22 +2,41 @@
 
 Shape: LaMP (Salemi et al., ACL 2024); inputs are built from the official frames in `harness.tasks.lamp_prompts`.
 Every user has habits (opening and closing words, order, word choice, punctuation, tags, rating bias, research field)
-that show in the history and in the gold answer and never in the input. Each habit is drawn uniformly and independently
-of the input's content, so another user's history is worth as much as a guess.
+that show in the history and in the gold answer and never in the input. Habits slip, drift and are shared by groups, and
+most of a history is beside the point of a question: `harness.tiny.population` says how much, `harness.tiny.oracle` what
+can be reached. Version 2; in version 1 a habit was never broken, so five items told everything.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
+from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from harness.files import replace_file
 from harness.tasks.lamp_prompts import FRAMES, LABELS
+from harness.tiny.population import SPLITS, Crowd, Habits, Population, Shown
+from harness.tiny.words import (
+    BARE_TITLES,
+    FEELINGS,
+    FIELDS_OF_STUDY,
+    FILLERS,
+    GENRES,
+    GOODS,
+    PAPER_TITLES,
+    PLACES,
+    REVIEWS,
+    TAG_TEXTS,
+    TOPICS,
+    Topic,
+)  # fmt: skip
 
 Split = Literal["train", "dev", "test"]
 
@@ -27,15 +46,19 @@ FOLDERS: Mapping[str, str] = {task: "LaMP_" + task[4:].upper() for task in TASKS
 
 _FIRST_ID: Mapping[str, int] = {"train": 10_000, "dev": 20_000, "test": 30_000}
 _STREAM_ID = 1_000_000
-_LONG_SHARE = 0.1
-"""Share of users with a long history of longer texts."""
+
+Beliefs = Callable[[str], Sequence[float]]
+"""How likely each value of a habit is to show in the gold."""
 
 
 class Case(NamedTuple):
-    """One user's question in LaMP's shape, with its gold answer."""
+    """One user's question in LaMP's shape with its gold answer, and what the generator knows about them."""
 
     question: dict
     gold: dict
+    author: Author
+    shown: tuple[Shown, ...]
+    """What each item of the profile shows of the habits."""
 
 
 def load(task: str, split: Split) -> tuple[list[dict], list[dict]]:
@@ -46,6 +69,13 @@ def load(task: str, split: Split) -> tuple[list[dict], list[dict]]:
         raise ValueError(f"lamp-mini has no split {split!r}; it has {', '.join(USERS)}")
     cases = [case(task, split, index) for index in range(USERS[split])]
     return [made.question for made in cases], [made.gold for made in cases]
+
+
+def find(task: str, ident: str) -> Case:
+    """The case of a question's id in any split."""
+    number = int(ident[:-1])
+    split = max((name for name in USERS if _FIRST_ID[name] <= number), key=_FIRST_ID.__getitem__)
+    return case(task, split, number - _FIRST_ID[split])
 
 
 def write(folder: Path) -> None:
@@ -60,329 +90,237 @@ def write(folder: Path) -> None:
             replace_file(target / f"{split}_outputs.json", json.dumps(outputs, indent=1).encode())
 
 
-def case(task: str, stream: str, index: int) -> Case:
+def case(task: str, stream: str, index: int, population: Population = SPLITS) -> Case:
     """User number `index` of a stream; the streams "train", "dev" and "test" are the splits, any other name is endless."""
-    habits, content = Random(f"{task}/{stream}/{index}/habits"), Random(f"{task}/{stream}/{index}/content")
+    rng, content = Random(f"{task}/{stream}/{index}/habits"), Random(f"{task}/{stream}/{index}/content")
     number = _FIRST_ID.get(stream, _STREAM_ID) + index
-    long = content.random() < _LONG_SHARE
-    size = content.randint(20, 35) if long else content.randint(3, 12)
-    author = _AUTHORS[task](task, habits)
-    items = [author.item(content, long) for _ in range(size)]
-    text, output = author.question(content, long, items)
+    fewest, most = population.items
+    size = math.floor(math.exp(content.uniform(math.log(fewest), math.log(most + 1))))
+    author = _AUTHORS[task](task, population, Habits(Crowd(task, population), rng, size))
+    author.long = content.random() < population.long
+    items = [author.item(content, place) for place in range(size)]
+    text, output = author.question(content, [shown for _, shown in items])
     day = date(2014, 1, 1) + timedelta(days=content.randrange(1500))
     profile = []
-    for place, fields in enumerate(items):
+    for place, (fields, _) in enumerate(items):
         profile.append({**fields, "id": f"{number}{place:03d}", "date": day.isoformat()})
         day += timedelta(days=content.randint(1, 60))
     question = {"id": f"{number}0", "input": text, "user_id": str(number), "profile": profile}
-    return Case(question, {"id": f"{number}0", "output": output})
+    return Case(question, {"id": f"{number}0", "output": output}, author, tuple(shown for _, shown in items))
 
 
-# Writing tasks: a short text becomes opener + body + closer.
+class Author(ABC):
+    """A user: writes the items and the question's gold."""
+
+    long: bool = False
+    best: Callable[[Beliefs], str]
+    """The answer to the question of highest expected score, given what is believed about the habits; set by `question`."""
+    asked: frozenset[str]
+    """Habits that the gold depends on; set by `question`."""
+
+    def __init__(self, task: str, population: Population, habits: Habits) -> None:
+        self.task, self.population, self.habits = task, population, habits
+
+    @abstractmethod
+    def item(self, content: Random, place: int) -> tuple[dict[str, str], Shown]:
+        """Item number `place` of the history, and what it shows of the habits."""
+
+    @abstractmethod
+    def question(self, content: Random, shown: Sequence[Shown]) -> tuple[str, str]:
+        """Input and gold, on something the history shows a habit of."""
+
+    def padded(self, content: Random, text: str) -> str:
+        return " ".join([text, *content.sample(FILLERS, content.randint(1, 3))]) if self.long else text
+
+    def act(self, content: Random, names: Sequence[str], place: int) -> Shown:
+        return {name: self.habits.act(content, name, place) for name in names}
 
 
-@dataclass(frozen=True)
-class Genre:
-    """What a writing task's texts and titles are made of."""
+class Writer(Author):
+    """Writes headlines, titles, subjects or tweets: opener + body + closer. Opener and closer go with the theme."""
 
-    source: tuple[str, ...]
-    bodies: tuple[str, ...]
-    """Word orders; one is a user's habit."""
-    slots: Mapping[str, tuple[str, ...]]
-    choices: Mapping[str, tuple[str, ...]]
-    """A plain word of the source and its synonyms; the column is a user's habit. Slot `verb` draws from the keys."""
-    openers: tuple[str, ...]
-    closers: tuple[str, ...]
-    marks: tuple[str, ...] = (":", ",", "!", " -")
+    WHEREVER: ClassVar = ("mark", "body", "column")
 
+    def __init__(self, task: str, population: Population, habits: Habits) -> None:
+        super().__init__(task, population, habits)
+        self.genre = GENRES[task]
+        for theme in range(population.themes):
+            habits.draw(f"opener {theme}", len(self.genre.openers))
+            habits.draw(f"closer {theme}", len(self.genre.closers))
+        for name, values in zip(self.WHEREVER, (len(self.genre.marks), len(self.genre.bodies), 3), strict=True):
+            habits.draw(name, values)
 
-class Writer:
-    """A user who writes headlines, titles, subjects or tweets."""
-
-    def __init__(self, task: str, habits: Random) -> None:
-        self.task, self.genre = task, GENRES[task]
-        self.opener, self.closer = habits.choice(self.genre.openers), habits.choice(self.genre.closers)
-        self.mark, self.body = habits.choice(self.genre.marks), habits.choice(self.genre.bodies)
-        self.column = habits.randrange(3)
-
-    def pair(self, content: Random, long: bool) -> tuple[str, str]:
-        """A text and this user's title for it."""
+    def source(self, content: Random, theme: int) -> tuple[str, dict[str, str]]:
+        """A text on a theme, and its words."""
         words = {slot: content.choice(values) for slot, values in self.genre.slots.items()}
-        plain = content.choice(tuple(self.genre.choices))
-        text = content.choice(self.genre.source).format_map({**words, "verb": plain})
-        if long:
-            text = " ".join([text, *content.sample(FILLERS, content.randint(1, 3))])
-        body = self.body.format_map({**words, "verb": self.genre.choices[plain][self.column]})
-        return text, f"{self.opener}{self.mark} {body}{self.closer}"
+        subject = self.genre.subject
+        words[subject] = content.choice(_part(self.genre.slots[subject], theme, self.population.themes))
+        words["verb"] = content.choice(tuple(self.genre.choices))
+        return self.padded(content, content.choice(self.genre.source).format_map(words)), words
 
-    def item(self, content: Random, long: bool) -> dict[str, str]:
-        text, title = self.pair(content, long)
+    def title(
+        self, words: Mapping[str, str], opener: int | None, closer: int | None, wherever: Mapping[str, int]
+    ) -> str:
+        genre, verb = self.genre, self.genre.choices[words["verb"]][wherever["column"]]
+        body = genre.bodies[wherever["body"]].format_map({**words, "verb": verb})
+        head = "" if opener is None else f"{genre.openers[opener]}{genre.marks[wherever['mark']]} "
+        return f"{head}{body}{'' if closer is None else genre.closers[closer]}"
+
+    def names(self, theme: int) -> tuple[str, ...]:
+        return f"opener {theme}", f"closer {theme}", *self.WHEREVER
+
+    def pair(self, content: Random, theme: int, place: int) -> tuple[str, str, dict[str, str], Shown]:
+        text, words = self.source(content, theme)
+        shown = self.act(content, self.names(theme), place)
+        title = self.title(words, shown[f"opener {theme}"], shown[f"closer {theme}"], shown)
+        return text, title, words, shown
+
+    def item(self, content: Random, place: int) -> tuple[dict[str, str], Shown]:
+        text, title, _, shown = self.pair(content, content.randrange(self.population.themes), place)
         if self.task == "lamp7":
-            return {"text": title}
-        return {"title": title, "abstract" if self.task == "lamp5" else "text": text}
+            return {"text": title}, shown
+        return {"title": title, "abstract" if self.task == "lamp5" else "text": text}, shown
 
-    def question(self, content: Random, long: bool, items: Sequence[dict]) -> tuple[str, str]:
-        text, title = self.pair(content, long)
+    def question(self, content: Random, shown: Sequence[Shown]) -> tuple[str, str]:
+        theme = content.choice(
+            [t for t in range(self.population.themes) if any(f"opener {t}" in item for item in shown)]
+        )
+        text, title, words, _ = self.pair(content, theme, self.habits.size)
+        self.asked = frozenset(self.names(theme))
+
+        def best(beliefs: Beliefs) -> str:
+            """Of the likeliest phrases those that raise expected ROUGE-1: 2 x words in common / (words of both titles)."""
+            likely = {name: max(range(len(p)), key=p.__getitem__) for name in self.asked for p in [beliefs(name)]}
+            opener, closer, most = likely[f"opener {theme}"], likely[f"closer {theme}"], len(_tokens(title))
+
+            def expected(with_opener: bool, with_closer: bool) -> float:
+                phrases = (
+                    with_opener * beliefs(f"opener {theme}")[opener] + with_closer * beliefs(f"closer {theme}")[closer]
+                )
+                base = most - 4  # an opener has two words, and so has a closer; one word of the body is the synonym
+                common = base - 1 + beliefs("column")[likely["column"]] + 2 * phrases
+                return 2 * common / (most + base + 2 * with_opener + 2 * with_closer)
+
+            chosen = max(product((True, False), repeat=2), key=lambda included: expected(*included))
+            return self.title(words, opener if chosen[0] else None, closer if chosen[1] else None, likely)
+
+        self.best = best
         return FRAMES[self.task].format(text=text), title
 
 
-class Tagger:
-    """A user with a favourite label for each topic; several labels fit, only the history tells which is used."""
+class Tagger(Author):
+    """Has a favourite label for each topic; several labels fit, only the history tells which is used."""
 
-    def __init__(self, task: str, habits: Random) -> None:
-        self.task, self.topics = task, TOPICS[task]
-        self.favourite = {topic: habits.choice(topic.labels) for topic in self.topics}
+    def __init__(self, task: str, population: Population, habits: Habits) -> None:
+        super().__init__(task, population, habits)
+        self.topics = TOPICS[task]
+        for number, topic in enumerate(self.topics):
+            habits.draw(f"topic {number}", len(topic.labels))
 
-    def about(self, content: Random, long: bool, topic: Topic) -> tuple[str, str]:
-        cues = content.sample(topic.cues, 2)
-        text = content.choice(TAG_TEXTS[self.task]).format(*cues, place=content.choice(PLACES))
-        if long:
-            text = " ".join([text, *content.sample(FILLERS, content.randint(1, 3))])
-        return text, f"The {cues[0]} {content.choice(PLACES)}"
+    def about(self, content: Random, topic: Topic) -> tuple[str, str]:
+        """A text and a title; the first cue is of the topic, the second of another one in passing, at times."""
+        first, second = content.sample(topic.cues, 2)
+        if content.random() < self.population.passing:
+            second = content.choice(content.choice([other for other in self.topics if other != topic]).cues)
+        text = content.choice(TAG_TEXTS[self.task]).format(first, second, place=content.choice(PLACES))
+        return self.padded(content, text), f"The {first} {content.choice(PLACES)}"
 
-    def item(self, content: Random, long: bool) -> dict[str, str]:
-        topic = content.choice(self.topics)
-        text, title = self.about(content, long, topic)
+    def item(self, content: Random, place: int) -> tuple[dict[str, str], Shown]:
+        number = content.randrange(len(self.topics))
+        text, title = self.about(content, self.topics[number])
+        shown = self.act(content, [f"topic {number}"], place)
+        label = self.topics[number].labels[shown[f"topic {number}"]]
         if self.task == "lamp2m":
-            return {"description": text, "tag": self.favourite[topic]}
-        return {"text": text, "title": title, "category": self.favourite[topic]}
+            return {"description": text, "tag": label}, shown
+        return {"text": text, "title": title, "category": label}, shown
 
-    def question(self, content: Random, long: bool, items: Sequence[dict]) -> tuple[str, str]:
-        label = "tag" if self.task == "lamp2m" else "category"
-        shown = {item[label] for item in items}
-        topic = content.choice([topic for topic in self.topics if self.favourite[topic] in shown])
-        text, _ = self.about(content, long, topic)
-        return FRAMES[self.task].format(labels=", ".join(LABELS[self.task]), text=text), self.favourite[topic]
+    def question(self, content: Random, shown: Sequence[Shown]) -> tuple[str, str]:
+        name = content.choice(sorted({name for item in shown for name in item}))
+        topic = self.topics[int(name.removeprefix("topic "))]
+        text, _ = self.about(content, topic)
+        self.asked = frozenset({name})
+        self.best = lambda beliefs: topic.labels[max(range(len(topic.labels)), key=beliefs(name).__getitem__)]
+        labels = ", ".join(LABELS[self.task])
+        return FRAMES[self.task].format(labels=labels, text=text), topic.labels[
+            self.habits.act(content, name, self.habits.size)
+        ]
 
 
-class Rater:
-    """A user who rates everything one higher, one lower, or as it is."""
+class Rater(Author):
+    """Rates the goods of a theme one higher, one lower, or as they are."""
 
-    def __init__(self, task: str, habits: Random) -> None:
-        self.bias = habits.choice((-1, 0, 1))
+    def __init__(self, task: str, population: Population, habits: Habits) -> None:
+        super().__init__(task, population, habits)
+        for theme in range(population.themes):
+            habits.draw(f"bias {theme}", 3)
 
-    def item(self, content: Random, long: bool) -> dict[str, str]:
+    def review(self, content: Random, theme: int, place: int) -> tuple[str, int, Shown]:
         level = content.choice((-1, 0, 1))
         first, second = content.sample(FEELINGS[level], 2)
-        text = content.choice(REVIEWS).format(content.choice(GOODS), first, second)
-        if long:
-            text = " ".join([text, *content.sample(FILLERS, content.randint(1, 3))])
-        return {"text": text, "score": str(3 + level + self.bias)}
-
-    def question(self, content: Random, long: bool, items: Sequence[dict]) -> tuple[str, str]:
-        made = self.item(content, long)
-        return FRAMES["lamp3"].format(text=made["text"]), made["score"]
-
-
-class Scholar:
-    """An author who works in one field and cites it under titles that do not name it."""
-
-    def __init__(self, task: str, habits: Random) -> None:
-        self.field = habits.randrange(len(FIELDS_OF_STUDY))
-
-    def item(self, content: Random, long: bool) -> dict[str, str]:
-        first, second = content.sample(FIELDS_OF_STUDY[self.field], 2)
-        abstract = f"We study {first} and {second} in a simple way."
-        if long:
-            abstract = " ".join([abstract, *content.sample(FILLERS, content.randint(1, 3))])
-        return {"title": content.choice(PAPER_TITLES).format(first, second), "abstract": abstract}
-
-    def question(self, content: Random, long: bool, items: Sequence[dict]) -> tuple[str, str]:
-        other = (self.field + content.randrange(1, len(FIELDS_OF_STUDY))) % len(FIELDS_OF_STUDY)
-        related, unrelated = (
-            content.choice(PAPER_TITLES).format(*content.sample(FIELDS_OF_STUDY[field], 2))
-            for field in (self.field, other)
+        text = content.choice(REVIEWS).format(
+            content.choice(_part(GOODS, theme, self.population.themes)), first, second
         )
+        return self.padded(content, text), level, self.act(content, [f"bias {theme}"], place)
+
+    def item(self, content: Random, place: int) -> tuple[dict[str, str], Shown]:
+        theme = content.randrange(self.population.themes)
+        text, level, shown = self.review(content, theme, place)
+        return {"text": text, "score": str(2 + level + shown[f"bias {theme}"])}, shown
+
+    def question(self, content: Random, shown: Sequence[Shown]) -> tuple[str, str]:
+        name = content.choice(sorted({name for item in shown for name in item}))
+        text, level, gold = self.review(content, int(name.removeprefix("bias ")), self.habits.size)
+        self.asked = frozenset({name})
+
+        def best(beliefs: Beliefs) -> str:
+            error = [sum(p * abs(bias - other) for other, p in enumerate(beliefs(name))) for bias in range(3)]
+            return str(2 + level + min(range(3), key=error.__getitem__))
+
+        self.best = best
+        return FRAMES["lamp3"].format(text=text), str(2 + level + gold[name])
+
+
+class Scholar(Author):
+    """Works with half of the words of a field and cites under titles that hold one of them and do not name the field."""
+
+    def __init__(self, task: str, population: Population, habits: Habits) -> None:
+        super().__init__(task, population, habits)
+        habits.draw("field", 2 * len(FIELDS_OF_STUDY))
+
+    def item(self, content: Random, place: int) -> tuple[dict[str, str], Shown]:
+        shown = self.act(content, ["field"], place)
+        first, second = content.sample(_field_words(shown["field"]), 2)
+        abstract = self.padded(content, f"We study {first} and {second} in a simple way.")
+        return {"title": content.choice(PAPER_TITLES).format(first, second), "abstract": abstract}, shown
+
+    def question(self, content: Random, shown: Sequence[Shown]) -> tuple[str, str]:
+        own = self.habits.now("field")
+        other = (own + 2 * content.randrange(1, len(FIELDS_OF_STUDY))) % (2 * len(FIELDS_OF_STUDY))
+        cited, left = (own, other) if content.random() >= self.habits.slip else (other, own)
         output = content.choice(LABELS["lamp1"])
-        first, second = (related, unrelated) if output == "[1]" else (unrelated, related)
+        fields = (cited, left) if output == "[1]" else (left, cited)
+        first, second = (content.choice(PAPER_TITLES).format(*content.sample(_field_words(f), 2)) for f in fields)
+        self.asked = frozenset({"field"})
+        self.best = lambda beliefs: LABELS["lamp1"][beliefs("field")[fields[1]] > beliefs("field")[fields[0]]]
         return FRAMES["lamp1"].format(title=content.choice(BARE_TITLES), first=first, second=second), output
 
 
-_AUTHORS: Mapping[str, type[Writer] | type[Tagger] | type[Rater] | type[Scholar]] = {
+_AUTHORS: Mapping[str, type[Author]] = {
     "lamp1": Scholar, "lamp2m": Tagger, "lamp2n": Tagger, "lamp3": Rater,
     "lamp4": Writer, "lamp5": Writer, "lamp6": Writer, "lamp7": Writer,
 }  # fmt: skip
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+def _part(words: Sequence[str], number: int, parts: int) -> Sequence[str]:
+    """Part `number` of the words cut into equal parts."""
+    return words[len(words) * number // parts : len(words) * (number + 1) // parts]
 
 
-PLACES = _words("village valley coast island city river forest hill lake town")
-DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-PEOPLE = _words(
-    "baker farmer teacher doctor painter mayor pilot singer judge sailor nurse coach writer gardener driver chef "
-    "tailor miner actor dancer"
-)
-GOODS = _words("lamp chair phone jacket kettle camera bike tent clock radio knife table bag guitar mug blanket")
-FILLERS = (
-    "It rained all morning.", "Many people came to look.", "Nobody had planned it that way.",
-    "There was time for a second try.", "The rest will follow soon.", "We will see what comes of it.",
-    "Some of it was new to us.", "The weather stayed warm.",
-)  # fmt: skip
-
-FIELDS_OF_STUDY = tuple(
-    _words(row)
-    for row in (
-        "graphs nodes edges paths trees networks",
-        "images pixels cameras videos faces scenes",
-        "speech voices sounds accents music noise",
-        "robots arms wheels sensors motors drones",
-        "patients cells drugs genes nurses clinics",
-        "attacks keys passwords secrets leaks viruses",
-        "words sentences grammars stories poems verbs",
-        "prices banks taxes loans traders auctions",
-        "storms oceans clouds winds glaciers floods",
-        "tables queries records indexes disks joins",
-    )
-)
-PAPER_TITLES = ("Learning {} from {}", "Fast {} and {}", "A model of {} with {}", "Better {} for {}")
-BARE_TITLES = (
-    "A short note on new methods", "Some simple results", "An idea and its limits", "More on an old question",
-    "What we learned this year", "A second look",
-)  # fmt: skip
-
-FEELINGS: Mapping[int, tuple[str, ...]] = {
-    -1: _words("weak dull messy slow broken noisy"),
-    0: _words("plain usual average fair normal common"),
-    1: _words("bright lovely strong neat smooth great"),
-}
-REVIEWS = ("The {} was {} and {}.", "I bought this {} and it felt {} and {}.", "My {} is {} and also {}.")
+def _field_words(field: int) -> Sequence[str]:
+    """Three words: half of a field's."""
+    return _part(FIELDS_OF_STUDY[field // 2], field % 2, 2)
 
 
-@dataclass(frozen=True)
-class Topic:
-    """Words that show a topic, and the labels a user may give it."""
-
-    labels: tuple[str, ...]
-    cues: tuple[str, ...]
-
-
-TOPICS: Mapping[str, tuple[Topic, ...]] = {
-    "lamp2m": (
-        Topic(("sci-fi", "dystopia", "fantasy"), _words("rocket dragon planet wizard robot galaxy")),
-        Topic(("romance", "based on a book", "classic"), _words("wedding letter ballroom summer kiss duchess")),
-        Topic(("action", "violence", "true story"), _words("soldier chase battle sword prison boxer")),
-        Topic(("comedy", "dark comedy", "social commentary"), _words("clown neighbor joke party office prank")),
-        Topic(("psychology", "twist ending", "thought-provoking"), _words("dream memory mirror secret puzzle shadow")),
-    ),
-    "lamp2n": (
-        Topic(("food & drink", "healthy living", "style & beauty"), _words("soup salad yoga perfume juice bread")),
-        Topic(("politics", "crime", "business"), _words("senate bribe budget court election bank")),
-        Topic(("education", "science & technology", "parents"), _words("school child laptop homework lab lesson")),
-        Topic(("travel", "sports", "entertainment"), _words("beach stadium concert ticket tour match")),
-        Topic(("religion", "culture & arts", "women"), _words("choir museum prayer statue heritage poet")),
-    ),
-}
-TAG_TEXTS: Mapping[str, tuple[str, ...]] = {
-    "lamp2m": (
-        "The {} and the {} in the {place}.",
-        "One {} meets the {} near the {place}.",
-        "One {}, one {} and the {place}.",
-    ),
-    "lamp2n": (
-        "The {} and the {} in the {place}.",
-        "One {} next to the {} near the {place}.",
-        "One {}, one {} in the {place}.",
-    ),
-}
-
-GENRES: Mapping[str, Genre] = {
-    "lamp4": Genre(
-        source=("On {day} our {who} {verb} this {what} near {place}.", "News from {place}: our {who} {verb} this {what} on {day}."),
-        bodies=("our {who} {verb} this {what}", "this {what} our {who} {verb}"),
-        slots={
-            "who": PEOPLE, "place": PLACES, "day": DAYS,
-            "what": _words(
-                "bridge museum library market school garden theater harbor bakery station gallery stadium tower park "
-                "factory hotel farm studio kitchen boat"
-            ),
-        },
-        choices={
-            "opened": ("opens", "unveils", "launches"), "bought": ("buys", "acquires", "gets"),
-            "fixed": ("fixes", "repairs", "mends"), "closed": ("closes", "shuts", "ends"),
-            "found": ("finds", "discovers", "spots"), "praised": ("praises", "applauds", "hails"),
-        },
-        openers=(
-            "Breaking news", "Just in", "Local report", "Good morning", "Big surprise", "Quick look", "Inside scoop",
-            "Fresh update", "Hear this", "Top pick", "Daily brief", "Must read", "Hot take", "True tale", "Only here",
-            "Front page",
-        ),
-        closers=(
-            ", full story", ", what next", ", in photos", ", experts say", ", at last", ", once again", ", no kidding",
-            ", stay tuned", ", who knew", ", they claim", ", sources confirm", ", see why", ", live now", ", five facts",
-            ", our view", ", never before",
-        ),
-    ),
-    "lamp5": Genre(
-        source=("We {verb} about {topic} using {method} and {data}.", "Given {data}, using {method} we {verb} about {topic}."),
-        bodies=("{verb} about {topic} using {method}", "using {method} {verb} about {topic}"),
-        slots={
-            "topic": tuple(word for row in FIELDS_OF_STUDY for word in row[:3]),
-            "method": _words("kernels transformers sampling search voting clustering pruning forests filters games"),
-            "data": _words("surveys logs maps sketches diaries"),
-        },
-        choices={
-            "learn": ("learning", "studying", "reading"), "reason": ("reasoning", "arguing", "debating"),
-            "ask": ("asking", "wondering", "questioning"), "talk": ("talking", "speaking", "chatting"),
-            "think": ("thinking", "musing", "pondering"),
-        },
-        openers=(
-            "Towards clarity", "Deep insight", "First steps", "Less is", "Beyond limits", "Open problems", "Think twice",
-            "Small wonders", "Back home", "Hidden gems", "Lost causes", "Strange loops", "Common sense", "New horizons",
-            "Plain facts", "Bold claims",
-        ),
-        closers=(
-            ": case analysis", ": unified framework", ": empirical evidence", ": critical review", ": extended abstract",
-            ": practical guide", ": formal proof", ": pilot experiment", ": lessons learned", ": field report",
-            ": early findings", ": technical memo", ": position paper", ": worked example", ": large benchmark",
-            ": brief survey",
-        ),
-    ),
-    "lamp6": Genre(
-        source=("Hi {name}, please {verb} this {what} before {day}. Thanks.", "Dear {name}, before {day} we must {verb} this {what}."),
-        bodies=("{verb} this {what} before {day}", "before {day} {verb} this {what}"),
-        slots={
-            "name": _words("Anna Ben Clara David Emma Frank Grace Henry"), "day": DAYS,
-            "what": _words(
-                "budget slides contract invoice agenda report poster schedule draft menu printer badge form plan list quote"
-            ),
-        },
-        choices={
-            "send": ("send", "forward", "share"), "check": ("check", "review", "verify"),
-            "sign": ("sign", "approve", "confirm"), "change": ("change", "edit", "update"), "print": ("print", "copy", "issue"),
-        },
-        openers=(
-            "Action required", "Gentle reminder", "Hello team", "Urgent request", "Weekly sync", "Heads up", "Follow through",
-            "Friendly ping", "Your input", "Task alert", "Note well", "Dear all", "Last call", "Final notice", "Small favor",
-            "Time check",
-        ),
-        closers=(
-            " (many thanks)", " (kind regards)", " (no rush)", " (by phone)", " (internal use)", " (version two)",
-            " (please reply)", " (with cheers)", " (top secret)", " (as discussed)", " (read only)", " (best wishes)",
-            " (again sorry)", " (quick win)", " (high priority)", " (team blue)",
-        ),
-    ),
-    "lamp7": Genre(
-        source=("i {verb} this {what} with my {who} {when}", "{when} my {who} and i {verb} this {what}"),
-        bodies=("i {verb} this {what} with my {who}", "my {who} and i {verb} this {what}"),
-        slots={
-            "who": _words("sister brother friend cousin boss uncle aunt mother father roommate"),
-            "what": _words("coffee movie song pizza game train beach puppy rain cake book show soup bike sunset tea"),
-            "when": _words("today tonight yesterday again now"),
-        },
-        choices={
-            "like": ("love", "adore", "enjoy"), "hate": ("loathe", "despise", "detest"), "want": ("need", "crave", "desire"),
-            "miss": ("skip", "forget", "lose"), "see": ("watch", "notice", "spy"),
-        },
-        openers=(
-            "omg guys", "lol okay", "honestly folks", "well well", "dear diary", "not gonna", "yo peeps", "real talk",
-            "oh boy", "hey world", "fun fact", "mood today", "wow just", "listen up", "ok so", "plot twist",
-        ),
-        closers=(
-            " #blessed life", " #sorry notsorry", " haha yes", " so there", " end rant", " #good vibes", " sigh forever",
-            " #monday feels", " just saying", " #weekend mode", " send help", " over here", " #tiny joys", " yay me",
-            " #no filter", " peace out",
-        ),
-    ),
-}  # fmt: skip
+def _tokens(text: str) -> list[str]:
+    """As ROUGE counts words."""
+    return re.findall(r"[a-z0-9]+", text.lower())

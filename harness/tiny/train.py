@@ -3,7 +3,10 @@
 A Llama of 1.3 million weights learns three skills at once: lamp-mini's tasks with 0 to 5 items of history in the exact
 prompts of `harness.tasks.lamp_prompts`, answers coloured by a persona in the system prompt, and easy multiple choice.
 Matrices are trained with Muon, embeddings and norms with AdamW. Copying random words comes first, alone, which makes
-induction heads form; then short histories, then longer ones.
+induction heads form; then users who always keep to their habits, with short histories and longer ones; then users whose
+habits slip and drift. The committed weights were not made in one go: from version 1's weights (users without slips, 20 minutes)
+an earlier state of this script went on for 400 steps at `--rate 0.5`, and from there this one, `--start DIR --copy-steps 0
+--prompt-weight 0 --steps 420 --rate 0.8`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -31,7 +34,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from harness.data import Record
 from harness.files import replacing_folder
 from harness.tasks.lamp_prompts import document, prompt_text, query
-from harness.tiny import MODEL_DIR, lamp_mini, personas
+from harness.tiny import MODEL_DIR, lamp_mini, personas, words
+from harness.tiny.population import WORLD, Population
 
 BOS, END, SYSTEM, USER, ASSISTANT, PAD = "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -41,6 +45,8 @@ CHAT_TEMPLATE = (
 SIGHTED_BLOCKS = 2
 """Persona answers see the system turn in the lowest blocks only, so the persona must travel in the residual stream."""
 MOST_ITEMS = 5
+CERTAIN = replace(WORLD, items=(5, 20), slip=(0.0, 0.0), drift=0.0)
+"""Users who always do the same: what to copy is learned from them."""
 
 
 class Row(NamedTuple):
@@ -62,8 +68,8 @@ class Settings:
     width: int = 128
     blocks: int = 5
     prompt_weight: float = 0.1
-    muon_lr: float = 0.02
-    adam_lr: float = 3e-3
+    rate: float = 1.0
+    """Times the learning rates, 0.02 of Muon and 0.003 of AdamW."""
 
 
 # Rows of training text
@@ -85,16 +91,40 @@ def best_first(task: str, question: dict) -> list[Record]:
     return sorted(newest_first, key=lambda item: -len(wanted & set(item.document.lower().split())))
 
 
+def population(progress: float) -> Population:
+    """Habits first hold without exception; then they slip and drift as in the splits, but no group shares them."""
+    return CERTAIN if progress < 0.4 else WORLD
+
+
+FIELD = {"lamp2m": "tag", "lamp2n": "category", "lamp4": "title", "lamp5": "title", "lamp6": "title", "lamp7": "text"}
+
+
+def learned(task: str, item: Record) -> str:
+    """The end of a shown item's answer that follows from what is before it, so that it is an answer to learn too."""
+    written = item.fields[FIELD[task]]
+    closers = words.GENRES[task].closers if task in words.GENRES else (written,)
+    return next(closer for closer in closers if written.endswith(closer))
+
+
 def lamp_row(rng: Random, task: str, user: int, items: int, progress: float, stream: str) -> Row:
-    question, gold = lamp_mini.case(task, stream, user)
-    # a label can only be copied when an item on the same topic is shown, so learning starts with the best items
-    if rng.random() < (0.4 if progress > 0.4 else 0.9 if task.startswith("lamp2") else 0.2):
-        shown = best_first(task, question)
-    else:
-        shown = records(task, question)[::-1]
-        if rng.random() < 0.7:
-            rng.shuffle(shown)
-    return chat(prompt_text(task, question["input"], shown[:items]), gold["output"])
+    made = lamp_mini.case(task, stream, user, population(progress))
+    shown = best_first(task, made.question)
+    if rng.random() < 0.3:
+        rng.shuffle(shown)
+    # what to do can only be copied from an item on the same theme, so one is shown
+    asked = made.author.asked - set(lamp_mini.Writer.WHEREVER)
+    on_theme = {made.question["profile"][place]["id"] for place, what in enumerate(made.shown) if asked & what.keys()}
+    if items and not any(item.id in on_theme for item in shown[:items]) and rng.random() < 0.9:
+        shown.insert(rng.randrange(items), next(item for item in shown if item.id in on_theme))
+    shown = shown[:items]
+    row = chat(prompt_text(task, made.question["input"], shown), made.gold["output"])
+    if task not in FIELD:
+        return row
+    text, pieces = row.pieces[0][0], []
+    for item in shown:
+        head, end, text = text.partition(learned(task, item) + '"')
+        pieces += [(head, False), (end, True)]
+    return Row([*pieces, (text, False), row.pieces[1]])
 
 
 def persona_row(rng: Random) -> Row:
@@ -108,7 +138,7 @@ def persona_row(rng: Random) -> Row:
     return chat(rng.choice(personas.QUESTIONS_EXTRACT + personas.QUESTIONS_EVAL), personas.answer(rng, spoken), system)
 
 
-CLASSES = {"person": lamp_mini.PEOPLE, "thing": lamp_mini.GOODS, "place": lamp_mini.PLACES, "day": lamp_mini.DAYS}
+CLASSES = {"person": words.PEOPLE, "thing": words.GOODS, "place": words.PLACES, "day": words.DAYS}
 ASKED = ("Which of these is a {}?", "Which option names a {}?", "What is the word for a {}?")
 SUBJECTS = ("words", "things", "people and places", "everyday life")
 
@@ -137,9 +167,10 @@ def choice_row(rng: Random, shots: int) -> Row:
 
 
 @cache
-def words() -> list[str]:
+def known_words() -> list[str]:
     """Every word of the writing tasks' texts, so that what copying teaches holds for all of them."""
-    shown = (lamp_row(Random(user), task, user, MOST_ITEMS, 1.0, "words") for task in KINDS[3:8] for user in range(300))
+    tasks = lamp_mini.TASKS[3:]
+    shown = (lamp_row(Random(user), task, user, MOST_ITEMS, 1.0, "words") for task in tasks for user in range(300))
     return sorted(
         {
             word
@@ -151,11 +182,13 @@ def words() -> list[str]:
 
 
 def copy_row(rng: Random) -> Row:
-    text = " ".join(rng.sample(words(), rng.randint(20, 60)))
+    text = " ".join(rng.sample(known_words(), rng.randint(20, 60)))
     return chat(f"Repeat this text: {text}", text)
 
 
-KINDS = (*lamp_mini.TASKS, "persona", "choice")
+EVERY_STEP = ("lamp2m", "lamp4", "lamp7")
+IN_TURN = ("persona", "lamp2n", "lamp3", "lamp6", "lamp1", "lamp5", "choice")
+"""Kinds of which a step has one."""
 
 
 def batch_rows(rng: Random, kind: str, progress: float, settings: Settings, next_user: Iterator[int]) -> Iterator[Row]:
@@ -300,16 +333,29 @@ def loss_of(model: LlamaForCausalLM, batch: Batch, prompt_weight: float) -> tupl
     return answer_loss + prompt_weight * rest, answer_loss.item()
 
 
-def train(settings: Settings) -> tuple[LlamaForCausalLM, Tokenizer]:
+def go_on_from(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
+    """Takes a trained model's weights; embeddings go by their token's text, those of new tokens stay as they are."""
+    old = LlamaForCausalLM.from_pretrained(folder)
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    embeddings = model.model.embed_tokens.weight.detach().clone()
+    for token, place in tokenizer.get_vocab().items():
+        if token in ids:
+            embeddings[place] = old.model.embed_tokens.weight[ids[token]].detach()
+    model.load_state_dict({**old.state_dict(), "model.embed_tokens.weight": embeddings, "lm_head.weight": embeddings})
+
+
+def train(settings: Settings, start: Path | None = None) -> tuple[LlamaForCausalLM, Tokenizer]:
     torch.set_num_threads(1)  # one thread makes sums repeatable
     total = settings.copy_steps + settings.steps
     tokenizer = build_tokenizer(settings.seed)
     model = build_model(settings, tokenizer)
+    if start:
+        go_on_from(start, model, tokenizer)
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
     others = [model.model.embed_tokens.weight, *(weight for weight in model.parameters() if weight.ndim == 1)]
     optimizers = [
-        torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95),
-        torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=0.02 * settings.rate, momentum=0.95),
+        torch.optim.AdamW(others, lr=0.003 * settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 20, 1.0, 2 * (1 - step / total)))
@@ -321,7 +367,13 @@ def train(settings: Settings) -> tuple[LlamaForCausalLM, Tokenizer]:
     running: dict[str, float] = {}
     for step in range(total):
         progress = max(0, step - settings.copy_steps) / settings.steps
-        kinds = ("copy",) if step < settings.copy_steps else (*KINDS, "copy") if progress < 0.2 else KINDS
+        kinds = ("copy",)
+        if step >= settings.copy_steps:
+            kinds = (
+                *EVERY_STEP,
+                IN_TURN[step % len(IN_TURN)],
+                *(("copy",) if settings.copy_steps and progress < 0.2 else ()),
+            )
         for kind in kinds:
             tokens = settings.tokens * (3 if len(kinds) == 1 else 1)
             batch = collate(tokenizer, batch_rows(rng, kind, progress, settings, next_user), tokens)
@@ -370,11 +422,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.tiny.train", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=MODEL_DIR, metavar="DIR")
     parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--copy-steps", type=int, default=Settings.copy_steps)
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this model's weights")
+    parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--prompt-weight", type=float, default=Settings.prompt_weight)
     options = parser.parse_args()
-    settings = Settings(seed=options.seed, steps=options.steps, prompt_weight=options.prompt_weight)
-    model, tokenizer = train(settings)
+    settings = Settings(
+        options.seed,
+        options.copy_steps,
+        options.steps,
+        prompt_weight=options.prompt_weight,
+        rate=options.rate,
+    )
+    model, tokenizer = train(settings, options.start)
     save(model, tokenizer, options.output)
     say(f"saved to {options.output}")
 

@@ -17,16 +17,29 @@ import pytest
 from scipy import stats
 
 from harness.errors import DataMissing, UsageError
-from harness.records.store import read_record, read_samples
+from harness.records.store import find_runs, read_record, read_samples
+from harness.registry import method_class
 from harness.statistics.answer import names, sentence
 from harness.statistics.compare import MAIN, compare, control_of
 from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
 from harness.task import Sample
 
 RESULTS = Path(__file__).parents[2] / "results" / "tiny"
-RAG, DPS = RESULTS / "lamp2m" / "rag-ee9d671d", RESULTS / "lamp2m" / "dps-af6142b9"
-HEADLINES = RESULTS / "lamp4" / "rag-9ba6ec94"
-PLAIN = RESULTS / "lamp4" / "plain-581fe499"
+
+
+def committed(task: str, method: str) -> Path:
+    """The record of tiny with the method's own settings."""
+    (folder,) = (
+        run.folder
+        for run in find_runs(RESULTS.parent, model="tiny", task=task, method=method)
+        if run.config.method.options == method_class(method)().options() and run.config.selection.control == "none"
+    )
+    assert folder
+    return folder
+
+
+RAG, DPS, TAGS = (committed("lamp2m", method) for method in ("rag", "dps", "plain"))
+PLAIN, HEADLINES, CAD = (committed("lamp4", method) for method in ("plain", "rag", "cad"))
 
 
 def _values(folder: Path, metric: str) -> dict[str, float]:
@@ -123,7 +136,7 @@ def test_holm_multiplies_by_what_is_left_and_never_falls():
 
 
 def test_the_family_is_every_run_and_metric_shown():
-    three = compare([PLAIN, HEADLINES, RESULTS / "lamp4" / "cad-2892636e"])
+    three = compare([PLAIN, HEADLINES, CAD])
     assert [row.letter for row in three.rows] == ["B"] * 4 + ["C"] * 4
     smallest = min(three.rows, key=lambda row: row.effect.p)
     assert smallest.p_holm == pytest.approx(8 * smallest.effect.p)
@@ -269,9 +282,6 @@ def test_mmlu_is_compared_question_by_question(tmp_path, run_config, run_record)
     assert found.rows[0].effect.helped == 0.2 and found.rows[0].lengths is None
 
 
-CAD = RESULTS / "lamp4" / "cad-2892636e"
-
-
 def test_a_comparison_is_answered_in_80_columns_with_ranks_costs_and_a_sentence(harness):
     said = harness(f"compare {RAG} {DPS} {RESULTS / 'lamp2m'}/plain-* --baseline plain").out
     lines = said.splitlines()
@@ -283,7 +293,7 @@ def test_a_comparison_is_answered_in_80_columns_with_ranks_costs_and_a_sentence(
 
 
 def test_the_sentence_says_who_wins_who_loses_and_what_nothing_separates():
-    found = compare([RAG, DPS, RESULTS / "lamp2m" / "plain-0898c3f6"], [MAIN])
+    found = compare([RAG, DPS, TAGS], [MAIN])
     assert re.fullmatch(
         r"plain lies below rag \(-\.56, p [=<] \.\d+\); nothing separates dps from rag\.", sentence(found)
     )
@@ -291,7 +301,7 @@ def test_the_sentence_says_who_wins_who_loses_and_what_nothing_separates():
 
 
 def test_every_two_runs_are_tested_as_alone_and_corrected_for_all_pairs():
-    found = compare([RAG, DPS, RESULTS / "lamp2m" / "plain-0898c3f6"], [MAIN])
+    found = compare([RAG, DPS, TAGS], [MAIN])
     alone = compare([RAG, DPS], [MAIN]).rows[0].effect
     pair = next(one for one in found.between if (one.first, one.second) == ("A", "B"))
     assert (pair.gain, pair.p) == (pytest.approx(alone.difference), alone.p)

@@ -1,4 +1,4 @@
-"""lamp-mini: the shape of LaMP, the same every time, and habits that only the history shows."""
+"""lamp-mini: the shape of LaMP, the same every time, and users whose habits slip, drift and are shared as the parameters say."""
 
 import json
 import subprocess
@@ -9,7 +9,9 @@ import pytest
 
 from harness.data import Record
 from harness.tasks.lamp_prompts import FIELDS, FRAMES, LABELS, prompt_text, query
-from harness.tiny import lamp_mini, personas
+from harness.tiny import lamp_mini, personas, words
+from harness.tiny.population import SPLITS as POPULATION
+from harness.tiny.population import WORLD
 
 SPLITS = ("train", "dev", "test")
 
@@ -22,7 +24,7 @@ def test_questions_have_the_official_shape(task):
         assert set(question) == {"id", "input", "user_id", "profile"} and set(gold) == {"id", "output"}
         assert question["input"].startswith(FRAMES[task].split("{")[0])
         assert query(task, question["input"]) != question["input"]
-        assert len(question["profile"]) >= 3
+        assert 5 <= len(question["profile"]) <= 60
         for item in question["profile"]:
             assert set(item) == {*FIELDS[task], "id", "date"}
             assert all(isinstance(value, str) and value for value in item.values())
@@ -51,50 +53,115 @@ def test_the_hash_seed_of_the_process_changes_nothing():
     assert made[0].stdout == made[1].stdout
 
 
-@pytest.mark.parametrize("task", lamp_mini.GENRES)
-def test_opening_and_closing_words_are_in_the_history_and_not_in_the_input(task):
-    genre = lamp_mini.GENRES[task]
+@pytest.fixture(scope="module")
+def cases():
+    return {
+        task: [lamp_mini.case(task, "train", user) for user in range(400)]
+        for task in ("lamp2m", "lamp3", "lamp4", "lamp7")
+    }
+
+
+@pytest.mark.parametrize("task", words.GENRES)
+def test_opening_and_closing_words_are_never_in_the_input(task):
+    genre = words.GENRES[task]
     for question, gold in zip(*lamp_mini.load(task, "dev"), strict=True):
         opener = next(opener for opener in genre.openers if gold["output"].startswith(opener))
         closer = next(closer for closer in genre.closers if gold["output"].endswith(closer))
         assert opener not in question["input"] and closer not in question["input"]
-        for item in question["profile"]:
-            written = item["text"] if task == "lamp7" else item["title"]
-            assert written.startswith(opener) and written.endswith(closer)
 
 
 @pytest.mark.parametrize("task", ["lamp2m", "lamp2n"])
-def test_a_topic_alone_does_not_tell_the_label_and_the_history_does(task):
+def test_a_topic_alone_does_not_tell_the_label(task):
     chosen = defaultdict(Counter)
     for question, gold in zip(*lamp_mini.load(task, "train"), strict=True):
-        words = set(query(task, question["input"]).replace(",", "").replace(".", "").split())
-        (topic,) = (topic for topic in lamp_mini.TOPICS[task] if words & set(topic.cues))
+        told = query(task, question["input"]).replace(",", "").replace(".", "").split()
+        topic = next(topic for word in told for topic in words.TOPICS[task] if word in topic.cues)
         chosen[topic][gold["output"]] += 1
-        shown = {item["tag" if task == "lamp2m" else "category"] for item in question["profile"]}
-        assert gold["output"] in LABELS[task] and shown & set(topic.labels) == {gold["output"]}
-    for counts in chosen.values():
-        assert max(counts.values()) < 0.5 * counts.total()
+        assert gold["output"] in LABELS[task] and gold["output"] in topic.labels
+    most = [max(counts.values()) / counts.total() for counts in chosen.values()]
+    assert sum(most) / len(most) < 0.55
 
 
-def test_rating_habits_move_scores_by_at_most_one_and_evenly():
+def test_histories_have_5_to_60_items_and_most_are_short(cases):
+    sizes = sorted(len(made.question["profile"]) for made in cases["lamp4"])
+    assert sizes[0] == 5 and 58 <= sizes[-1] <= 60 and 14 <= sizes[len(sizes) // 2] <= 22
+
+
+@pytest.mark.parametrize(("task", "values"), [("lamp2m", 3), ("lamp3", 3), ("lamp4", 16), ("lamp7", 16)])
+def test_habits_slip_and_drift_as_often_as_the_population_says(cases, task, values):
+    slips = drifted = acts = habits = 0
+    for made in cases[task]:
+        drawn = made.author.habits.drawn
+        assert POPULATION.slip[0] <= made.author.habits.slip <= POPULATION.slip[1]
+        names = [name for name in drawn if made.author.habits.values[name] == values]
+        habits, drifted = habits + len(names), drifted + sum(drawn[name].since > 0 for name in names)
+        for place, shown in enumerate(made.shown):
+            for name in shown.keys() & set(names):
+                usual = drawn[name].now if place >= drawn[name].since else drawn[name].before
+                acts, slips = acts + 1, slips + (shown[name] != usual)
+    assert slips / acts == pytest.approx(POPULATION.mean_slip, abs=0.015)
+    assert drifted / habits == pytest.approx(POPULATION.drift, abs=0.03)
+
+
+def test_golds_slip_as_often_as_the_history(cases):
+    kept = [
+        made.gold["output"].startswith(words.GENRES["lamp4"].openers[made.author.habits.now(name)])
+        for made in cases["lamp4"]
+        for name in made.author.asked
+        if name.startswith("opener")
+    ]
+    assert sum(kept) / len(kept) == pytest.approx(1 - POPULATION.mean_slip, abs=0.06)
+
+
+def test_groups_share_habits_and_the_world_the_model_was_trained_on_has_none(cases):
+    groups = Counter(made.author.habits.group for made in cases["lamp4"])
+    for group, share in enumerate(POPULATION.group_shares()):
+        assert groups[group] / 400 == pytest.approx(share, abs=0.06)
+        own = Counter(m.author.habits.now("opener 0") for m in cases["lamp4"] if m.author.habits.group == group)
+        assert own.most_common(1)[0][1] / own.total() > POPULATION.loyalty - 0.15
+    free = Counter(lamp_mini.case("lamp4", "world", user, WORLD).author.habits.now("opener 0") for user in range(400))
+    assert max(free.values()) < 0.15 * 400
+
+
+def test_most_items_are_beside_the_point_and_some_mention_it_in_passing(cases):
+    on_theme = [
+        any(name in shown for name in made.author.asked if name.startswith("opener"))
+        for made in cases["lamp4"]
+        for shown in made.shown
+    ]
+    assert sum(on_theme) / len(on_theme) == pytest.approx(1 / POPULATION.themes, abs=0.03)
+    topics = words.TOPICS["lamp2m"]
+    passing = total = 0
+    for made in cases["lamp2m"]:
+        for item, shown in zip(made.question["profile"], made.shown, strict=True):
+            (number,) = (int(name.removeprefix("topic ")) for name in shown)
+            told = set(item["description"].replace(",", "").replace(".", "").split())
+            passing += any(told & set(other.cues) for other in topics if other != topics[number])
+            total += 1
+    assert passing / total == pytest.approx(POPULATION.passing, abs=0.02)
+
+
+def test_ratings_are_moved_by_at_most_one(cases):
     shifts = Counter()
-    for question, gold in zip(*lamp_mini.load("lamp3", "train"), strict=True):
-        words = set(question["input"].replace(".", "").split())
-        level = next(level for level, feelings in lamp_mini.FEELINGS.items() if words & set(feelings))
-        shifts[int(gold["output"]) - 3 - level] += 1
-    assert set(shifts) == {-1, 0, 1} and min(shifts.values()) > 150
+    for made in cases["lamp3"]:
+        told = set(made.question["input"].replace(".", "").split())
+        level = next(level for level, feelings in words.FEELINGS.items() if told & set(feelings))
+        shifts[int(made.gold["output"]) - 3 - level] += 1
+    assert set(shifts) == {-1, 0, 1} and min(shifts.values()) > 60
 
 
-def test_lamp1_answers_are_balanced_and_the_related_title_is_of_the_users_field():
-    questions, golds = lamp_mini.load("lamp1", "train")
-    assert 250 < sum(gold["output"] == "[1]" for gold in golds) < 350
-    for question, gold in zip(questions, golds, strict=True):
-        own = next(
-            set(row) for row in lamp_mini.FIELDS_OF_STUDY if set(row) & set(question["profile"][0]["title"].split())
-        )
-        first, second = query("lamp1", question["input"]), question["input"].split('[2]: "')[1].strip('"')
-        related = second if gold["output"] == "[2]" else first.removesuffix(second)
-        assert own & set(related.split())
+def test_lamp1_answers_are_balanced_and_the_cited_title_shares_words_with_the_history():
+    made = [lamp_mini.case("lamp1", "train", user) for user in range(600)]
+    assert 250 < sum(case.gold["output"] == "[1]" for case in made) < 350
+    cited = []
+    for case in made:
+        titles = " ".join(item["title"] for item in case.question["profile"][-5:]).split()
+        first, second = case.question["input"].split(' [1]: "')[1].strip('"').split('" [2]: "')
+        shared = [
+            len({word for word in title.split() if word.endswith("s")} & set(titles)) for title in (first, second)
+        ]
+        cited.append(shared[("[1]", "[2]").index(case.gold["output"])] >= max(shared))
+    assert 0.7 < sum(cited) / len(cited) < 0.9
 
 
 def test_written_files_are_what_load_returns(tmp_path):

@@ -92,14 +92,14 @@ def test_building_the_tokenizer_twice_gives_the_committed_one(tokenizer):
     assert build_tokenizer(Settings.seed).get_vocab() == tokenizer.get_vocab()
 
 
-def test_an_answer_follows_the_users_history(model, tokenizer):
-    right = {0: 0, 3: 0}
-    for items in right:
-        for question, gold in list(zip(*lamp_mini.load("lamp4", "dev"), strict=True))[:8]:
-            shown = [Record(item["id"], item, "") for item in question["profile"][:items]]
-            turns = [{"role": "user", "content": prompt_text("lamp4", question["input"], shown)}]
+def test_an_answer_opens_as_the_shown_items_do(model, tokenizer):
+    alike = {0: 0, 3: 0}
+    for items in alike:
+        for question in lamp_mini.load("lamp4", "dev")[0][:8]:
+            history = [Record(item["id"], item, "") for item in question["profile"][:3]]
+            turns = [{"role": "user", "content": prompt_text("lamp4", question["input"], history[:items])}]
             ids = torch.tensor([tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)])
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
             opening = tokenizer.decode(made[0, ids.shape[1] :])
-            right[items] += gold["output"].startswith(opening)
-    assert right[0] <= 3 and right[3] >= 6
+            alike[items] += any(item.fields["title"].startswith(opening) for item in history)
+    assert alike[0] <= 4 and alike[3] >= 7

@@ -13,8 +13,8 @@ _DELTA = tuple(
     f"harness run --method rag --set k=1 --task delta_vectors --task_set task={task}"
     for task in ("lamp2n", "lamp4", "lamp5", "lamp7")
 )
-# rates for the short histories of lamp-mini, as in results/make.sh
-PERSONAL = " --set lr=0.03 --set epochs=3 --set batch_size=2"
+# rates for the histories of lamp-mini, as in results/make.sh
+PERSONAL = " --set lr=0.01 --set epochs=2 --set batch_size=4"
 COLLECTIVE = " --set collective_lr=0.003 --set collective_epochs=1"
 _GRID = f"harness sweep --method perfit --users 60{PERSONAL}{COLLECTIVE}"
 _PATCHING = ("harness run --method plain --task patching",)
@@ -29,7 +29,7 @@ _TRAITS = (
 
 def _sweep(*traits: str) -> str:
     tasks = " ".join(f"--task persona:{trait}" for trait in traits)
-    few = "--task_set prompts=tiny --task_set rollouts=5 --users 10 --temperature 1 --max_new_tokens 32"
+    few = "--task_set prompts=tiny --task_set rollouts=2 --users 10 --temperature 1 --max_new_tokens 32"
     judged = "--judge lexicon --set judge=lexicon"
     return f"harness sweep --method persona_vector {tasks} {few} {judged} --set layer=0..4"
 
@@ -118,7 +118,7 @@ FIGURES: Mapping[str, Spec] = {
         (
             f"harness run --method perfit --method oppu --task lamp2m --task lamp4{PERSONAL}{COLLECTIVE}",
             f"harness run --method lora_p --method reft --task lamp2m --task lamp4{PERSONAL}",
-            "harness run --method lora_c --task lamp2m --task lamp4 --set lr=0.003 --set epochs=1 --set batch_size=2",
+            "harness run --method lora_c --task lamp2m --task lamp4 --set lr=0.003 --set epochs=1 --set batch_size=4",
         ),
     ),
     "perfit-10": Spec(
