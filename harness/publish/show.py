@@ -29,10 +29,10 @@ def metrics_table(record: RunRecord, width: int = 80) -> str:
         if m.note:
             notes.setdefault(m.note, []).append(name)
     table = tabulate(rows, headers=["metric", "value", "95 % interval", "n"], disable_numparse=True)
-    said = [f"- {', '.join(of)}: {note}" for note, of in notes.items()]
+    below = [f"- {', '.join(of)}: {note}" for note, of in notes.items()]
     if ceiling := ceiling_line(record):
-        said.append(f"- {ceiling}")
-    return "\n".join([table, *(textwrap.fill(line, width, subsequent_indent="  ") for line in said)])
+        below.append(f"- {ceiling}")
+    return "\n".join([table, *(textwrap.fill(line, width, subsequent_indent="  ") for line in below)])
 
 
 def ceiling_line(record: RunRecord) -> str:
