@@ -13,8 +13,10 @@ harness() { # what is run here is published
 }
 
 # every method that trains nothing, and what is left of it with another user's history
-methods="--method copy --method plain --method rag --method cad --method cos --method dola --method decore --method dps"
+methods="--method copy --method plain --method rag --method cad --method cos --method dola --method dps"
 harness run $methods --task lamp1 --task lamp2m --task lamp2n --task lamp3 --task lamp4 --task lamp5 --task lamp7
+# on lamp3 no head copies a rating from the text, so decore has none to contrast with
+harness run --method decore --task lamp1 --task lamp2m --task lamp2n --task lamp4 --task lamp5 --task lamp7
 lamp="--task lamp2m --task lamp4 --task lamp7"
 harness run --method rag --method dps $lamp --control wrong_user
 # retrieval, order and k: what bm25 finds, what is newest, what comes by chance
@@ -32,11 +34,9 @@ collective="--set collective_lr=0.003 --set collective_epochs=1"
 trained="--set lr=0.01 --set epochs=2 --set batch_size=4 $collective"
 harness run --method lora_c $lamp --set lr=0.003 --set epochs=1 --set batch_size=4
 for control in none wrong_user; do harness run --method perfit --method oppu $lamp $trained --control $control; done
-# Figures 10 and 11 of PerFit, then its Table 1 and Figures 2 and 4
-grid="harness sweep --method perfit --users 60 $trained --task lamp2m"
-$grid --set "rank=1|16" --set "personal_rank=1|16"
-$grid --set "layers=0|2|4|0,1,2,3,4"
-for task in lamp2n lamp4 lamp5 lamp7; do
+# Figure 10 of PerFit, then its Table 1 and Figures 2 and 4
+harness sweep --method perfit --users 60 $trained --task lamp2m --set "rank=1|16" --set "personal_rank=1|16"
+for task in lamp2n lamp7; do
     harness run --method rag --set k=1 --task delta_vectors --task_set task=$task
 done
 
@@ -60,16 +60,6 @@ harness sweep --method clamp $prompted $vector $neutral --set "control=none|rand
 # what the clamp does to what the model can do
 clamp="--method clamp --fit_task persona:religion --fit_set prompts=tiny $vector $neutral"
 harness run $clamp --task lamp4 --task lamp2m
-# MMLU under vectors and clamp (Figures 6 and 7); needs its files
-mmlu=${SHARED:-../shared/data}/mmlu
-if [ -d "$mmlu" ]; then
-    tiny="--task mmlu --data $mmlu --task_set per_subject=40 --max_new_tokens 32"
-    tiny="$tiny --task_set subjects=high_school_biology,nutrition,philosophy,sociology,world_religions"
-    harness run --method plain --method rag --method dps $tiny
-    fitted="--fit_set prompts=tiny $vector --set k=0" # no history, as plain
-    harness run --method persona_vector $tiny --fit_task persona:christianity $fitted --set layer=1
-    harness run $clamp $tiny --set k=0
-fi
 # which blocks and heads carry a persona into answers
 harness run --method plain --task patching
 harness leaderboard --output_path leaderboard.md

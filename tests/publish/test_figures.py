@@ -46,7 +46,8 @@ def _text(figure) -> str:
 
 
 def test_every_figure_is_drawn_from_the_committed_records(drawn):
-    assert list(drawn) == list(FIGURES)
+    # tiny answers MMLU by chance and is swept over ranks alone
+    assert list(drawn) == [name for name in FIGURES if name not in ("persona-6", "persona-7", "perfit-11")]
 
 
 def test_a_figure_is_written_as_png_and_svg_into_a_new_folder(tmp_path):
@@ -122,7 +123,7 @@ def test_a_figure_can_be_of_another_task(records):
 
 def test_without_a_name_the_model_with_most_runs_is_drawn_on_a_task_of_the_paper():
     every = [record for record in find_runs(RESULTS) if record.config.model.name in ("tiny", "stories260K")]
-    assert "tiny on lamp2m" in _text(draw("dps-3", every)) and "tiny on MMLU" in _text(draw("persona-6", every))
+    assert "tiny on lamp2m" in _text(draw("dps-3", every)) and "stories260K on MMLU" in _text(draw("persona-6", every))
     assert draw("dps-3", every, model="stories260K") is None
     assert "stories260K on mmlu" in _text(draw("dps-3", every, model="stories260K", task="mmlu"))
 
