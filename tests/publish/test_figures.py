@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
+from harness.plugins.registry import method_class
 from harness.publish.figures import FIGURES, commands, draw, write
 from harness.records.store import MethodConfig, MetricValue, find_runs
-from harness.registry import method_class
 
 RESULTS = Path(__file__).parents[2] / "results"
 

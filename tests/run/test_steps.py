@@ -152,7 +152,7 @@ def test_a_run_killed_twice_ends_like_an_unbroken_one(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = outcome(run_cell(lm, cells(tmp_path / "whole")).folder)
-    for moment in (18, 12):
+    for moment in (12, 8):
         with monkeypatch.context() as patch:
             Death(patch, at=moment)
             with pytest.raises(Killed):

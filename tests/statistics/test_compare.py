@@ -17,8 +17,8 @@ import pytest
 from scipy import stats
 
 from harness.errors import DataMissing, UsageError
+from harness.plugins.registry import method_class
 from harness.records.store import find_runs, read_record, read_samples
-from harness.registry import method_class
 from harness.statistics.answer import names, sentence
 from harness.statistics.compare import MAIN, compare, control_of
 from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm

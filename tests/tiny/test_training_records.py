@@ -36,7 +36,8 @@ def _gain(task: type[Lamp], metric: str, method: str, control: str) -> Differenc
 
 
 @pytest.mark.parametrize(
-    ("method", "task", "metric"), [("perfit", Lamp2M, "correct"), ("perfit", Lamp4, "rouge1"), ("oppu", Lamp4, "rouge1")]
+    ("method", "task", "metric"),
+    [("perfit", Lamp2M, "correct"), ("perfit", Lamp4, "rouge1"), ("oppu", Lamp4, "rouge1")],
 )
 def test_training_on_a_long_history_helps_its_user_and_another_users_adapter_does_not(
     task: type[Lamp], metric: str, method: str
