@@ -320,6 +320,53 @@ def test_filters_leave_what_fits_and_the_address_keeps_them(open_page: Callable)
     until(lambda: texts(browser, "a.method") == ["dps", "plain", "plain"])
 
 
+def test_words_of_the_filter_mean_or_and_commas_part_them(open_page: Callable):
+    browser = open_page("leaderboard", task="lamp4", controls="no", method="dps, plain, -control")
+    assert texts(browser, "a.method") == ["dps", "plain"]
+    browser = open_page("leaderboard", task="lamp4", controls="no", method="rag, -rag")
+    assert texts(browser, "a.method") == []
+
+
+def test_columns_say_what_they_mean_where_they_stand(open_page: Callable):
+    browser = open_page("leaderboard")
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('th button')].map((one) => [one.textContent, one.title])"
+    )
+    said = dict(titles)
+    assert "relative to plain" in said["tokens"] and "without the method" in said["health"]
+    assert "passes" not in said and "tokens" in texts(browser, ".legend dt")
+
+
+def test_items_are_ordered_and_filtered_by_the_length_of_the_history(open_page: Callable):
+    def lengths(browser: Any) -> list[int]:
+        return [int(text.partition("history ")[2].split(" ")[0]) for text in texts(browser, "#items small")]
+
+    until(lambda: lengths(open_page("samples", order="long")))
+    found = lengths(open_page("samples", order="long"))
+    assert found == sorted(found, reverse=True) and len(set(found)) > 1
+    least = found[len(found) // 2]
+    assert min(lengths(open_page("samples", order="short", least=str(least)))) >= least
+
+
+def test_gains_stand_against_operations_too(page: Path, open_page: Callable):
+    costs = given(page, "runs")["costs"]
+    assert all(point["utility"][0] > 0 for one in costs for point in one["points"])
+    if costs:
+        browser = open_page("trade-off", of=str(len(given(page, "runs")["trade_offs"])))
+        assert any("operations an answer, relative to plain" in text for text in texts(browser, "text.title"))
+
+
+def test_correct_is_called_accuracy(run_config: Configs, run_record: Records, tmp_path: Path):
+    for method in ("plain", "rag"):
+        record = run_record(run_config(method, "lamp2m"), accuracy=0.5)
+        record.cost.flops = 1e9
+        save(tmp_path / "results", record, [Sample("1", "u", response="a", metrics={"correct": 1.0})])
+    overview = given(report.write(tmp_path / "results", tmp_path / "report"), "runs")
+    assert overview["groups"][0]["metrics"] == [{"name": "correct", "title": "accuracy", "higher_is_better": True}]
+    (cost,) = overview["costs"]
+    assert [point["utility"][0] for point in cost["points"]] == [1.0, 1.0]
+
+
 def test_a_run_s_samples_are_loaded_when_they_are_looked_at(open_page: Callable, page: Path):
     browser = open_page("leaderboard")
     loaded = "return [...document.scripts].map((script) => script.src).filter((src) => src.includes('/samples/'))"
@@ -406,7 +453,7 @@ def test_twenty_runs_of_two_thousand_samples_are_quick(
         ]
         save(tmp_path / "results", run_record(run_config("rag", seed=seed), rouge1=seed / 100), samples)
     page = report.write(tmp_path / "results", tmp_path / "report")
-    open_page("leaderboard", page)
+    open_page("leaderboard", page, variants="shown")
     ready = browser.execute_script("return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
     assert ready < 2000 and len(texts(browser, "a.method")) == 20
     start = time.monotonic()
@@ -428,4 +475,6 @@ def test_the_runs_of_a_group_stand_baselines_first_and_controls_last(page: Path)
     group = given(page, "runs")["groups"][0]
     expected = [("plain", "none"), ("rag", "none"), ("dps", "none"), ("rag", "wrong_user")]
     assert group["runs"] == [key(page, *run) for run in expected]
-    assert content.UTILITY == "mmlu" and group["metrics"] == [{"name": "rouge1", "higher_is_better": True}]
+    assert content.UTILITY == "mmlu" and group["metrics"] == [
+        {"name": "rouge1", "title": "rouge1", "higher_is_better": True}
+    ]

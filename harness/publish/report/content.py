@@ -55,6 +55,7 @@ def overview(runs: Sequence[RunRecord], results: Places, groups: Sequence[Group]
         "rankings": [_ranking(ranking) for ranking in rankings],
         "groups": [_group(group) for group in groups],
         "trade_offs": trade_offs(rankings),
+        "costs": costs(rankings),
     }
 
 
@@ -92,6 +93,8 @@ def _group(group: Group) -> dict[str, Any]:
         own_name = task_class(config.task.name).per_sample
     except UsageError:  # a task that this version does not have
         own_name = {}
+    # one name for one thing: what a sample calls correct is a metric's accuracy
+    called = {own: metric for metric, own in own_name.items() if own.startswith("correct")}
     better = {
         own_name.get(name, name): metric.higher_is_better for run in group.runs for name, metric in run.metrics.items()
     }
@@ -104,7 +107,9 @@ def _group(group: Group) -> dict[str, Any]:
         "task": config.task.name,
         "data": config.data.description,
         "runs": [name for _, name in sorted(zip(group.runs, group.keys, strict=True), key=_standing)],
-        "metrics": [{"name": name, "higher_is_better": better.get(name)} for name in order],
+        "metrics": [
+            {"name": name, "title": called.get(name, name), "higher_is_better": better.get(name)} for name in order
+        ],
     }
 
 
@@ -142,6 +147,24 @@ def trade_offs(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
                 names = {"gain": f"{_task(ranking)} {ranking.metric}", "utility": f"{UTILITY} {utility.metric}"}
                 found.append({"title": f"{ranking.title} against {utility.title}", **names, "points": points})
     return sorted(found, key=lambda one: -len(one["points"]))
+
+
+def costs(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """What methods gain on a task against the operations an answer takes, both against `plain` on the same samples.
+
+    Points are as in `trade_offs`; `utility` is the ratio of operations, which has no interval. Variants are left out.
+    """
+    found = []
+    for ranking in rankings:
+        points = [
+            {"run": key(row.run), "gain": gain, "utility": [row.operations, None, None]}
+            for row in ranking.rows
+            if not row.variant and row.operations and (gain := _against_plain(row, ranking))
+        ]
+        if ranking.control == "none" and len(points) > 1:
+            names = {"gain": f"{ranking.task} {ranking.metric}", "utility": "operations an answer, relative to plain"}
+            found.append({"title": f"{ranking.title} against operations", **names, "points": points})
+    return found
 
 
 def _task(ranking: Ranking) -> str:

@@ -2,6 +2,7 @@
 "use strict";
 
 /** What a method ranks heads by. */
+// what they are, page.js says in WORDS
 const MEASURES = { dps: "PCS", decore: "retrieval score" };
 
 report.views.push({

@@ -18,6 +18,7 @@ report.views.push({
       task: params.get("task") || "",
       method: params.get("method") || "",
       controls: params.get("controls") || "",
+      variants: params.get("variants") || "",
       sort: params.get("sort") || "",
     };
     const tables = h("div", { id: "rankings" });
@@ -44,31 +45,54 @@ report.views.push({
         select("Task", [["", "all"], ...names("task").map((name) => [name, name])], state.task, change("task")),
         h("label", {}, h("span", {}, "Method"), h("input", {
           type: "search", value: state.method, placeholder: "dps, -control",
-          title: "Words of a method's name; -word leaves it out",
+          title: "Methods whose name has one of these words; -word leaves those that have it out",
           oninput: calmly((event) => change("method")(event.target.value)),
         })),
         select("Controls", [["", "shown"], ["no", "hidden"]], state.controls, change("controls")),
+        select("Sweeps and ablations", [["", "folded"], ["shown", "shown"]], state.variants, change("variants")),
       ),
       tables,
     );
     draw();
 
     function draw() {
-      const words = state.method.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = state.method.toLowerCase().split(/[\s,]+/).filter(Boolean);
+      const without = words.filter((word) => word[0] === "-" && word[1]).map((word) => word.slice(1));
+      const any = words.filter((word) => word[0] !== "-");
       const wanted = (row) => {
         const label = report.data.get("runs").runs[row.run].label.toLowerCase();
-        return words.every((word) => (word[0] === "-" && word[1] ? !label.includes(word.slice(1)) : label.includes(word)));
+        if (row.variant && state.variants !== "shown" && !any.length) return false;
+        return (!any.length || any.some((word) => label.includes(word))) && !without.some((word) => label.includes(word));
       };
       const shown = rankings
         .filter((ranking) => [ranking.model, ""].includes(state.model) && [ranking.task, ""].includes(state.task))
         .filter((ranking) => state.controls !== "no" || ranking.control === "none")
         .map((ranking) => ({ ...ranking, rows: ranking.rows.filter(wanted) }))
         .filter((ranking) => ranking.rows.length);
-      tables.replaceChildren(...shown.map((ranking) => rankingTable(ranking, state.sort, sortBy)));
+      const sections = shown.map((ranking) => rankingTable(ranking, state.sort, sortBy));
+      tables.replaceChildren(...(shown.length > 3 ? [contents(sections)] : []), ...sections, ...(shown.length ? [legend(tables, sections)] : []));
       if (!shown.length) tables.append(h("p", { class: "empty" }, "No run fits these filters."));
     }
   },
 });
+
+/** Where each ranking of a long page is. */
+function contents(sections) {
+  const jump = (section) => (event) => {
+    event.preventDefault();
+    section.scrollIntoView();
+    section.querySelector("th button").focus({ preventScroll: true });
+  };
+  return h("nav", { class: "contents", "aria-label": "Rankings" }, h("ul", {}, sections.map((section) =>
+    h("li", {}, h("a", { href: location.hash, onclick: jump(section) }, section.querySelector("h2").textContent)))));
+}
+
+/** What the words of the columns mean, those that are shown. */
+function legend(tables, sections) {
+  const titles = new Set(sections.flatMap((section) => [...section.querySelectorAll("th button")].map((button) => button.textContent)));
+  const words = Object.entries(WORDS).filter(([word]) => [...titles].some((title) => title.includes(word)));
+  return h("details", { class: "legend" }, h("summary", {}, "What the columns say"), h("dl", {}, words.map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])));
+}
 
 /** Columns of a ranking: [name, title, value of a row to sort by, cell]. Those that no row fills are left out. */
 function rankingColumns(ranking) {
@@ -107,7 +131,7 @@ function rankingTable(ranking, sort, sortBy) {
     h(
       "th",
       { scope: "col", class: `of-${name}`, "aria-sort": name !== by ? null : reversed ? "descending" : "ascending" },
-      h("button", { type: "button", "data-column": name, onclick: () => sortBy(name) }, title),
+      h("button", { type: "button", "data-column": name, title: meaning(title), onclick: () => sortBy(name) }, title),
     ),
   );
   return h(

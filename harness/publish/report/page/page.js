@@ -56,6 +56,29 @@ function filled(element, attributes, children) {
   return element;
 }
 
+/** What the words of tables and pages mean; the first that a title holds is its tooltip. */
+const WORDS = {
+  "#": "Rank by the first metric; equal values share one. Sweeps, ablations and controls have none.",
+  lenient: "The answer is searched for a label or number; the official rule wants it to be nothing else.",
+  unsplit: "Every text taken as one sentence, which needs none of NLTK's sentence data.",
+  interval: "95 % interval over users.",
+  tokens: "Tokens read and written an answer, relative to plain on the same samples.",
+  operations: "Floating-point operations an answer, relative to plain on the same samples.",
+  setup: "Time to adapt to one user.",
+  stored: "What is kept of one user.",
+  health: "What to know before quoting a number. Unchanged answers: those the model gives without the method too (where a method only changes the prompt: with the plain prompt), of the first 32.",
+  gain: "The number less that of the same run with another user's history; a plus where the user's own helps.",
+  PCS: "Preference contribution score: how much worse the model predicts what the user wrote when the head is masked, in nats a token.",
+  "kl to base": "How far the method moves the next token's distribution from that without it: mean Kullback-Leibler divergence in nats.",
+  "identical to base": "Share of the first 32 answers that the model gives without the method too.",
+  "forward passes": "Of whole batches, so they depend on the batch size; operations do not.",
+};
+
+function meaning(title) {
+  const found = Object.entries(WORDS).find(([word]) => title === word || (word.length > 1 && title.includes(word)));
+  return found ? found[1] : null;
+}
+
 const DASH = "–";
 const MOVES = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
 

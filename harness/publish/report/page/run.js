@@ -71,6 +71,6 @@ function facts(values) {
     if (typeof value === "number" && Math.abs(value) >= 1e4) return value.toLocaleString("en");
     return typeof value === "object" ? JSON.stringify(value) : String(value);
   };
-  const rows = Object.entries(values).map(([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, said(value))]);
+  const rows = Object.entries(values).map(([name, value]) => [h("dt", { title: meaning(name.replaceAll("_", " ")) }, name.replaceAll("_", " ")), h("dd", {}, said(value))]);
   return h("dl", {}, rows);
 }

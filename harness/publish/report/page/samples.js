@@ -22,6 +22,7 @@ report.views.push({
       diff: params.get("diff") || "",
       order: params.get("order") || "",
       find: params.get("find") || "",
+      least: params.get("least") || "",
     };
     const chosen = new Set(shownRuns(group, state.with));
     const texts = await report.load(`items/${group.name}`);
@@ -38,7 +39,7 @@ report.views.push({
       replace(state);
       redraw();
     };
-    const orders = [["", "as in the data"], ["differ", "where methods differ most"], ["worst", "worst for all first"], ...(state.with || baseline() ? [["gain", "best gain over plain first"]] : [])];
+    const orders = [["", "as in the data"], ["differ", "where methods differ most"], ["worst", "worst for all first"], ["long", "longest history first"], ["short", "shortest history first"], ...(state.with || baseline() ? [["gain", "best gain over plain first"]] : [])];
 
     add(
       main,
@@ -48,6 +49,10 @@ report.views.push({
         select("Task", groups.map((one) => [one.name, one.title]), group.name, (name) => (location.hash = link("samples", { group: name }))),
         select("Order", orders, state.order, change("order")),
         select("Mark words against", [["", "the reference"], ...group.runs.map((run) => [run, nameOf(run)])], state.diff, change("diff")),
+        h("label", {}, h("span", {}, "History of at least"), h("input", {
+          type: "number", min: "0", value: state.least, placeholder: "0", title: "Only users with as many items of history",
+          oninput: calmly((event) => change("least")(event.target.value)),
+        })),
         h("label", {}, h("span", {}, "Search"), h("input", {
           type: "search", value: state.find, placeholder: "user, query or answer", oninput: calmly((event) => change("find")(event.target.value)),
         })),
@@ -98,6 +103,7 @@ report.views.push({
       const shown = rows();
       ids = ordered(shown);
       const words = state.find.toLowerCase();
+      if (Number(state.least) > 0) ids = ids.filter((id) => history(id) >= Number(state.least));
       if (words) ids = ids.filter((id) => searchable(id, shown).includes(words));
       count.textContent = `${ids.length} of ${Object.keys(texts.items).length} items`;
       list.replaceChildren(...ids.map((id) => listItem(id, shown)));
@@ -108,6 +114,11 @@ report.views.push({
       return group.runs.filter((run) => chosen.has(run)).map((run) => ({ run, ...report.data.get(`samples/${run}`) }));
     }
 
+    /** Items of the user's own history; 0 where it is not known. */
+    function history(id) {
+      return (texts.items[id].history_size || {}).none || 0;
+    }
+
     function score(row, id) {
       const at = row.metrics.indexOf(group.metrics[0].name);
       return at >= 0 && row.samples[id] ? row.samples[id].scores[at] ?? null : null;
@@ -115,6 +126,8 @@ report.views.push({
 
     function ordered(shown) {
       const every = Object.keys(texts.items);
+      const way = { long: -1, short: 1 }[state.order];
+      if (way) return every.sort((a, b) => way * (history(a) - history(b)));
       if (!group.metrics.length || !state.order) return every;
       const sign = group.metrics[0].higher_is_better === false ? -1 : 1;
       const base = shown.find((row) => row.run === baseline());
@@ -147,7 +160,7 @@ report.views.push({
         {},
         h("button", { type: "button", "data-id": id, tabindex: "-1" },
           h("span", { class: "of" }, texts.items[id].targets.join(" | ") || id),
-          h("small", {}, `user ${texts.items[id].user}`, spread ? ` · ${spread}` : ""),
+          h("small", {}, `user ${texts.items[id].user}`, history(id) ? ` · history ${history(id)}` : "", spread ? ` · ${spread}` : ""),
         ),
       );
     }
@@ -186,7 +199,7 @@ report.views.push({
             { class: "answers" },
             h("thead", {}, h("tr", {},
               ["method", "answer", "history", "tokens"].map((head) => h("th", { scope: "col" }, head)),
-              metrics.map((metric) => h("th", { scope: "col" }, metric.name.replaceAll("_", " "), { true: " ↑", false: " ↓", null: "" }[metric.higher_is_better])),
+              metrics.map((metric) => h("th", { scope: "col" }, metric.title.replaceAll("_", " "), { true: " ↑", false: " ↓", null: "" }[metric.higher_is_better])),
             )),
             h(
               "tbody",

@@ -87,7 +87,7 @@ report.views.push({
   name: "trade-off",
   title: "Trade-off",
   async show(main, params, replace) {
-    const found = report.data.get("runs").trade_offs;
+    const found = [...report.data.get("runs").trade_offs, ...report.data.get("runs").costs.map((one) => ({ ...one, ratio: true }))];
     if (!found.length) {
       add(
       main,
@@ -111,26 +111,30 @@ report.views.push({
 function tradeOff(chosen) {
   const { runs } = report.data.get("runs");
   const [width, height, margin] = [760, 460, 76];
-  const across = axis(chosen.points.map((point) => point.utility), margin, width - 16);
+  // ratios stand by their logarithm, so that twice and half as much are as far from plain
+  const scaled = (ends) => (chosen.ratio ? ends.map((end) => (end === null ? null : Math.log10(end))) : ends);
+  const points = chosen.points.map((point) => ({ ...point, utility: scaled(point.utility) }));
+  const across = axis(points.map((point) => point.utility), margin, width - 16);
+  const times = (value) => `${Number((10 ** value).toPrecision(2))}×`;
   const up = axis(chosen.points.map((point) => point.gain), height - margin, 16);
   const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${chosen.gain} against ${chosen.utility}` });
   for (const tick of across.ticks) {
     drawing.append(s("line", { class: tick === 0 ? "zero" : "grid", x1: across(tick), x2: across(tick), y1: 16, y2: height - margin }));
-    drawing.append(s("text", { x: across(tick), y: height - margin + 16, "text-anchor": "middle" }, signed(tick)));
+    drawing.append(s("text", { x: across(tick), y: height - margin + 16, "text-anchor": "middle" }, chosen.ratio ? times(tick) : signed(tick)));
   }
   for (const tick of up.ticks) {
     drawing.append(s("line", { class: tick === 0 ? "zero" : "grid", y1: up(tick), y2: up(tick), x1: margin, x2: width - 16 }));
     drawing.append(s("text", { x: margin - 6, y: up(tick) + 4, "text-anchor": "end" }, signed(tick)));
   }
-  drawing.append(s("text", { x: (width + margin) / 2, y: height - 12, "text-anchor": "middle", class: "title" }, `${chosen.utility}: change against plain`));
+  drawing.append(s("text", { x: (width + margin) / 2, y: height - 12, "text-anchor": "middle", class: "title" }, chosen.ratio ? chosen.utility : `${chosen.utility}: change against plain`));
   drawing.append(s("text", { transform: `translate(14 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "title" }, `${chosen.gain}: gain over plain`));
-  for (const { run, gain, utility } of chosen.points) {
+  for (const { run, gain, utility } of points) {
     const [x, y] = [across(utility[0]), up(gain[0])];
     const mark = s("a", { href: link("run", { run }), class: "point" });
     if (utility[1] !== null) mark.append(s("line", { x1: across(utility[1]), x2: across(utility[2]), y1: y, y2: y }));
     if (gain[1] !== null) mark.append(s("line", { x1: x, x2: x, y1: up(gain[1]), y2: up(gain[2]) }));
     mark.append(s("circle", { cx: x, cy: y, r: 5 }), s("text", { x: x + 8, y: y - 7 }, runs[run].label));
-    mark.append(s("title", {}, `${runs[run].label}: ${signed(gain[0])} ${chosen.gain}, ${signed(utility[0])} ${chosen.utility}`));
+    mark.append(s("title", {}, `${runs[run].label}: ${signed(gain[0])} ${chosen.gain}, ${chosen.ratio ? times(utility[0]) : signed(utility[0])} ${chosen.utility}`));
     drawing.append(mark);
   }
   return h(
