@@ -170,7 +170,7 @@ numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 any_text = st.text(st.characters())  # lone surrogates too: a byte tokenizer can produce them
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # beside other work
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # beside other work
 @given(
     st.builds(
         Sample,
