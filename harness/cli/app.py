@@ -20,7 +20,7 @@ from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
-from harness.errors import HarnessError
+from harness.errors import HarnessError, OutsideTolerance
 
 EXIT_CODES = """\b
 Exit codes:
@@ -183,7 +183,9 @@ def leaderboard(
     file = path or Path("leaderboard.md")
     if check:
         if not board.check(places, file):
-            _stop(f"{file} is not what {said(places)} gives; 'harness leaderboard --output_path {file}' writes it", 5)
+            raise OutsideTolerance(
+                f"{file} is not what {said(places)} gives; 'harness leaderboard --output_path {file}' writes it"
+            )
         return
     board.write(places, file)
     print(file)

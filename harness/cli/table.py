@@ -43,6 +43,10 @@ def table(
 
         lines = commands(ids or (), results, model=model, data=data)
         print(*lines, sep="\n", end="\n" if lines else "")
+        if lines:
+            from harness.publish.tables.missing import estimate
+
+            print(estimate(lines), file=sys.stderr)
         if not lines:
             print("nothing is missing", file=sys.stderr)
         return

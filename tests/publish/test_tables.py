@@ -1006,3 +1006,18 @@ print("torch" in sys.modules, time.process_time() < 2)
 """
     command = [sys.executable, "-c", code, str(RESULTS)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False True\n"
+
+
+def test_what_the_missing_commands_take_is_said_beside_them(harness: Callable):
+    from harness.publish.tables.missing import estimate
+
+    said = estimate(
+        [
+            "harness data get lamp4",
+            "harness run --method plain --method rag --task lamp4 --task lamp7 --model llama3-8b",
+            "harness sweep --method perfit --task lamp7 --set 'layers=0|1|2' --model llama3-8b --judge openai/x",
+        ]
+    )
+    assert said.startswith("about 7 runs: 16 GB of weights") and "1 commands ask a judge" in said
+    done = harness("table dps-1 --missing --model llama3-8b")
+    assert "hours on one H100" in done.err and "hours" not in done.out

@@ -6,6 +6,7 @@ Which those are says `gaps` of the module that a table is filled by: runs it lac
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,35 @@ def commands(tables: Sequence[Table], sources: Sources, model: str | None = None
     first = [line for line in whole if line.startswith("harness data get ")]
     lines = [*downloads, *first, *_runs(gaps, sources), *whole]
     return list(dict.fromkeys(lines))
+
+
+ITEMS, READ, WRITTEN, BATCH = 1500, 1000, 50, 16
+"""Of a run, about: samples, tokens of a prompt, tokens of an answer, samples a batch."""
+COMPUTE, BANDWIDTH = 2e14, 3e12
+"""Operations and bytes a second that one H100 reaches in practice."""
+
+
+def estimate(lines: Sequence[str]) -> str:
+    """What the commands take, in one line: runs, weights to download, hours on one H100, and who is paid. A rough guess."""
+    runs, hours, judged = 0, 0.0, 0
+    weights: dict[str, float] = {}
+    for words in map(shlex.split, lines):
+        if words[:2] not in (["harness", "run"], ["harness", "sweep"]):
+            continue
+        model = words[words.index("--model") + 1] if "--model" in words else "tiny"
+        size = re.search(r"(\d+(?:\.\d+)?)b\b", model.lower())
+        parameters = float(size[1]) * 1e9 if size else 0.0
+        points = max((word.count("|") + 1 for word in words if "=" in word), default=1)
+        count = words.count("--method") * words.count("--task") * (points if words[1] == "sweep" else 1)
+        seconds = 2 * parameters * (1.5 * READ / COMPUTE + WRITTEN / BANDWIDTH / BATCH)
+        runs, hours = runs + count, hours + count * ITEMS * seconds / 3600
+        weights[model] = 2 * parameters / 1e9
+        judged += any(word.startswith("openai/") for word in words)
+    paid = f"; {judged} commands ask a judge that may cost money" if judged else ""
+    return (
+        f"about {runs} runs: {sum(weights.values()):.0f} GB of weights, and very roughly {hours:.1f} hours on one H100, "
+        f"fitting not counted{paid}"
+    )
 
 
 def chosen_users(table: Table, data: str | None) -> Mapping[str, str]:
