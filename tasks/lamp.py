@@ -11,7 +11,6 @@ Differs from the official evaluation: a lenient parse stands beside the official
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from abc import abstractmethod
@@ -25,12 +24,11 @@ import numpy as np
 
 from harness.data import Example, Labelled, Record, User
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.files.json_files import parse, read_bytes
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 from harness.tasks import lamp_prompts, oppu_data
-from harness.tasks.lamp_export import official_name
+from harness.tasks.lamp_export import content_of, golds_of, official_name, parsed_json, sha256_of
 
 SPLITS = ("train", "dev", "test")
 MINI = "lamp-mini"
@@ -92,7 +90,7 @@ class Lamp(Task):
 
     def fingerprint(self, selection: Selection) -> str:
         sha256 = self._split(selection.split).sha256
-        return _sha256(sha256.encode(), self._provenance(selection.split)) if self.complete else sha256
+        return sha256_of(sha256.encode(), self._provenance(selection.split)) if self.complete else sha256
 
     def generation(self) -> GenerationDefaults:
         return GenerationDefaults(self.max_new_tokens)
@@ -151,14 +149,14 @@ class Lamp(Task):
     def _aggregate(self, graded: Sequence[Sample]) -> Mapping[str, Metric]: ...
 
     def _provenance(self, split: str) -> bytes:
-        return _content(self.questions_file(self._source(split)).with_name("profile_provenance.json"))
+        return content_of(self.questions_file(self._source(split)).with_name("profile_provenance.json"))
 
     def _questions(self, split: str) -> list[tuple[int, dict[str, Any]]]:
         """With their places; under `complete` those whose profile is whole."""
         every = list(enumerate(self._split(split).questions))
         if not self.complete:
             return every
-        about = _parse(
+        about = parsed_json(
             self.questions_file(self._source(split)).with_name("profile_provenance.json"), self._provenance(split)
         )
         if not isinstance(about, dict) or not all(isinstance(said, dict) for said in about.values()):
@@ -377,41 +375,37 @@ def _user_id(question: Mapping[str, Any]) -> str:
     return str(question.get("user_id", question["id"]))
 
 
-def _sha256(*contents: bytes) -> str:
-    return hashlib.sha256(b"\0".join(contents)).hexdigest()
-
-
 def _read_mini(task: Lamp, split: str) -> _Split:
     from harness.tiny import lamp_mini
 
     questions, golds = lamp_mini.load(task.name, cast("lamp_mini.Split", split))
     canonical = json.dumps([questions, golds], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return _Split(MINI, questions, {gold["id"]: gold["output"] for gold in golds}, _sha256(canonical.encode()))
+    return _Split(MINI, questions, {gold["id"]: gold["output"] for gold in golds}, sha256_of(canonical.encode()))
 
 
 def _read_files(task: Lamp, split: str) -> _Split:
     questions_file = task.questions_file(split)
-    content = _content(questions_file)
-    parsed, own_golds = _parse(questions_file, content), None
+    content = content_of(questions_file)
+    parsed, own_golds = parsed_json(questions_file, content), None
     if oppu_data.is_oppu(questions_file):
         try:
             parsed, own_golds = oppu_data.questions(parsed)
         except ValueError as problem:
             raise DataMissing(f"{questions_file}: {problem}") from None
-    checked = _Split(str(questions_file), _questions(task, questions_file, parsed), None, _sha256(content))
+    checked = _Split(str(questions_file), _questions(task, questions_file, parsed), None, sha256_of(content))
     if own_golds is not None:
-        return replace(checked, golds=_golds(task.name, questions_file, {"golds": own_golds}))
+        return replace(checked, golds=golds_of(task.name, questions_file, {"golds": own_golds}))
     golds_file = questions_file.with_name(f"{split}_outputs.json")
     if not golds_file.is_file():
         if split == "test":  # LaMP keeps these for its leaderboard
             return checked
         raise DataMissing(f"{task.name}: {questions_file} has no {golds_file.name} beside it; fetch that file too")
-    gold_content = _content(golds_file)
-    golds = _golds(task.name, golds_file, _parse(golds_file, gold_content))
+    gold_content = content_of(golds_file)
+    golds = golds_of(task.name, golds_file, parsed_json(golds_file, gold_content))
     for index, question in enumerate(checked.questions):
         if str(question["id"]) not in golds:
             raise checked.broken(index, f"{golds_file.name} has no gold for this id; do the two files belong together?")
-    return replace(checked, golds=golds, sha256=_sha256(content, gold_content))
+    return replace(checked, golds=golds, sha256=sha256_of(content, gold_content))
 
 
 def _find(task: Lamp, file: str, split: str) -> Path:
@@ -431,22 +425,6 @@ def _find(task: Lamp, file: str, split: str) -> Path:
     )
 
 
-def _content(file: Path) -> bytes:
-    try:
-        return read_bytes(file)
-    except OSError as error:
-        raise DataMissing(f"{file} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataMissing(f"{file} cannot be read: {error}") from None
-
-
-def _parse(file: Path, content: bytes) -> Any:
-    try:
-        return parse(content)
-    except ValueError as error:
-        raise DataMissing(f"{file} is not valid JSON ({error}); it may be truncated, fetch it again") from None
-
-
 def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
     if not isinstance(questions, list):
         raise DataMissing(f"{file}: expected a list of questions, found {type(questions).__name__}")
@@ -462,26 +440,3 @@ def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
             raise DataMissing(f"{file}: record {index} (id {ident!r}): {problem}")
         seen.add(str(ident))
     return questions
-
-
-def _golds(task: str, file: Path, content: Any) -> dict[str, str]:
-    if not isinstance(content, dict) or not isinstance(content.get("golds"), list):
-        raise DataMissing(f"{file}: field 'golds' is missing; expected {{'task': ..., 'golds': [...]}}")
-    named = str(content.get("task", official_name(task))).replace("-", "_")
-    if not named.startswith(official_name(task)):
-        raise DataMissing(f"{file}: field 'task' is {named!r}, expected {official_name(task)!r} for {task}")
-    labels = lamp_prompts.LABELS.get(task)
-    golds: dict[str, str] = {}
-    for index, gold in enumerate(content["golds"]):
-        output = gold.get("output") if isinstance(gold, dict) else None
-        text = isinstance(output, str) or (isinstance(output, int) and not isinstance(output, bool))
-        if not isinstance(gold, dict) or not lamp_prompts.is_name(gold.get("id")) or not text:
-            raise DataMissing(f"{file}: record {index} should have fields 'id' and 'output', found {str(gold)[:60]}")
-        output = str(gold["output"])
-        if labels and output.strip() not in labels:
-            raise DataMissing(
-                f"{file}: record {index} (id {gold['id']!r}): field 'output' is {output!r}, not a label of {task}"
-            )
-        if golds.setdefault(str(gold["id"]), output) != output:
-            raise DataMissing(f"{file}: record {index}: field 'id' is {gold['id']!r}, taken by an earlier, other gold")
-    return golds
