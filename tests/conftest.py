@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+import hypothesis
 import pytest
 
 from harness.records.store import (
@@ -27,6 +28,10 @@ from harness.records.store import (
     SelectionConfig,
     TaskConfig,
 )
+
+# how long an example takes says something of the machine's other work and nothing of the code
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 # a shell that starts the tests in the background has them ignore ctrl-C, and what they start ignores it too
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,6 +21,7 @@ from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
 from harness.errors import HarnessError, OutsideTolerance
+from harness.files.shown import message, say
 
 EXIT_CODES = """\b
 Exit codes:
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    print(f"harness: {' '.join(line.split())}", file=sys.stderr)
+    say(f"harness: {message(line)}", stream=sys.stderr)
     sys.exit(code)
 
 
@@ -95,7 +96,7 @@ def _root(
     if version:
         from harness.records.version import VERSION
 
-        print(VERSION)
+        say(VERSION)
         raise typer.Exit
     _need_command(context)
 
@@ -129,7 +130,7 @@ def list_(
     """Name what is there, or explain one method and its options."""
     from harness.cli.listing import listing
 
-    print(listing(what, name, width()))
+    say(listing(what, name, width()))
 
 
 @app.command()
@@ -146,7 +147,7 @@ def show(
     from harness.publish.show import show_runs
     from harness.records.select import find_run
 
-    print(show_runs([find_run(run) for run in (*runs, *beside)], samples, width(), data))
+    say(show_runs([find_run(run) for run in (*runs, *beside)], samples, width(), data))
 
 
 @app.command()
@@ -177,7 +178,7 @@ def leaderboard(
 
     wanted = [*(records or []), *results]
     if path is None and not check:
-        print(board.terminal(select(wanted), width(), everything=everything))
+        say(board.terminal(select(wanted), width(), everything=everything))
         return
     places = select(wanted) if wanted else [PUBLISHED]  # the file in git is of published records
     file = path or Path("leaderboard.md")
@@ -188,7 +189,7 @@ def leaderboard(
             )
         return
     board.write(places, file)
-    print(file)
+    say(file)
 
 
 @app.command()
@@ -212,12 +213,12 @@ def report(
     from harness.records.select import select
 
     page = write(select([*(records or []), *results]), output, data)
-    print(page)
+    say(page)
     if open_:
         import webbrowser
 
         if not webbrowser.open(page.resolve().as_uri()):
-            print(f"no browser was found; open {page} in one", file=sys.stderr)
+            say(f"no browser was found; open {page} in one", stream=sys.stderr)
 
 
 @app.command("check")
@@ -237,14 +238,14 @@ def check_(
         Terminal().say(f"checking {name} on a random model")
         from harness.run.contract import check_task
 
-        check_task(task, say=lambda line: print(f"ok  {line}"), skip=lambda line: print(f"--  not checked: {line}"))
+        check_task(task, say=lambda line: say(f"ok  {line}"), skip=lambda line: say(f"--  not checked: {line}"))
         return
     row = method_row(what)
     built = build_method(row.cls, row.name, None, pairs(given["set"]))
     Terminal().say(f"checking {row.name} on a random model")
     from harness.run.contract import check_method
 
-    check_method(built, say=lambda line: print(f"ok  {line}"), skip=lambda line: print(f"--  not checked: {line}"))
+    check_method(built, say=lambda line: say(f"ok  {line}"), skip=lambda line: say(f"--  not checked: {line}"))
 
 
 @data_app.command("get")
@@ -269,12 +270,12 @@ def data_get(
     if task == "wordnet":
         from harness.cli import wordnet
 
-        print(wordnet.get(source))
+        say(wordnet.get(source))
         return
     from harness.cli import download
     from harness.plugins.registry import task_name
 
-    print(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))
+    say(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))
 
 
 @data_app.command("check")
@@ -287,7 +288,7 @@ def data_check(
     from harness.cli.data_check import describe
 
     for line in describe(what, data, task_set):
-        print(line)
+        say(line)
 
 
 @data_app.command("mini")
@@ -296,7 +297,7 @@ def data_mini(dest: Annotated[Path, typer.Argument(help="Folder to write to.")])
     from harness.tiny import lamp_mini
 
     lamp_mini.write(dest)
-    print(dest)
+    say(dest)
 
 
 app.add_typer(data_app, name="data")

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.commands import RecordsOption
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files.shown import say
 
 
 def compare(
@@ -67,11 +68,11 @@ def compare(
     found = compare(folders, wanted, data, min_history=min_history)
     width = shutil.get_terminal_size((80, 40)).columns
     if fmt != "terminal":
-        print(FORMATS[fmt](found))
+        say(FORMATS[fmt](found))
     elif details or len(wanted) != 1:
-        print(terminal(found, width))
+        say(terminal(found, width))
     else:
-        print(brief(found, min(width, 100)))
+        say(brief(found, min(width, 100)))
 
 
 def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[Path], bool]:
@@ -98,7 +99,7 @@ def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[P
     there = [folder for folder in kept if (folder / "samples.jsonl").is_file()]
     if len(there) < len(kept):
         without = ", ".join(folder.name for folder in kept if folder not in there)
-        print(f"without samples, so left out: {without}", file=sys.stderr)
+        say(f"without samples, so left out: {without}", stream=sys.stderr)
     return there, True
 
 
@@ -140,7 +141,7 @@ def figure(
 
     drawn = write(ids, select(records), output, fmt or FORMATS, model=model, task=task)
     for path in drawn.paths:
-        print(path)
+        say(path)
     console = Terminal()
     for name, commands in drawn.missing.items():
         console.say(f"{name} has no records; make them: {' && '.join(commands)}")

@@ -78,6 +78,9 @@ class Judged(TypedDict, total=False):
 class Options(Judged, total=False):
     """How a method is run on a task, beside which: the keyword arguments of `harness.evaluate`."""
 
+    model_base_url: Annotated[
+        str | None, Option("Server of an openai/<name> model [default: $OPENAI_BASE_URL].", WHAT, metavar="URL")
+    ]
     model_path: Annotated[
         AnyPath | None, Option("Local weights: folder or .gguf file.", WHAT, metavar="FOLDER", cli=str | None)
     ]

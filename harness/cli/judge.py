@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
@@ -12,6 +13,7 @@ from harness.cli.commands import with_options
 from harness.cli.declarations import Command, path_text
 from harness.cli.declarations import pairs as pairs_of
 from harness.errors import DataMissing, UsageError
+from harness.files.shown import say
 
 if TYPE_CHECKING:
     from harness.judge.pairwise_record import PairRecord
@@ -32,7 +34,7 @@ judge_app = commands.app(help="Compare two runs pair by pair, blind: by a langua
 @judge_app.callback(invoke_without_command=True)
 def _judge(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        say(context.get_help(), stream=sys.stderr)
         raise typer.Exit(2)
 
 
@@ -82,10 +84,8 @@ def recompute(
     for done in recompute(results, write=not check):
         counts[done.outcome] += 1
         if done.outcome != "same":
-            typer.echo(
-                ": ".join(filter(None, [f"{done.outcome}  {done.folder}", "; ".join(done.values), done.problem]))
-            )
-    typer.echo(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "no records", err=True)
+            say(": ".join(filter(None, [f"{done.outcome}  {done.folder}", "; ".join(done.values), done.problem])))
+    say(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "no records", stream=sys.stderr)
     raise typer.Exit(1 if counts["failed"] else 5 if check and counts["changed"] else 0)
 
 
@@ -149,7 +149,7 @@ def export(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: 
         profile_items=profile_items,
         data=path_text(given["data"]),
     )
-    print(file)
+    say(file)
     Terminal().say(f"count the votes with: harness judge import {folder} ANNOTATOR.csv ...")
 
 
@@ -172,5 +172,5 @@ def import_(
 def _report(folder: Path, record: PairRecord) -> None:
     from harness.publish.show import pairs_table
 
-    print(pairs_table(record))
-    print(folder)
+    say(pairs_table(record))
+    say(folder)

@@ -18,6 +18,7 @@ import typer
 
 from harness.cli.commands import RecordsArgument
 from harness.errors import DataMissing, HarnessError, UsageError
+from harness.files.shown import say
 
 if TYPE_CHECKING:
     from harness.records.schema import RunRecord
@@ -52,7 +53,7 @@ def push(
     elif to is not None:
         to_tracker(to, project, runs, send=yes)
     if not yes:
-        print("nothing was sent; --yes sends it", file=sys.stderr)
+        say("nothing was sent; --yes sends it", stream=sys.stderr)
 
 
 def to_hub(
@@ -76,9 +77,9 @@ def to_hub(
             uploads.append(("space", page))
         for kind, content in uploads:
             files = [path for path in content.rglob("*") if path.is_file()]
-            print(f"{kind} {name}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+            say(f"{kind} {name}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
             if send:
-                print(_upload(content, name, kind, len(runs)))
+                say(_upload(content, name, kind, len(runs)))
 
 
 def licensed(run: RunRecord) -> bool:
@@ -102,7 +103,7 @@ def _data_set(folder: Path, name: str, runs: Sequence[RunRecord], places: Sequen
         else:
             left_out += answers.is_file()
     if left_out:
-        print(
+        say(
             f"{left_out} records go without their answers, which quote licensed data; --samples sends them",
             file=sys.stderr,
         )
@@ -153,7 +154,7 @@ def to_tracker(to: Tracker, project: str, runs: Sequence[RunRecord], *, send: bo
         numbers = {key: metric.value for key, metric in run.metrics.items() if metric.value is not None}
         ends = {f"{key}/{end}": getattr(m, end) for key, m in run.metrics.items() for end in ("low", "high")}
         more = {f"cost/{key}": value for key, value in run.cost.model_dump().items() if value is not None}
-        print(f"{to} {project}: {name}, {len(numbers)} metrics")
+        say(f"{to} {project}: {name}, {len(numbers)} metrics")
         if send:
             tracker.init(project=project, name=name, config=config.model_dump(mode="json"))
             tracker.log({**numbers, **{key: value for key, value in ends.items() if value is not None}, **more})

@@ -74,7 +74,7 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     (cell,) = cells_of([method], [task], options)
     assert cell.items  # a mistake in the data shows before the model is loaded
     judge = open_judge_for(options, [cell], console)
-    lm = model if isinstance(model, LanguageModel) else load(model, options, console)
+    lm = model if isinstance(model, LanguageModel) else load(model, options, console, served=True)
     try:
         done = run_cell(lm, cell, console=console, judge=judge)
     finally:
@@ -89,7 +89,7 @@ def load(model: str = "tiny", **options: Unpack[Options]) -> LanguageModel:
     """A model to give to several calls of `evaluate`; `dtype`, `device`, `device_map` and `model_path` are those of `harness run`."""
     from harness.cli.run import load
 
-    return load(model, options, terminal_or_notebook())
+    return load(model, options, terminal_or_notebook(), served=True)
 
 
 def read(run: AnyRun) -> Run:

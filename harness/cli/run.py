@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast, get_args
 
 import typer
 
@@ -25,8 +26,9 @@ from harness.cli.declarations import (
     with_defaults,
 )
 from harness.errors import HarnessError, UsageError, did_you_mean
-from harness.files.shown import without_credentials
+from harness.files.shown import say, without_credentials
 from harness.run.control import Control
+from harness.servers.endpoint import ENDPOINT
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
@@ -44,6 +46,7 @@ RUN = (
     "method",
     "task",
     "model",
+    "model_base_url",
     "model_path",
     "set",
     "preset",
@@ -81,6 +84,7 @@ FIT = tuple(
     for name in RUN
     if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "batch_size", "output_path", "json"}
     and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed", "exclude_leaks"}
+    and name != "model_base_url"
 )
 
 
@@ -139,7 +143,7 @@ def run(
     def describe(cell: Cell) -> int:
         from harness.run.dry_run import dry_run
 
-        print(dry_run(lm, cell))
+        say(dry_run(lm, cell))
         return 0
 
     for line in dict.fromkeys(cell.task.describe_data() for cell in cells):
@@ -153,7 +157,7 @@ def run(
     ready = [cell for cell, code in zip(cells, codes, strict=True) if not code]
     if ready:
         rater = None if dry_run else open_judge_for(given, ready, console)
-        lm = load(given["model"], given, console)
+        lm = load(given["model"], given, console, served=True)
         codes += _each(ready, describe if dry_run else answer, console, grid=several)
     if finished and not given["json"]:
         console.say(f"look at it: harness show {finished[0]}")
@@ -182,7 +186,7 @@ def fit(**given: Unpack[Command]) -> None:
             console.say(f"warning: {warning}")
         if shared.key and shared.state:
             meta = {k: v[:10] if isinstance(v, list) else v for k, v in shared.state.meta.items()}
-            print(json.dumps({"key": shared.key, "folder": str(store.root / shared.key), **meta}))
+            say(json.dumps({"key": shared.key, "folder": str(store.root / shared.key), **meta}))
         return 0
 
     for cell in cells:
@@ -205,7 +209,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
             codes.append(act(cell))
         except HarnessError as error:
             name = f"{cell.method_name} on {cell.task_name}: " if grid else ""
-            console.say(f"harness: {name}{' '.join(str(error).split())}")
+            console.say(f"harness: {name}{error}")
             codes.append(error.exit_code)
         except BrokenPipeError:
             raise
@@ -217,7 +221,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
             codes.append(1)
         except Exception:  # a mistake in someone's method; the record says `failed`
             console.close()
-            traceback.print_exc()
+            say(without_credentials(traceback.format_exc()), stream=sys.stderr)
             codes.append(1)
     console.close()
     return codes
@@ -229,11 +233,11 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
 
     config = done.record.config
     if as_json:
-        print(json.dumps({"folder": str(done.folder), **json.loads(done.record.to_json())}))
+        say(json.dumps({"folder": str(done.folder), **json.loads(done.record.to_json())}))
     else:
-        print(f"{config.method.name} on {config.task.name} with {config.model.name}")
-        print(metrics_table(done.record))
-        print(done.folder)
+        say(f"{config.method.name} on {config.task.name} with {config.model.name}")
+        say(metrics_table(done.record))
+        say(done.folder)
     for line in warnings(done.record):
         console.say(f"warning: {line}")
     again = reproduced(done.folder, done.record)
@@ -362,12 +366,23 @@ def _batch_size(given: int | str) -> int | None:
     return int(text)
 
 
-def load(model: str, given: Options, console: Console) -> LanguageModel:
-    """The model, by its alias, hub id or folder, as `given` says of weights, precision and device."""
+def load(model: str, given: Options, console: Console, *, served: bool = False) -> LanguageModel:
+    """The model, by its alias, hub id or folder, as `given` says of weights, precision and device.
+
+    One behind a server only where it is `served` that can be used.
+    """
     from harness.engine.loading import load_model
     from harness.plugins.registry import model_row
 
     asked = with_defaults(given)
+    if model.startswith(ENDPOINT):
+        if not served:
+            raise UsageError(
+                f"{model} is behind a server, which only 'harness run' can ask; name a model on this machine"
+            )
+        return _served(model.removeprefix(ENDPOINT), asked["model_base_url"], console)
+    if asked["model_base_url"]:
+        raise UsageError(f"--model_base_url is where an {ENDPOINT}<name> model is; {model} has no server")
     row = model_row(model, path_text(asked["model_path"]))
     console.say(f"loading {row.name}")
     lm = load_model(row, dtype=asked["dtype"], device=asked["device"], device_map=asked["device_map"])  # type: ignore[arg-type]
@@ -376,3 +391,15 @@ def load(model: str, given: Options, console: Console) -> LanguageModel:
 
         torch.set_num_threads(1)
     return lm
+
+
+def _served(name: str, base_url: str | None, console: Console) -> LanguageModel:
+    """A model behind a server, which answers where it stands for one with weights what it can."""
+    from harness.servers.model import ServedModel
+
+    if not name:
+        raise UsageError(f"--model {ENDPOINT} names no model; give one as in {ENDPOINT}gpt-4.1-mini")
+    served = ServedModel(name, base_url)
+    console.say(f"asking {served.source}")
+    served.check()
+    return cast(Any, served)

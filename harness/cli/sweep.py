@@ -13,6 +13,7 @@ from harness.cli.commands import with_options
 from harness.cli.declarations import NEEDED, OUTPUT, Command, pairs
 from harness.cli.run import RUN, cells_of, load, open_judge_for
 from harness.errors import UsageError
+from harness.files.shown import say
 
 if TYPE_CHECKING:
     from harness.records.store import MetricValue
@@ -76,7 +77,7 @@ def sweep(
             ("lowest" if lowest else "peak"): asdict(best) if best else None,
         }
         if given["json"]:
-            print(json.dumps({"task": task_name, **by_task[task_name]}))
+            say(json.dumps({"task": task_name, **by_task[task_name]}))
             continue
         from tabulate import tabulate
 
@@ -86,12 +87,12 @@ def sweep(
             [name, *(_cell(found[m].value, found[m].low, found[m].high) for m in shown), found[first].n if first else 0]
             for name, found in metrics.items()
         ]
-        print(f"{method} on {task_name} with {lm.name}")
-        print(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
+        say(f"{method} on {task_name} with {lm.name}")
+        say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
             where = "is lowest" if lowest else "peaks"
-            print(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
+            say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(max(codes, default=0))
 
 

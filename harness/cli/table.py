@@ -10,6 +10,7 @@ import typer
 
 from harness.cli.commands import RecordsOption
 from harness.errors import OutsideTolerance
+from harness.files.shown import say
 
 
 def table(
@@ -42,23 +43,24 @@ def table(
         from harness.publish.tables import commands
 
         lines = commands(ids or (), results, model=model, data=data)
-        print(*lines, sep="\n", end="\n" if lines else "")
+        for line in lines:
+            say(line)
         if lines:
             from harness.publish.tables.missing import estimate
 
-            print(estimate(lines), file=sys.stderr)
+            say(estimate(lines), stream=sys.stderr)
         if not lines:
-            print("nothing is missing", file=sys.stderr)
+            say("nothing is missing", stream=sys.stderr)
         return
     made = grids(ids or (), results, model=model, published_only=published_only, measured_only=measured_only, data=data)
     width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()
-    print(write(made, fmt, color=shown, width=width))
+    say(write(made, fmt, color=shown, width=width), bold=shown)
     if check:
         from harness.publish.tables.differences import verdict
 
         found = verdict(made)
         for line in found.outside:
-            print(line, file=sys.stderr)
+            say(line, stream=sys.stderr)
         if found.outside:
             raise OutsideTolerance(f"{len(found.outside)} of {found.compared} comparable cells are outside tolerance")
-        print(f"{found.compared} comparable cells, none outside tolerance", file=sys.stderr)
+        say(f"{found.compared} comparable cells, none outside tolerance", stream=sys.stderr)

@@ -15,6 +15,7 @@ from harness.cli.commands import with_options
 from harness.cli.declarations import Command
 from harness.cli.run import load
 from harness.errors import DataMissing, UsageError
+from harness.files.shown import say
 
 if TYPE_CHECKING:
     from harness.fit.vector_files import Vectors
@@ -116,4 +117,4 @@ def _say(vectors: Vectors, path: Path, left_out: Sequence[int]) -> None:
     about = vectors.about
     facts = {"file": str(path), "trait": about.trait, "model": about.model, "width": vectors.width}
     kept = [block for block in vectors.blocks if block not in left_out]
-    print(json.dumps({**facts, "blocks": kept, "left_out": list(left_out)}))
+    say(json.dumps({**facts, "blocks": kept, "left_out": list(left_out)}))

@@ -7,7 +7,7 @@ Lock.take(path)                 nobody else writes here until it is released
 file_name(id), names_of(ids)    a name for the file or folder of a user or an item
 """
 
-from harness.files.locks import Lock
+from harness.files.locks import Lock, waiting
 from harness.files.names import NAMES, file_name, id_of, named, names_of, write_names
 from harness.files.whole import append, replace_file, replacing_file, replacing_folder, writing
 
@@ -22,6 +22,7 @@ __all__ = [
     "replace_file",
     "replacing_file",
     "replacing_folder",
+    "waiting",
     "write_names",
     "writing",
 ]

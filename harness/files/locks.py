@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -57,6 +59,18 @@ class Lock:
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self._file)
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Waits until no other process is in here. Where the file system has no locks nobody waits."""
+    file = open_plain(path, os.O_RDWR | os.O_CREAT, links=1)
+    try:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _taken(path: Path, holder: str, *, knows: bool) -> str:

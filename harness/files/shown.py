@@ -22,16 +22,24 @@ _OBEYED = re.compile(
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"\s*[+-]?(\d[\d.,]*(e[+-]?\d+)?\s*%?)?\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?[\d\s.,/%±-]*(e[+-]?\d+)?", re.IGNORECASE)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>`]+)")
 _KEY = re.compile(r"(?<![\w-])(sk|pk|hf|gsk|xai|Bearer|Basic)([-_ ])[A-Za-z0-9+/=_-]{16,}")
 _PUBLIC = {"api-version"}
 """Of an address's query: what names no person and no key, and without which a server is not the same."""
 
 
-def say(text: str = "", *, stream: TextIO | None = None) -> None:
-    """Print to stdout, or `stream`, what a terminal shows and does not obey."""
-    print(printable(text), file=stream or sys.stdout)
+def say(text: object = "", *, stream: TextIO | None = None, bold: bool = False) -> None:
+    """Print to stdout, or `stream`, what a terminal shows and does not obey; but `bold`, where it is wanted."""
+    shown = printable(str(text))
+    if bold:
+        shown = re.sub(r"\\u001b\[([01])m", "\x1b[\\1m", shown)
+    print(shown, file=stream or sys.stdout)
+
+
+def message(text: str) -> str:
+    """What a user is told, in one line."""
+    return one_line(without_credentials(" ".join(text.split())))
 
 
 def printable(text: str) -> str:
@@ -54,16 +62,19 @@ def csv_cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = printable(value)
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if _FORMULA.match(value) and not _NUMBER.fullmatch(text) else text
 
 
-def markdown(text: str) -> str:
-    """One line of plain text: no tag, link, emphasis, code, cell or heading of the text's own making."""
+def markdown(text: str, *, inside: bool = False) -> str:
+    """One line of plain text: no tag, link, emphasis, code, cell or heading of the text's own making.
+
+    What is `inside` a line, such as a cell, cannot begin a heading or a list.
+    """
     text = " ".join(printable(text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
     text = re.sub(r"[\\`*~|]", r"\\\g<0>", text)
     text = re.sub(r"\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", text)
-    return re.sub(r"^(\d*)([#+=.)-])(?=[#=-]*(\s|$))", r"\1\\\2", text)
+    return text if inside else re.sub(r"^(\d*)([#>+=.)-])(?=[#=-]*(\s|$))", r"\1\\\2", text)
 
 
 def without_credentials(text: str) -> str:

@@ -8,17 +8,16 @@ otherwise can use them (`Method.grouping`): numbers, a few hundred kilobytes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files import replace_file, replacing_folder
+from harness.files import replace_file, replacing_folder, waiting
 from harness.files.json_files import parse
 from harness.files.user_cache import user_cache
 from harness.method import Fitted
@@ -117,10 +116,7 @@ class ArtifactStore:
         """
         with _writing(self.root):
             (self.root / _LOCKS).mkdir(parents=True, exist_ok=True)
-            file = open(self.root / _LOCKS / key, "w")  # noqa: SIM115 # held while the caller works
-        with file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with waiting(self.root / _LOCKS / key):
             yield
 
     def checkpoint(self, key: str) -> Checkpoint:

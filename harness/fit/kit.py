@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from harness.method import Fitted, HeadRanking, Progress, Writer, Written
 from harness.method import Kit as Lent
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
 from harness.plugins.registry import model_row
+from harness.servers.model import ServedModel
 from harness.task import Question, Rating, Sample
 from harness.training import Adapter, Learner, Recipe, Shifts
 
@@ -63,8 +65,11 @@ class Kit:
     """What the task that is fitted on asks a judge of an answer."""
 
     def __post_init__(self) -> None:
-        self.decoder = Decoder(self.lm)
         self._writers: dict[str, Writer] = {}
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return Decoder(self.lm)
 
     @property
     def sites(self) -> Sites:
@@ -142,6 +147,9 @@ class Kit:
     def _make_writer(self, name: str) -> Writer:
         if name.startswith(ENDPOINT):
             return Kept(EndpointWriter(name.removeprefix(ENDPOINT)), [name], self.store)
+        if name == "self" and isinstance(self.lm, ServedModel):
+            served = EndpointWriter(self.lm.endpoint.model, self.lm.endpoint)
+            return Kept(served, [self.lm.source], self.store)
         if name != "self":
             other = load_model(model_row(name), device=str(self.lm.device))
             return Kit(other, self.seed, progress=self.progress, store=self.store).writer("self")

@@ -58,9 +58,9 @@ class Kept:
 class EndpointWriter:
     """A model behind an OpenAI-compatible server. It cuts no prompt: one that is too long for it is a failure."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, endpoint: Endpoint | None = None) -> None:
         """Raises DataMissing where neither a key nor a server of one's own is given."""
-        self._endpoint = Endpoint(model, "writer")
+        self._endpoint = endpoint or Endpoint(model, "writer")
 
     def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Written | UserFailed]:
         """Raises HarnessError where the server refuses the key or has no such model: nothing could be written then."""

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.files import replace_file
+from harness.files.shown import csv_cell
 from harness.judge.pairwise import config_of, draw, mean, profile, shares
-from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, read, read_pairs, write
+from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, held, read, read_pairs, write
 from harness.records import provenance
 from harness.records.schema import MetricValue
 
@@ -43,15 +44,17 @@ def export(
     record = PairRecord(config=config, hash=config.hash8(), pairs=len(comparison.pairs), started=provenance.now())
     folder = record.folder(comparison.root)
     path = path or folder / "annotate.csv"
-    if not read_pairs(folder):  # votes that are there stay
-        write(folder, record, comparison.pairs)
+    with held(folder):
+        if not read_pairs(folder):  # votes that are there stay
+            write(folder, record, comparison.pairs)
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
     for pair in comparison.pairs:
         shown = comparison.shown[pair.id]
         lines = "\n".join(profile(shown.example, profile_items))
-        rows.writerow([pair.code, lines, shown.example.text, *shown.answers(pair.first), "", "", ""])
+        shown_texts = (lines, shown.example.text, *shown.answers(pair.first))
+        rows.writerow([pair.code, *map(csv_cell, shown_texts), "", "", ""])
     # with the mark by which spreadsheets know UTF-8
     replace_file(path, text.getvalue().encode("utf-8-sig", errors="replace"))
     return folder, path
@@ -60,25 +63,27 @@ def export(
 def import_votes(folder: Path, files: Sequence[Path]) -> PairRecord:
     """Count the votes of the files, one an annotator, with those that were counted before. A file read again replaces its
     own. Raises UsageError for a vote that is none, naming file, line and column."""
-    record, pairs = read(folder), read_pairs(folder)
-    if record.config.evaluator != "human":
-        raise UsageError(
-            f"{folder} was compared by {record.config.judge.name if record.config.judge else 'a judge'}; "
-            "'harness judge export RUN_A RUN_B' makes a comparison for people"
-        )
-    names = [file.stem for file in files]
-    if len(set(names)) < len(names):
-        raise UsageError("two files have the same name; the name is the annotator's")
-    by_code = {pair.code: pair for pair in pairs}
-    for name, file in zip(names, files, strict=True):
-        for pair in pairs:
-            pair.votes.pop(name, None)
-        for code, opinion in _votes(file, by_code).items():
-            by_code[code].votes[name] = opinion
-    summarise(record, pairs)
-    record.finished = provenance.now()
-    write(folder, record, pairs)
-    return record
+    read(folder)  # that there is one, before its folder is held
+    with held(folder):
+        record, pairs = read(folder), read_pairs(folder)
+        if record.config.evaluator != "human":
+            raise UsageError(
+                f"{folder} was compared by {record.config.judge.name if record.config.judge else 'a judge'}; "
+                "'harness judge export RUN_A RUN_B' makes a comparison for people"
+            )
+        names = [file.stem for file in files]
+        if len(set(names)) < len(names):
+            raise UsageError("two files have the same name; the name is the annotator's")
+        by_code = {pair.code: pair for pair in pairs}
+        for name, file in zip(names, files, strict=True):
+            for pair in pairs:
+                pair.votes.pop(name, None)
+            for code, opinion in _votes(file, by_code).items():
+                by_code[code].votes[name] = opinion
+        summarise(record, pairs)
+        record.finished = provenance.now()
+        write(folder, record, pairs)
+        return record
 
 
 def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:

@@ -43,7 +43,7 @@ def judge_samples(task: Task, folder: RunFolder, record: RunRecord, judge: Judge
         ratings = judge.rate([question for _, _, question in waiting], record.hash, progress)
         seconds = before.seconds + (time.perf_counter() - start if waiting else 0.0)
         for (i, name, question), rating in zip(waiting, ratings, strict=True):
-            rating = _with_costs(replace(rating, key=question_key(question)), samples[i].ratings.get(name))
+            rating = with_costs(replace(rating, key=question_key(question)), samples[i].ratings.get(name))
             samples[i] = replace(samples[i], ratings={**samples[i].ratings, name: rating})
         rated = [samples[i].ratings[name] for i, name, _ in asked]
         mode = judge.mode() if waiting else before.mode
@@ -76,7 +76,7 @@ def _final(sample: Sample, name: str, question: Question) -> bool:
     return rating is not None and rating.final and rating.outcome != "failed" and rating.key == question_key(question)
 
 
-def _with_costs(rating: Rating, before: Rating | None) -> Rating:
+def with_costs(rating: Rating, before: Rating | None) -> Rating:
     """With what was paid for an answer that was not whole, where the question was asked again."""
     if before is None or before.final or before.cached or before.key != rating.key:
         return rating

@@ -27,8 +27,10 @@ from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.records.schema import JudgeConfig
-from harness.servers.chat import Ask, NoReply, Reply, unsound
+from harness.servers import remembered
+from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import ENDPOINT, OPENAI, Endpoint, Limits
+from harness.servers.remembered import Asker, Remembered
 from harness.servers.reply_cache import ReplyCache
 from harness.task import REFUSAL, Question, Rating
 
@@ -75,20 +77,9 @@ class Judge(Protocol):
         ...
 
 
-class Asker(Protocol):
-    """A model that answers requests: an `Endpoint`, or one on this machine."""
-
-    def ask(self, asks: Sequence[Ask], done: Callable[[int, Reply | NoReply], None]) -> list[Reply | NoReply]: ...
-
-
 @dataclass(frozen=True)
-class Heard:
-    """What came of a request, or what had been kept of it."""
-
-    reply: Reply | NoReply
-    key: str
-    cached: bool
-    """Whether another run paid for it."""
+class Heard(remembered.Heard):
+    """What came of a request to a judge, and the ratings it makes."""
 
     def rating(self, outcome: Literal["rated", "refused", "unparsable"], score: float | None = None) -> Rating:
         """The reply, read as `outcome`; `failed` where there is none."""
@@ -124,7 +115,7 @@ class ModelJudge:
     ) -> None:
         """`identity` is what a reply depends on beside the request; `price` is in US dollars per million tokens."""
         self.config = config
-        self._asker, self._identity, self._cache = asker, identity, cache or ReplyCache()
+        self._model = Remembered(asker, config.name, identity, cache or ReplyCache(), "judging")
         self._mode, self._price = mode, price
         self._unknown = NoReply("not asked yet")
         """Why the mode could not be found out."""
@@ -168,37 +159,8 @@ class ModelJudge:
 
         A reply with a `fault`, or with log-probabilities that are none, is not kept.
         """
-        asked = [
-            {**self._identity, "messages": ask.messages, "max_tokens": ask.max_tokens, "numbers": bool(ask.numbers)}
-            for ask in asks
-        ]
-        keys = [self._cache.key(content) for content in asked]
-        first: dict[str, int] = {}
-        for number, key in enumerate(keys):
-            first.setdefault(key, number)
-        with self._cache.open() as rows:
-            found: dict[str, Heard] = {}
-            for key in first:
-                kept = rows.get(key)
-                if kept and not unsound(kept.reply.candidates or ()) and not fault(kept.reply):
-                    found[key] = Heard(kept.reply, key[:16], kept.payer != payer)
-            new = [key for key in first if key not in found]
-
-            def done(number: int, reply: Reply | NoReply) -> None:
-                key = new[number]
-                wrong = unsound(reply.candidates or ()) if isinstance(reply, Reply) else ""
-                if wrong:
-                    reply = NoReply(f"{self.config.name}: {wrong}")
-                elif isinstance(reply, Reply) and not fault(reply):
-                    rows.drop(key)
-                    rows.put(key, asked[first[key]], reply, payer)
-                found[key] = Heard(reply, key[:16], False)
-                progress("judging", len(found), len(first))
-
-            if new:
-                progress("judging", len(found), len(first))
-                self._asker.ask([asks[first[key]] for key in new], done)
-        return [found[key] for key in keys]
+        found = self._model.ask(asks, payer, progress, fault)
+        return [Heard(heard.reply, heard.key, heard.cached) for heard in found]
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:
         if self._price is None:

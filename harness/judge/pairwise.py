@@ -21,7 +21,7 @@ from typing import Any
 from harness.data import Example, Record
 from harness.errors import UsageError
 from harness.files.json_files import parse
-from harness.judge.grading import ledger
+from harness.judge.grading import ledger, with_costs
 from harness.judge.judges import Heard, Judge, ModelJudge, refuses
 from harness.judge.pairwise_record import (
     DIMENSIONS,
@@ -32,6 +32,7 @@ from harness.judge.pairwise_record import (
     PairConfig,
     PairRecord,
     Side,
+    held,
     read,
     read_pairs,
     write,
@@ -199,27 +200,30 @@ def judge_pairs(
     config = config_of(comparison, count, seed, profile_items, judge.config)
     record = PairRecord(config=config, hash=config.hash8(), pairs=len(comparison.pairs), started=provenance.now())
     folder = record.folder(comparison.root)
-    last = read(folder) if (folder / "pairs.json").is_file() else record
-    before = {(pair.id, look.first): look for pair in read_pairs(folder) for look in pair.looks}
-    prompts = {
-        (pair.id, first): _prompt(comparison.shown[pair.id], first, profile_items)
-        for pair in comparison.pairs
-        for first in _orders(pair.first)
-    }
-    waiting = [key for key, prompt in prompts.items() if not _final(before.get(key), prompt)]
-    asks = [Ask((("user", prompts[key]),), REPLY_TOKENS) for key in waiting]
-    start = time.perf_counter()
-    heard = judge.ask(asks, record.hash, progress, _fault)
-    seconds = time.perf_counter() - start if waiting else 0.0
-    looks = before | {key: _look(key[1], prompts[key], reply) for key, reply in zip(waiting, heard, strict=True)}
-    for pair in comparison.pairs:
-        pair.looks = [looks[pair.id, first] for first in _orders(pair.first)]
-    summarise(record, comparison.pairs)
-    record.judging = ledger([look.rating for pair in comparison.pairs for look in pair.looks], judge)
-    record.judging.mode = "text"
-    record.judging.seconds = seconds + (last.judging.seconds if last.judging else 0.0)
-    record.started, record.finished = last.started, provenance.now() if waiting else last.finished
-    write(folder, record, comparison.pairs)
+    with held(folder):
+        last = read(folder) if (folder / "pairs.json").is_file() else record
+        before = {(pair.id, look.first): look for pair in read_pairs(folder) for look in pair.looks}
+        prompts = {
+            (pair.id, first): _prompt(comparison.shown[pair.id], first, profile_items)
+            for pair in comparison.pairs
+            for first in _orders(pair.first)
+        }
+        waiting = [key for key, prompt in prompts.items() if not _final(before.get(key), prompt)]
+        asks = [Ask((("user", prompts[key]),), REPLY_TOKENS) for key in waiting]
+        start = time.perf_counter()
+        heard = judge.ask(asks, record.hash, progress, _fault)
+        seconds = time.perf_counter() - start if waiting else 0.0
+        looks = before | {
+            key: _look(key[1], prompts[key], reply, before.get(key)) for key, reply in zip(waiting, heard, strict=True)
+        }
+        for pair in comparison.pairs:
+            pair.looks = [looks[pair.id, first] for first in _orders(pair.first)]
+        summarise(record, comparison.pairs)
+        record.judging = ledger([look.rating for pair in comparison.pairs for look in pair.looks], judge)
+        record.judging.mode = "text"
+        record.judging.seconds = seconds + (last.judging.seconds if last.judging else 0.0)
+        record.started, record.finished = last.started, provenance.now() if waiting else last.finished
+        write(folder, record, comparison.pairs)
     return folder, record
 
 
@@ -253,14 +257,17 @@ def _fault(reply: Reply) -> str:
     return "" if opinion_in(reply.answer, "a") else reply.fault
 
 
-def _look(first: Side, prompt: str, heard: Heard) -> Look:
+def _look(first: Side, prompt: str, heard: Heard, before: Look | None = None) -> Look:
     reply = heard.reply
-    if isinstance(reply, Reply) and (fault := _fault(reply)):
-        return Look(first, replace(heard.no_rating(fault), key=_key(prompt)))
     opinion = None if isinstance(reply, NoReply) else opinion_in(reply.answer, first)
+    fault = _fault(reply) if isinstance(reply, Reply) else ""
     refused = isinstance(reply, Reply) and (reply.refused or refuses(reply.answer))
-    rating = heard.rating("rated" if opinion else "refused" if refused else "unparsable")
-    return Look(first, replace(rating, key=_key(prompt)), opinion)
+    rating = (
+        heard.no_rating(fault)
+        if fault
+        else heard.rating("rated" if opinion else "refused" if refused else "unparsable")
+    )
+    return Look(first, with_costs(replace(rating, key=_key(prompt)), before.rating if before else None), opinion)
 
 
 def opinion_in(text: str, first: Side) -> Opinion | None:

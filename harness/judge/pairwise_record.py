@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import DataMissing, HarnessError
-from harness.files import replace_file
+from harness.files import Lock, replace_file, writing
 from harness.files.json_files import instance, parse, problem_of, read_bytes
+from harness.files.shown import message, say
 from harness.records.schema import JudgeConfig, Judging, MetricValue, RunConfig, Status, hash_of, json_value
 from harness.records.select import LEVELS, Places, places_of
 from harness.records.store import safe_name
@@ -117,6 +119,18 @@ class PairRecord(BaseModel):
         return root / safe_name(a.model.name) / safe_name(a.task.name) / name
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A comparison's folder, made if need be, and written by this process alone. Raises UsageError where another does."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock.take(folder / "lock")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write(folder: Path, record: PairRecord, pairs: Sequence[Pair]) -> None:
     """Pairs first: a record never says more than is there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,5 +175,5 @@ def find_pairs(places: Places) -> list[tuple[Path, PairRecord]]:
         try:
             found.append((path.parent, read(path.parent)))
         except HarnessError as error:
-            print(f"warning: skipped a comparison: {error}", file=sys.stderr)
+            say(message(f"warning: skipped a comparison: {error}"), stream=sys.stderr)
     return found

@@ -6,6 +6,7 @@ so the file in git can be checked against `results/`.
 
 from __future__ import annotations
 
+import html
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tabulate import tabulate
 
 from harness.errors import UsageError
+from harness.files import replace_file
+from harness.files.shown import markdown, one_line
 from harness.methods import METHODS
 from harness.plugins.registry import method_class
 from harness.publish.show import ceiling_line
@@ -124,10 +128,8 @@ def render(results: Places) -> str:
     sections += [_section(ranking) for ranking in rankings(runs)]
     unfinished = [f"{_link(run)} ({run.status})" for run in runs if not _is_done(run)]
     studies = [_link(run) for run in runs if _is_done(run) and _is_study(run)]
-    for title, lines in {
-        "Not ranked": unfinished,
-        "Studies of a model, in which nothing is ranked": studies,
-    }.items():
+    apart = {"Not ranked": unfinished, "Studies of a model, in which nothing is ranked": studies}
+    for title, lines in apart.items():
         if lines:
             sections.append(f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n")
     if not runs:
@@ -143,7 +145,7 @@ def write(results: Places, path: Path) -> None:
         theirs = old.partition("records in ")[2].partition(";")[0]
         if theirs != first:
             raise UsageError(f"{path} is the leaderboard of {theirs}, not of {first}; give --output_path another file")
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text.encode(errors="replace"))
 
 
 def check(results: Places, path: Path) -> bool:
@@ -251,10 +253,11 @@ def _gain(own: MetricValue | None, stranger: RunRecord | None, name: str) -> flo
 
 def _section(ranking: Ranking) -> str:
     variants = [row for row in ranking.rows if row.variant]
-    text = f"{ranking.description}\n\n{_body(ranking, [row for row in ranking.rows if not row.variant])}\n"
+    text = f"{markdown(ranking.description)}\n\n{_body(ranking, [row for row in ranking.rows if not row.variant])}\n"
     if variants:
         text += f"\n{_folded(f'{len(variants)} more: sweeps, ablations and controls', _body(ranking, variants))}"
-    return f"## {ranking.title}\n\n{text}" if ranking.control == "none" else _folded(ranking.title, text)
+    title = html.escape(one_line(ranking.title), quote=False)
+    return f"## {markdown(ranking.title)}\n\n{text}" if ranking.control == "none" else _folded(title, text)
 
 
 def _folded(title: str, text: str) -> str:
@@ -267,10 +270,10 @@ def _body(ranking: Ranking, rows: Sequence[Row]) -> str:
     header = [
         "#",
         "method",
-        f"{ranking.metric} {arrow}",
+        f"{markdown(ranking.metric)} {arrow}",
         "n",
         *(["gain over another user's history"] if compared else []),
-        *ranking.others,
+        *map(markdown, ranking.others),
         "tokens",
         "operations",
     ]
@@ -282,7 +285,7 @@ def _body(ranking: Ranking, rows: Sequence[Row]) -> str:
         lines.append(
             [
                 str(row.place or "-"),
-                row.label,
+                markdown(row.label),
                 _interval(main),
                 str(main.n) if main else "-",
                 *(["-" if row.gain is None else f"{row.gain:+.4f}"] if compared else []),
@@ -293,8 +296,7 @@ def _body(ranking: Ranking, rows: Sequence[Row]) -> str:
                 _link(row.run),
             ]
         )
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return tabulate(cells, [*header, "health", "record"], tablefmt="pipe", disable_numparse=True)
+    return tabulate(lines, [*header, "health", "record"], tablefmt="pipe", disable_numparse=True)
 
 
 def terminal(places: Places, width: int = 80, *, everything: bool = False) -> str:
@@ -444,4 +446,4 @@ def _link(run: RunRecord) -> str:
     assert run.folder is not None
     inside = "/".join(run.folder.resolve().parts[-3:])
     place = run.folder.resolve().parents[2].name
-    return f"[{run.folder.name}]({place}/{inside}/)"
+    return f"[{markdown(run.folder.name)}]({quote(f'{place}/{inside}/', safe='/+')})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.errors import HarnessError, UsageError
+from harness.files.shown import one_line
 from harness.judge.pairwise_record import PairRecord
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
@@ -149,11 +150,13 @@ def show_runs(folders: Sequence[Path], count: int, width: int = 80, data: str | 
             sample = run[i]
             numbers = ", ".join(f"{k} {v:.3f}" for k, v in sample.metrics.items() if v is not None)
             rows += [[record.config.method.name, sample.error or sample.response or ""], ["", numbers]]
-        parts.append(f"sample {i}, user {first.user}, {first.history_items} history items in the prompt")
+        parts.append(
+            f"sample {one_line(i)}, user {one_line(first.user)}, {first.history_items} history items in the prompt"
+        )
         parts.append(_lines([row for row in rows if any(row)], width))
     if failed:
         parts.append(f"{len(failed)} failed samples:")
-        parts.append("\n".join(shortened(f"  {sample.id}: {sample.error}", width) for sample in failed[:20]))
+        parts.append("\n".join(shortened(one_line(f"  {sample.id}: {sample.error}"), width) for sample in failed[:20]))
     return "\n\n".join(parts)
 
 

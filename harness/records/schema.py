@@ -283,6 +283,23 @@ class Judging(_Part):
     """What was asked for beside the questions: the fields of the requests, each set of them once."""
 
 
+class Serving(_Part):
+    """Of a model behind a server: where it is, what was asked of it, and what this run paid for."""
+
+    base_url: Shown
+    models: list[str] = []
+    """As the server names those that answered."""
+    requests: int = 0
+    cached: int = 0
+    """Answered for another run, which paid for them."""
+    retries: int = 0
+    input_tokens: int = 0
+    """Paid for by this run, as are the output tokens."""
+    output_tokens: int = 0
+    sent: list[dict[str, Any]] = []
+    """What requests said beside their messages and seeds, each set of fields once."""
+
+
 Status = Literal["running", "complete", "partial", "failed", "interrupted"]
 
 
@@ -304,6 +321,8 @@ class RunRecord(_Part):
     """The task's main metric first."""
     health: Health = Field(default_factory=Health)
     judging: Judging | None = None
+    serving: Serving | None = None
+    """None of a model on this machine."""
     cost: Cost = Field(default_factory=Cost)
     analysis: dict[str, Any] = {}
     """What the method's fitted states and the task's samples show (`Method.analysis`, `Task.analysis`)."""

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from harness.errors import HarnessError
 from harness.files import Lock, append, replace_file, writing
 from harness.files.json_files import instance, parse, problem_of, read_bytes
-from harness.files.shown import without_credentials
+from harness.files.shown import message, say, without_credentials
 from harness.records.schema import (
     Batching,
     Cost,
@@ -130,7 +130,7 @@ def find_runs(
         try:
             record = read_record(folder)
         except HarnessError as error:
-            print(f"warning: skipped a record: {error}", file=sys.stderr)
+            say(message(f"warning: skipped a record: {error}"), stream=sys.stderr)
             continue
         names = (record.config.model.name, record.config.task.name, record.config.method.name)
         if all(wanted in (None, name) for wanted, name in zip((model, task, method), names, strict=True)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import UsageError
 
-AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256}
+AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256, "served": 256}
 
 
 @dataclass

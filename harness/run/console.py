@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from harness.files.shown import message, say
+
 
 class Console:
     """Says nothing; what runs outside the command line get."""
@@ -39,7 +41,7 @@ class Notebook(Console):
         self._bars: dict[str, Any] = {}
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr)
+        say(message(line), stream=sys.stderr)
 
     def progress(self, label: str, done: int, total: int) -> None:
         from html import escape
@@ -70,7 +72,7 @@ class Terminal(Console):
 
     def say(self, line: str) -> None:
         self.close()
-        print(line, file=sys.stderr)
+        say(message(line), stream=sys.stderr)
 
     def progress(self, label: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():

@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from harness.engine.model import LanguageModel
@@ -77,10 +78,11 @@ def cell_steps(
     store: ArtifactStore | None = None,
     console: Console | None = None,
     judge: Judge | None = None,
-    make_system: type[System] | Callable[..., System] = System,
+    make_system: type[System] | Callable[..., System] | None = None,
 ) -> Generator[None, None, Outcome]:
     """`run_cell`, with a pause before the first batch and after each; closed in one, it leaves an interrupted record."""
     console, config = console or Console(), _config(lm, cell, judge)
+    make_system = make_system or _system_of(lm, cell, config)
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
         finished = record is not None and record.status in ("complete", "partial")
@@ -92,6 +94,19 @@ def cell_steps(
             record = record or RunRecord(config=config, started=provenance.now())
             yield from _run(lm, cell, folder, record, store or ArtifactStore(), console, judge, make_system)
         return Outcome(record, folder.path, _exit_code(record, cell.settings))
+
+
+def _system_of(lm: LanguageModel, cell: Cell, config: RunConfig) -> Callable[..., System]:
+    """What runs the cell. Raises UsageError where a server cannot, before there is a record."""
+    from harness.servers.model import ServedModel
+
+    if not isinstance(lm, ServedModel):
+        return System
+    from harness.run.served import ServedSystem
+
+    if not (cell.method.fits() or cell.method.adapts()):
+        ServedSystem(lm, cell.method, _generation(cell)).plan(cell.items[0].example)
+    return partial(ServedSystem, payer=config.hash8())
 
 
 def _generation(cell: Cell) -> Generation:
@@ -235,7 +250,7 @@ def _answer(
         counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
         first = batching.planned[batch[0].batch][0]
         seconds = time.perf_counter() - start + system.elsewhere - elsewhere
-        record.batch_costs[first] = {**counted, "seconds": seconds}
+        record.batch_costs[first] = {**counted, "seconds": seconds, **system.spent()}
         if system.saved != saved:
             less = {f"saved_{name}": getattr(system.saved, name) - getattr(saved, name) for name in _SAVED}
             record.batch_costs[first] |= less
@@ -289,6 +304,10 @@ def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: System) -
     if shared:
         cost.saved_forward_passes = int(sum(costs["saved_forward_passes"] for costs in shared))
         cost.saved_flops = sum(costs["saved_flops"] for costs in shared)
+
+    record.serving = system.serving(record.batch_costs.values(), record.serving)
+    if record.serving is not None:  # what a server computes nobody knows
+        cost.forward_passes = cost.flops = cost.peak_memory_bytes = None
     compared, start = answered[:EFFECT_SAMPLES], time.perf_counter()
     effect = system.effect([example for example, _ in compared], [sample.response or "" for _, sample in compared])
     if effect is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -27,6 +27,7 @@ from harness.method import Fitted, Method, Progress
 from harness.mix import First
 from harness.plan import Generated, Plan, Scored, Site, Sites, Stream, Where
 from harness.plugins.returned import plan_of
+from harness.records.schema import Serving
 from harness.run.answers import RULED_OUT, Answer, Asked, Chosen, Difference, Effect, different, response_of
 from harness.run.batches import AUTO_MOST, Batching
 from harness.task import TOO_LARGE, Generation, Sample
@@ -272,6 +273,14 @@ class System:
             ids = [self._answer_ids(e, text) for e, text in zip(examples, responses, strict=True)]
         asked = [self._ask(example, (), plan=_plain(example) if plain else None) for example in examples]
         return capture(self.lm, [one.request for one in asked], sites, where, ids)
+
+    def spent(self) -> dict[str, int | float]:
+        """Of a model behind a server: what was paid for since this was last asked."""
+        return {}
+
+    def serving(self, batches: Iterable[Mapping[str, int | float]], before: Serving | None) -> Serving | None:
+        """Of a model behind a server: what a run paid for, from the costs of its batches and what an earlier sitting knew."""
+        return None
 
     def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
         """The method against the unedited model on its own responses; None where there is nothing to compare.

@@ -44,7 +44,11 @@ class Ask:
     numbers: Literal["", "wanted", "needed"] = ""
     """Whether the answer's likely first tokens are asked for; an answer without those needed is a broken one."""
     sampling: Mapping[str, Any] = field(default_factory=lambda: GREEDY)
-    """Further fields of the request. `seed` and `temperature` are left out where a server does not take them."""
+    """Further fields of the request, left out where a server does not take them."""
+    required: frozenset[str] = frozenset()
+    """Those of them without which it would be another request: where one is refused, so is the request."""
+    room_for_thoughts: bool = True
+    """Whether a model that thinks gets more tokens than `max_tokens` for that."""
 
 
 @dataclass(frozen=True)

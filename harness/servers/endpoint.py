@@ -1,6 +1,7 @@
 """A model behind a server that speaks OpenAI's chat completions: many requests at once, each answered or explained.
 
-At most `concurrency` requests wait together. A 429, a 5xx, a timeout, a broken connection or an answer that is no JSON
+Requests begin with ten at a time; while all of them are answered and more wait they double, up to `concurrency`, and a
+429 takes a fifth of them away. A 429, a 5xx, a timeout, a broken connection or an answer that is no JSON
 is tried again after growing pauses; a wrong key, an unknown model or an empty account stops the rest, and so do many
 failures in a row. A field that a server does not take (`seed`, a temperature, log-probabilities, `max_tokens`) is left out
 once the server has named it as the reason and taken the request without it; every reply says what it was asked with. A
@@ -15,14 +16,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import json
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+import urllib.request
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
 
 from harness.errors import DataMissing
 from harness.servers.address import Address
@@ -41,6 +45,13 @@ _PATIENCE = 8
 """Requests that fail one after the other before no more are sent."""
 _LONGEST_PAUSE = 60.0
 """Seconds."""
+_START = 10
+"""Requests that are sent at once before anything is known of a server."""
+_OPENAI_FIELDS = frozenset(
+    ("max_tokens", "max_completion_tokens", "temperature", "seed", "logprobs", "top_logprobs", "top_p", "stop",
+     "presence_penalty", "frequency_penalty")
+)  # fmt: skip
+"""What OpenAI's own client has names for."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,17 @@ class Endpoint:
         """What came of each request; `done` hears of every one as it ends, so that nothing paid for is lost."""
         return _run(self._all(asks, done)) if asks else []
 
+    def post(self, path: str, content: Mapping[str, Any]) -> Any:
+        """What the server says to a request beside OpenAI's protocol, at its root. Raises OSError, ValueError."""
+        root = self._server.url.removesuffix("/v1")
+        query = f"?{urlencode(self._server.query)}" if self._server.query else ""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key or 'none'}"}
+        request = urllib.request.Request(
+            f"{root}{path}{query}", json.dumps(content).encode(), {**headers, **self._server.headers}
+        )
+        with urllib.request.urlopen(request, timeout=self.limits.timeout) as reply:
+            return json.loads(reply.read())
+
     async def _all(self, asks: Sequence[Ask], done: Callable[[int, Reply | NoReply], None]) -> list[Reply | NoReply]:
         import openai
 
@@ -93,13 +115,16 @@ class Endpoint:
         waiting = iter(enumerate(asks))
         stop = _Stop()
 
+        gate = _Gate(self.limits.concurrency)
+
         async def work() -> None:
             for number, ask in waiting:
-                if stop.interrupted.is_set():
-                    break
-                found[number] = (
-                    NoReply(stop.reason, stop.hopeless) if stop.reason else await self._one(client, ask, stop)
-                )
+                async with gate:
+                    if stop.interrupted.is_set():
+                        break
+                    found[number] = (
+                        NoReply(stop.reason, stop.hopeless) if stop.reason else await self._one(client, ask, stop, gate)
+                    )
                 done(number, found[number])
 
         client = openai.AsyncOpenAI(
@@ -123,7 +148,7 @@ class Endpoint:
             await asyncio.gather(*workers)
         return [found[number] for number in range(len(asks))]
 
-    async def _one(self, client: openai.AsyncOpenAI, ask: Ask, stop: _Stop) -> Reply | NoReply:
+    async def _one(self, client: openai.AsyncOpenAI, ask: Ask, stop: _Stop, gate: _Gate) -> Reply | NoReply:
         import openai
 
         attempt, spent = 0, (0, 0)
@@ -139,23 +164,29 @@ class Endpoint:
                 if trial is not None:
                     self._dialect, trial = self._dialect.and_(trial), None
                 stop.failures = 0
+                await gate.answered()
                 reply = replace(
                     reply,
                     retries=attempt,
                     input_tokens=reply.input_tokens + spent[0],
                     output_tokens=reply.output_tokens + spent[1],
                 )
-                if reply.only_thoughts and ask.numbers != "needed" and not dialect.roomy:
+                if reply.only_thoughts and ask.room_for_thoughts and ask.numbers != "needed" and not dialect.roomy:
                     self._dialect = replace(self._dialect, roomy=True)
                     spent = reply.input_tokens, reply.output_tokens
                     continue
                 return reply
             except openai.APIStatusError as error:
                 refused = refused_fields(error.status_code, error.body, self._fields(ask, dialect), ask)
+                needed = refused & ask.required
+                if needed:
+                    return NoReply(f"the server does not take {', '.join(sorted(needed))}: {self._line(error)}")
                 if refused:
                     trial = dialect.leaving(refused)
                     continue
                 reason, asked_to_wait = self._line(error), _retry_after(error)
+                if error.status_code == 429:
+                    gate.busy()
                 if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
                     stop.reason, stop.hopeless = f"{ENDPOINT}{self.model} at {self.base_url}: {reason}", True
                     return NoReply(stop.reason, hopeless=True)
@@ -175,13 +206,13 @@ class Endpoint:
         tries = f"{attempt + 1} tries" if attempt else "1 try"
         reason = f"{ENDPOINT}{self.model} at {self.base_url}: {reason} ({tries})"
         stop.failures += 1
-        if stop.failures >= max(_PATIENCE, self.limits.concurrency):
+        if stop.failures >= max(_PATIENCE, gate.limit):
             stop.reason = f"not asked, since {stop.failures} requests in a row failed: {reason}"
         return NoReply(reason)
 
     def _fields(self, ask: Ask, dialect: _Dialect) -> dict[str, Any]:
         """What a request says beside its messages."""
-        room = ask.max_tokens + (THOUGHTS if dialect.roomy else 0)
+        room = ask.max_tokens + (THOUGHTS if dialect.roomy and ask.room_for_thoughts else 0)
         fields = {"max_completion_tokens" if dialect.renamed else "max_tokens": room, **ask.sampling}
         if ask.numbers:
             fields |= {"logprobs": True, "top_logprobs": TOP}
@@ -191,7 +222,11 @@ class Endpoint:
         fields = self._fields(ask, dialect)
         # a model may have answered half a surrogate pair, which cannot be sent
         messages: Any = [{"role": r, "content": c.encode(errors="replace").decode()} for r, c in ask.messages]
-        raw = await client.chat.completions.with_raw_response.create(model=self.model, messages=messages, **fields)
+        known = {name: value for name, value in fields.items() if name in _OPENAI_FIELDS}
+        others = {name: value for name, value in fields.items() if name not in _OPENAI_FIELDS}
+        raw = await client.chat.completions.with_raw_response.create(
+            model=self.model, messages=messages, extra_body=others or None, **known
+        )
         reply = read_reply(raw.http_response.content, strict=ask.numbers == "needed")
         return replace(reply, sent=fields, model=self._shown(reply.model))
 
@@ -201,6 +236,36 @@ class Endpoint:
 
     def _shown(self, text: str) -> str:
         return self._server.hide(text, self._key or "")
+
+
+class _Gate:
+    """How many requests are on their way at once. Used by one event loop."""
+
+    def __init__(self, most: int) -> None:
+        self.limit, self._most = min(_START, most), most
+        self._inside, self._answered = 0, 0
+        self._changed = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._inside < self.limit)
+            self._inside += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self._changed:
+            self._inside -= 1
+            self._changed.notify()
+
+    async def answered(self) -> None:
+        """One more was; when as many were as may be out, twice as many may be, if as many were out."""
+        self._answered += 1
+        if self._answered >= self.limit and self._inside >= self.limit and self.limit < self._most:
+            self.limit, self._answered = min(self._most, 2 * self.limit), 0
+            async with self._changed:
+                self._changed.notify_all()
+
+    def busy(self) -> None:
+        self.limit, self._answered = max(1, self.limit * 4 // 5), 0
 
 
 @dataclass

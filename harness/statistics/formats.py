@@ -12,6 +12,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.files.shown import csv_cell
+from harness.files.shown import markdown as text
 from harness.records.schema import json_value
 from harness.statistics.compare import Compared, Comparison, Side, differences
 from harness.statistics.paired_tests import ByLength, Group
@@ -36,7 +38,8 @@ def terminal(comparison: Comparison, width: int = 120) -> str:
 
 def markdown(comparison: Comparison) -> str:
     def draw(lines: Sequence[Sequence[str]]) -> str:
-        return tabulate(lines[1:], headers=lines[0], tablefmt="github", disable_numparse=True)
+        head, *body = ([text(cell, inside=True) for cell in line] for line in lines)
+        return tabulate(body, headers=head, tablefmt="github", disable_numparse=True)
 
     runs = draw([["", "run", "record", "shared", "differs from A in"], *_runs(comparison)])
     return "\n\n".join([runs, *_tables(comparison, draw), "\n".join(f"- {note}" for note in _notes(comparison))])
@@ -93,7 +96,7 @@ def as_csv(comparison: Comparison) -> str:
     text, lines = io.StringIO(), rows(comparison)
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: csv_cell(value) for name, value in line.items()} for line in lines)
     return text.getvalue().rstrip("\n")
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.errors import HarnessError
+from harness.files import replace_file
 from harness.files.user_cache import user_cache
 from harness.plugins.registry import ModelRow
 
@@ -91,9 +91,6 @@ def _read(folder: Path) -> Iterable[Path]:
 
 def _keep(note: Path, content: object) -> None:
     """Whole or not at all. A cache that cannot be written costs the next run its time, and this one nothing."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, HarnessError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=note.parent, prefix=".")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream)
-        os.replace(name, note)
+        replace_file(note, json.dumps(content).encode())

@@ -14,6 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.files.shown import csv_cell, one_line
+from harness.files.shown import markdown as text
 from harness.publish.tables.grid import MISSING, Entry, Grid, Line
 from harness.publish.tables.published import Column
 
@@ -174,14 +176,16 @@ def _samples(grid: Grid) -> str:
 
 def markdown(grids: Sequence[Grid]) -> str:
     def cell(entry: Entry) -> str:
-        return _in_line(f"**{entry.text}**" if entry.best else entry.text, entry)
+        return _in_line(f"**{text(entry.text)}**" if entry.best else entry.text.replace("|", "\\|"), entry)
 
     def draw(grid: Grid) -> str:
-        header = [*_row_heads(grid), *map(_head, grid.table.columns)]
-        body = [[*labels, *map(cell, line.entries)] for line, labels in zip(grid.lines, _labels(grid), strict=True)]
-        text = [[value.replace("|", "\\|") for value in row] for row in body]
-        notes = [f"{note}  " for note in notes_of(grid, "bold")]
-        return "\n".join([f"### {_title(grid)}", "", _tabulate(text, header, "github"), "", *notes])
+        header = [text(head, inside=True) for head in (*_row_heads(grid), *map(_head, grid.table.columns))]
+        body = [
+            [*(text(label, inside=True) for label in labels), *map(cell, line.entries)]
+            for line, labels in zip(grid.lines, _labels(grid), strict=True)
+        ]
+        notes = [f"{text(note, inside=True)}  " for note in notes_of(grid, "bold")]
+        return "\n".join([f"### {text(_title(grid))}", "", _tabulate(body, header, "github"), "", *notes])
 
     return "\n\n".join(draw(grid).rstrip() for grid in grids)
 
@@ -207,7 +211,7 @@ def latex(grids: Sequence[Grid]) -> str:
             [*map(tex, labels), *map(cell, line.entries)]
             for line, labels in zip(grid.lines, _labels(grid), strict=True)
         ]
-        notes = [f"% {note}" for note in (_title(grid), *notes_of(grid, "bold"))]
+        notes = [f"% {one_line(note)}" for note in (_title(grid), *notes_of(grid, "bold"))]
         return "\n".join([*notes, _tabulate(body, header, "latex_raw")])
 
     return "\n\n".join(draw(grid) for grid in grids)
@@ -239,7 +243,9 @@ def as_csv(grids: Sequence[Grid]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "; ".join(v) if isinstance(v, list) else v for k, v in line.items()} for line in lines)
+    writer.writerows(
+        {k: csv_cell("; ".join(v) if isinstance(v, list) else v) for k, v in line.items()} for line in lines
+    )
     return out.getvalue().rstrip("\n")
 
 
