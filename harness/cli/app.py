@@ -285,7 +285,7 @@ def data_check(
     task_set: Annotated[list[str], typer.Option("--task_set", "--task-set", help="Task option key=value.")] = [],  # noqa: B006
 ) -> None:
     """Say what a data set holds: users, splits, histories, answers that a history gives away, lines that repeat."""
-    from harness.cli.data_check import describe
+    from harness.publish.data_check import describe
 
     for line in describe(what, data, task_set):
         say(line)

@@ -413,14 +413,9 @@ def check_task(
         raise _broken("there is something to evaluate", f"split {split!r} has no items")
     users = list(dict.fromkeys(item.example.user.id for item in items))
     say(f"its items are what they should be: {len(items)} of {len(users)} users in split {split}")
-    for selection in (
-        Selection(split, limit=1),
-        Selection(split, users=1),
-        Selection(split, exclude_users=frozenset(users[:1])),
-    ):
-        items_of(task, selection)
-    if task.fingerprint(Selection(split)) != task.fingerprint(Selection(split)):
-        raise _broken("equal data have an equal fingerprint", "two calls gave different ones")
+    narrowed: list[dict[str, Any]] = [{"limit": 1}, {"users": 1}, {"exclude_users": frozenset(users[:1])}]
+    for kept in narrowed:
+        items_of(task, Selection(split, **kept))
     say("it keeps to --limit, --users and the users held out")
     try:
         train = items_of(task, Selection("train"))
@@ -429,7 +424,6 @@ def check_task(
     else:
         check_apart(task, items, train, same_task=True)
         say("no item is evaluated and fitted on")
-
     asked = items[:4]
     answered = _answers(task, asked)
     say("each item is answered once")
@@ -444,16 +438,13 @@ def check_task(
     if graded(task, failed).metrics:
         raise _broken("a failed sample is no score", f"it got {graded(task, failed).metrics}")
     say("grading twice is grading once, and a failed sample has no numbers")
-    found = metrics_of(task, [*done, failed])
-    if not found:
-        raise _broken("it has a metric", "aggregate returned none")
-    say(f"its metrics: {', '.join(found)}")
+    say(f"its metrics: {', '.join(metrics_of(task, [*done, failed]))}")
 
 
 def _answers(task: Task, items: Sequence[Labelled]) -> list[Sample]:
     """In the order of `items`, by a small random model as it is."""
-    wanted = generation_of(task)
-    system = System(random_lm(max_position_embeddings=4096), method_class("plain")(), Generation(4, wanted.stop))
+    lm, generation = random_lm(max_position_embeddings=4096), Generation(4, generation_of(task).stop)
+    system = System(lm, method_class("plain")(), generation)
     batches = samples_of(task, task.respond(system, items), items, system.batching.planned)
     by_id = {sample.id: sample for batch in batches for sample in batch}
     return [by_id[item.example.id] for item in items]
