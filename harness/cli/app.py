@@ -13,14 +13,14 @@ import typer
 from harness.cli import commands
 from harness.cli.commands import OldResults, RecordsArgument, completing, width, with_options
 from harness.cli.compare import compare, figure
-from harness.cli.declarations import Options, pairs
+from harness.cli.declarations import Options, pairs, path_text
 from harness.cli.judge import judge_app, recompute, score
 from harness.cli.push import push
 from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
-from harness.errors import HarnessError, OutsideTolerance
+from harness.errors import HarnessError, OutsideTolerance, UsageError
 from harness.files.shown import message, say
 
 EXIT_CODES = """\b
@@ -222,17 +222,23 @@ def report(
 
 
 @app.command("check")
-@with_options("set", help_set="Method option key=value. Repeatable.")
+@with_options("set", "model_path", help_set="Method option key=value. Repeatable.")
 def check_(
     what: Annotated[str, typer.Argument(help="./file.py, ./file.py:Class, or the name of a method or a task.")],
+    model: Annotated[
+        str | None, typer.Option(help="Check a method on this model: alias, hub id, folder or .gguf file.")
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(help="Its first blocks alone, which is quick.", min=1)] = None,
     **given: Unpack[Options],
 ) -> None:
-    """Test that a method, or a task, keeps the engine's promises, on a small random model in float64."""
+    """Test that a method, or a task, keeps the engine's promises in float64, on a small random model or one of yours."""
     from harness.plugins.options import build_method, build_task
-    from harness.plugins.registry import is_task, method_row, task_class, task_name
+    from harness.plugins.registry import is_task, method_row, model_row, task_class, task_name
     from harness.run.console import Terminal
 
     if is_task(what):
+        if model or blocks or given["model_path"]:
+            raise UsageError("a task is checked on a random model; leave --model, --model_path and --blocks out")
         name = task_name(what)
         task, _ = build_task(task_class(name), name, pairs(given["set"]), None)
         Terminal().say(f"checking {name} on a random model")
@@ -242,10 +248,17 @@ def check_(
         return
     row = method_row(what)
     built = build_method(row.cls, row.name, None, pairs(given["set"]))
-    Terminal().say(f"checking {row.name} on a random model")
+    if model is None and (blocks or given["model_path"]):
+        raise UsageError("--blocks and --model_path are about a model; name it: --model NAME")
+    Terminal().say(f"checking {row.name} on {model or 'a random model'}")
+    from harness.engine.loading import load_model
     from harness.run.contract import check_method
 
-    check_method(built, say=lambda line: say(f"ok  {line}"), skip=lambda line: say(f"--  not checked: {line}"))
+    lm = None
+    if model is not None:
+        named = model_row(model, path_text(given["model_path"]))
+        lm = load_model(named, dtype="float64", device="cpu", blocks=blocks)
+    check_method(built, lm=lm, say=lambda line: say(f"ok  {line}"), skip=lambda line: say(f"--  not checked: {line}"))
 
 
 @data_app.command("get")

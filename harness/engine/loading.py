@@ -46,8 +46,9 @@ def load_model(
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    blocks: int | None = None,
 ) -> LanguageModel:
-    """The model of a registry row.
+    """The model of a registry row, or its first `blocks` alone: for checks, its identity does not say so.
 
     Raises UnsupportedModel for an architecture without a row in sites.py, DataMissing where files are neither local
     nor cached and cannot be fetched, or do not hold this model.
@@ -60,7 +61,7 @@ def load_model(
     refuse_adapter(files)
     for local_only in (True, False):  # what is cached needs no network, and no wait for one that is down
         try:
-            model, encoder, generation = _read(files, _dtype(dtype, where), device_map, local_only)
+            model, encoder, generation = _read(files, _dtype(dtype, where), device_map, local_only, blocks)
             break
         except (HarnessError, torch.OutOfMemoryError):
             raise
@@ -128,7 +129,9 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _read(row: ModelRow, dtype: torch.dtype, device_map: str | None, local_only: bool) -> tuple[Any, Encoder, Any]:
+def _read(
+    row: ModelRow, dtype: torch.dtype, device_map: str | None, local_only: bool, blocks: int | None
+) -> tuple[Any, Encoder, Any]:
     """Model, encoder and generation config, from the hub's cache alone or with the network. Raises what libraries raise."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
@@ -138,6 +141,10 @@ def _read(row: ModelRow, dtype: torch.dtype, device_map: str | None, local_only:
     family_of(described["model_type"])  # before gigabytes of weights
     config = AutoConfig.from_pretrained(row.source, local_files_only=local_only)
     check_config(config)
+    if blocks is not None:
+        config.num_hidden_layers = min(blocks, config.num_hidden_layers)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
     encoder = Encoder.load(row.source, template=CHAT_TEMPLATES.get(row.hub_id), local_only=local_only)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         row.source,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.engine.encoder import Encoder
 from harness.engine.flops import Sizes
-from harness.engine.sites import Sites
+from harness.engine.sites import Sites, widen_norms
 from harness.plan import LoRA
 
 
@@ -30,6 +30,8 @@ class LanguageModel:
         device: torch.device | str = "cpu",
     ) -> None:
         model.eval()
+        if model.dtype == torch.float64:
+            widen_norms(model)
         self.model = model
         self.encoder = encoder
         self.name = name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class Family:
     """The norm between the attention's output and the residual stream, where the family has one."""
     mlp_norm: str = ""
     """Likewise behind the MLP."""
+    norm_offset: float = 0.0
+    """What its RMS norms add to their weights."""
 
 
 _LLAMA = Family("model", "layers", "norm", "self_attn.o_proj", "mlp", "self_attn.q_proj")
@@ -55,6 +58,7 @@ FAMILIES: Mapping[str, Family] = {
         heads_first=True,
         attention_norm="post_attention_layernorm",
         mlp_norm="post_feedforward_layernorm",
+        norm_offset=1.0,
     ),
     "gpt2": Family("transformer", "h", "ln_f", "attn.c_proj", "mlp", "attn.c_attn"),
 }
@@ -89,6 +93,28 @@ def check_config(config: Any) -> None:
 
 
 _NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
+
+
+def widen_norms(model: nn.Module) -> None:
+    """Makes the RMS norms of a float64 model compute in float64.
+
+    transformers' own round to float32 whatever the dtype: two passes whose sums differ in the last of 53 bits come out 1e-7
+    apart, and nothing could be said about exactness.
+    """
+    offset = family_of(model.config.model_type).norm_offset  # type: ignore[union-attr]
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.__class__ = _wide(type(module), offset)
+
+
+@cache
+def _wide(kind: type[nn.Module], offset: float) -> type[nn.Module]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        epsilon = getattr(self, "variance_epsilon", None) or self.eps
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * (offset + self.weight)
+
+    return type(f"Wide{kind.__name__}", (kind,), {"forward": forward})
+
 
 Transform = Callable[[Tensor], Tensor | None]
 """A tensor at a site in; its replacement out, or None to leave it."""

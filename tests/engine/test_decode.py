@@ -334,6 +334,20 @@ def test_a_row_beside_a_longer_one_has_its_own_frequencies(rope_type: str) -> No
         assert np.allclose(answer.logprobs, alone.logprobs, atol=1e-8)
 
 
+def test_the_norms_of_a_float64_model_compute_in_float64(lm: LanguageModel) -> None:
+    narrow = random_lm(lm.model.config.model_type, dtype=torch.float32)
+    x = torch.randn(2, 5, lm.sites.width, dtype=torch.float64)
+    norm, own = lm.sites.final_norm, narrow.sites.final_norm
+    for weights in (norm, own):
+        torch.nn.init.constant_(weights.weight, 0.7)
+    exact = norm(x)
+    assert exact.dtype == torch.float64
+    assert torch.allclose(exact, own(x.float()).double(), atol=1e-5)
+    assert not torch.equal(exact, exact.float().double())
+    assert torch.allclose(norm(x * (1 + 1e-12)), exact, atol=1e-13)
+    assert "Wide" not in type(own).__name__
+
+
 def test_a_stop_string_of_special_tokens_ends_an_answer_though_answers_never_show_them() -> None:
     lm = random_lm()
     lm.encoder.tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})

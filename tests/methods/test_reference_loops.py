@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from harness.data import Example, Message
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
+from harness.engine.sites import widen_norms
 from harness.method import Context, Fitted
 from harness.plugins.options import build_method
 from harness.plugins.registry import ModelRow, method_class, task_class
@@ -79,6 +80,7 @@ class Subject:
 
 def _load(source: Path) -> Subject:
     model = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float64, attn_implementation="sdpa")
+    widen_norms(model)
     return Subject(model.eval(), AutoTokenizer.from_pretrained(str(source)), [])
 
 

@@ -255,6 +255,15 @@ def test_a_check_says_what_it_did_not_check(harness: Callable[[str], Any]) -> No
     assert "ok  it fires" not in done.out
 
 
+def test_a_method_is_checked_on_the_first_blocks_of_a_model_of_ones_own(
+    harness: Callable[[str], Any], toy: Path
+) -> None:
+    done = harness(f"check rag --model {toy} --blocks 1")
+    assert done.code == 0 and "ok  the model is left as found" in done.out
+    nothing = harness("check rag --blocks 1")
+    assert nothing.code == 2 and "--blocks and --model_path are about a model; name it: --model NAME" in nothing.error()
+
+
 # Before a user's state is there
 
 
