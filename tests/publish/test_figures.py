@@ -46,8 +46,15 @@ def _text(figure) -> str:
 
 
 def test_every_figure_is_drawn_from_the_committed_records(drawn):
-    # tiny answers MMLU by chance and is swept over ranks alone
-    assert list(drawn) == [name for name in FIGURES if name not in ("persona-6", "persona-7", "perfit-11")]
+    # tiny answers MMLU by chance, and its records are of no grid of ranks or blocks and of no patching
+    without = (
+        "persona-6",
+        "persona-7",
+        "perfit-10",
+        "perfit-11",
+        *(name for name in FIGURES if name.startswith("patching")),
+    )
+    assert list(drawn) == [name for name in FIGURES if name not in without]
 
 
 def test_a_figure_is_written_as_png_and_svg_into_a_new_folder(tmp_path):

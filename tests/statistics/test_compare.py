@@ -222,10 +222,10 @@ def test_every_format_says_the_same_numbers(harness):
     content = json.loads(harness(f"{command} --format json").out)
     (line,) = csv.DictReader(io.StringIO(harness(f"{command} --format csv").out))
     (row,) = content["rows"]
-    assert row["difference"] == float(line["difference"]) == pytest.approx(-0.035)
+    assert row["difference"] == float(line["difference"]) == pytest.approx(-0.015)
     assert "method.name rag -> dps" in content["runs"][1]["differs"]
     shown = harness(f"{command} --details").out
-    assert "-0.035 [-0.075, 0.000]" in shown and "| -0.035 [-0.075, 0.000]" in harness(f"{command} --format md").out
+    assert "-0.015 [-0.080, 0.050]" in shown and "| -0.015 [-0.080, 0.050]" in harness(f"{command} --format md").out
     assert "not means over samples, so not compared: f1, f1_lenient" in harness(f"compare {RAG} {DPS} --metric all").out
 
 
