@@ -27,6 +27,7 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
         fit = cell.fit_data
         on = f" on {fit.split} of {fit.task_name}, {len(fit.items())} items" if fit.split else ""
         lines.append(f"not fitted yet: a run first fits{on}")
+        lines += _fit_costs(lm, cell)
     fitted = shared is not None or not method.fits()
     personal = stored_state(lm, cell, key, example.user.id, store) if fitted and method.adapts() else None
     if fitted and method.adapts() and personal is None:
@@ -63,6 +64,34 @@ def _plan(
         if whole:
             raise
         return None
+
+
+SOME = 16
+"""Train items whose prompts are measured."""
+
+
+def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:
+    """What fitting takes, as far as a method's options say it; empty where it reads no items."""
+    items = cell.fit_data.items() if cell.fit_data.split else ()
+    if not items:
+        return []
+    options, decoder = cell.method.options(), Decoder(lm)
+    read = min(len(items), options["samples"]) if isinstance(options.get("samples"), int) else len(items)
+    tokens = 0
+    for item in items[:SOME]:
+        plan = Plan((Stream(cell.method.context.prompt(item.example)),))
+        tokens += decoder.prepare(item.example.id, plan, cell.fit_max_new_tokens).tokens
+    length = tokens // len(items[:SOME])
+    passes, why = 1, "the method may take several"
+    epochs = next(
+        (options[name] for name in ("epochs", "collective_epochs") if isinstance(options.get(name), int)), None
+    )
+    if epochs is not None:
+        passes, why = 3 * epochs, f"{epochs} epochs, each a pass and twice as much backwards"
+    elif "discover_operator" in options:
+        passes, why = 1 + lm.sites.layers * lm.sites.heads, "at most: one a head"
+    total = 2.0 * lm.parameters * length * read * passes
+    return [f"fitting reads {read} items of about {length} tokens in {passes} passes ({why}): {total:.2g} operations"]
 
 
 def _costs(lm: LanguageModel, cell: Cell, request: Request) -> str:

@@ -430,6 +430,7 @@ def test_a_dry_run_shows_each_stream_as_the_model_reads_it_and_writes_nothing(ha
 def test_a_dry_run_of_a_method_that_fits_does_not_fit(harness: Callable, toy: Path) -> None:
     done = harness(f"run --method dps --task lamp3 --model {toy} --users 3 --dry_run")
     assert "a run first fits on train of lamp3, 600 items" in done.out
+    assert "fitting reads 50 items of about " in done.out and "one a head" in done.out
     assert not Path("cache/artifacts").exists()
 
 
