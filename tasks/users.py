@@ -350,9 +350,9 @@ def _rows(path: Path) -> list[Any]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        at = content[: error.start].count(b"\n") + 1
         raise DataMissing(
-            f"{path}, line {line}: byte {content[error.start]:#04x} is no UTF-8; convert the file"
+            f"{path}, line {at}: byte {content[error.start]:#04x} is no UTF-8; convert the file"
         ) from None
     if path.suffix == ".csv":
         rows: list[Any] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
