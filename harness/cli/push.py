@@ -105,7 +105,7 @@ def _data_set(folder: Path, name: str, runs: Sequence[RunRecord], places: Sequen
     if left_out:
         say(
             f"{left_out} records go without their answers, which quote licensed data; --samples sends them",
-            file=sys.stderr,
+            stream=sys.stderr,
         )
     card = DATA_CARD.format(title=name.rpartition("/")[2]) + leaderboard.render(list(places))
     (folder / "README.md").write_text(card, encoding="utf-8")

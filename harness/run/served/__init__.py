@@ -22,8 +22,9 @@ from harness.method import Fitted, Method, Progress
 from harness.mix import First
 from harness.plan import Plan
 from harness.records.schema import Serving
+from harness.run.answers import Effect
 from harness.run.batches import Batching
-from harness.run.system import Effect, System
+from harness.run.system import System
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
 from harness.servers.model import ServedModel, turns
 from harness.task import Generation, Sample
