@@ -101,10 +101,11 @@ def widen_norms(model: nn.Module) -> None:
     transformers' own round to float32 whatever the dtype: two passes whose sums differ in the last of 53 bits come out 1e-7
     apart, and nothing could be said about exactness.
     """
-    offset = family_of(model.config.model_type).norm_offset  # type: ignore[union-attr]
+    config: Any = model.config
+    offset = family_of(config.model_type).norm_offset
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            module.__class__ = _wide(type(module), offset)
+            module.__class__ = _wide(type(module), offset)  # type: ignore[arg-type]
 
 
 @cache
