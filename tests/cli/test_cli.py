@@ -519,7 +519,7 @@ def test_show_puts_runs_of_a_task_side_by_side(harness: Callable, toy: Path) -> 
     assert done.code == 0
     assert done.out.count("95 % interval") == 2
     assert done.out.count("expected") == 2
-    for words in ("retriever=bm25, k=5", "kl_to_base", "forward_passes", "rouge1"):
+    for words in ("retriever=bm25, k=5", "tokens read", "operations", "rouge1"):
         assert words in done.out
     assert "lamp4, lamp3" in harness("show runs/toy/lamp4/rag --beside runs/toy/lamp3/rag").error()
     several = harness("show runs")

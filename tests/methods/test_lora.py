@@ -318,7 +318,7 @@ def test_adapters_written_by_a_run_are_peft_folders_and_answer_alike_elsewhere(
 
 
 def test_no_user_id_decides_where_an_exported_adapter_lies(harness: Callable, toy: Path, tmp_path: Path) -> None:
-    ids = ["../../../../escaped", "../collective", "/abs", "", ".", "a\x00b", "u" * 300, "Ann", "ann"]
+    ids = ["../../../../escaped", "../collective", "/abs", ".", "a\x00b", "u" * 300, "Ann", "ann"]
     asked = [
         {"id": str(n), "user_id": id, "input": "Generate a headline for the following article: A storm.",
          "profile": [{"id": f"{n}{k}", "text": f"Council met on day {k}.", "title": f"Day {k}"} for k in range(2)]}

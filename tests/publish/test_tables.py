@@ -998,15 +998,15 @@ def test_a_terminal_says_n_once_and_where_it_differs(tmp_path: Path, save, run_c
     assert "n of measured cells: LLaMA-3-8B 1925, plain lamp4 9." in flat(render(["1"], tmp_path))
 
 
-def test_tables_of_the_committed_records_are_printed_without_torch_in_under_two_seconds():
+def test_tables_of_the_committed_records_are_printed_without_torch():
     code = """
-import pathlib, sys, time
+import pathlib, sys
 from harness.publish.tables import render
 render([], pathlib.Path(sys.argv[1]))
-print("torch" in sys.modules, time.process_time() < 2)
+print("torch" in sys.modules)
 """
     command = [sys.executable, "-c", code, str(RESULTS)]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False True\n"
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_what_the_missing_commands_take_is_said_beside_them(harness: Callable):

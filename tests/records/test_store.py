@@ -417,7 +417,7 @@ def test_a_bad_field_of_a_record_is_named(tmp_path: Path, run_config: Configs):
     path = write(tmp_path, run_config())
     content = json.loads((path / "run.json").read_text())
     (path / "run.json").write_text(json.dumps({**content, "status": "great"}))
-    with pytest.raises(HarnessError, match=r"run\.json: status: .*'complete'"):
+    with pytest.raises(HarnessError, match=r"run\.json: field status: .*'complete'"):
         read_record(path)
 
 
