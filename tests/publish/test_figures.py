@@ -104,7 +104,7 @@ def test_controls_show_each_draw_and_what_rag_reaches(records, drawn):
 
 def test_a_figure_without_records_names_the_command_that_makes_them(harness, tmp_path):
     done = harness("figure dps-3 --results nothing")
-    assert done.code == 4 and "harness run --method dps --task lamp2m" in done.error() and not done.out
+    assert done.code == 4 and "nothing holds no run.json" in done.error() and not done.out
     done = harness(f"figure dps-3 --results {RESULTS} --model llama3-8b")
     assert done.code == 4 and "harness run --method dps --task lamp2m --data FOLDER --model llama3-8b" in done.error()
     done = harness(f"figure dps-4 persona-1 --results {RESULTS} --task lamp4 --model qwen2.5-7b")
@@ -136,7 +136,7 @@ def test_without_a_name_the_model_with_most_runs_is_drawn_on_a_task_of_the_paper
 
 
 def test_the_commands_are_right_up_to_loading_the_model(harness, monkeypatch):
-    def stop(*_: object):
+    def stop(*_: object, **__: object):
         raise HarnessError("the model would be loaded now")
 
     monkeypatch.setattr("harness.cli.run.load", stop)

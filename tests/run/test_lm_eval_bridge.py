@@ -60,9 +60,9 @@ def ask(pairs: Sequence[tuple[str, Any]], kind: Any = "loglikelihood", same_doc:
 
 
 def assert_equal(found: Sequence[tuple[float, bool]], expected: Sequence[tuple[float, bool]]) -> None:
-    """In float64, so that neither side's order of sums decides which token is the likeliest."""
+    """In float64, so that neither side's order of sums decides which token is the likeliest; lm-eval may round to float32."""
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-    assert [logprob for logprob, _ in found] == pytest.approx([logprob for logprob, _ in expected], rel=1e-9)
+    assert [logprob for logprob, _ in found] == pytest.approx([logprob for logprob, _ in expected], rel=1e-6)
 
 
 PAIRS = [
@@ -423,7 +423,7 @@ def test_any_lm_eval_task_gives_a_record_with_lm_evals_numbers(name: str, local:
         key: value for key, value in expected["results"][f"own_{name}"].items() if isinstance(value, float | int)
     }
     for key, metric in metrics.items():
-        assert metric.value == pytest.approx(numbers[key if "," in key else f"{key},none"], rel=1e-9)
+        assert metric.value == pytest.approx(numbers[key if "," in key else f"{key},none"], rel=1e-6)
         assert metric.n == len(DOCS)
     assert len(metrics) == len(LOCAL[name]["metric_list"])
     by_id = {sample.id: sample for sample in samples}
