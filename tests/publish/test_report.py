@@ -466,9 +466,9 @@ def test_the_committed_records_have_a_query_for_every_item():
     results = Path(__file__).parents[2] / "results"
     runs = find_runs(results, model="tiny", task="lamp4")
     samples = {items.key(run): read_samples(results / items.key(run)) for run in runs}
-    (group,) = groups(runs, results, samples)
-    items = read_items(group)["items"]
-    assert len(items) == 200 and all(item["query"] and item["history"] for item in items.values())
+    (group,) = groups(runs, samples)
+    found = read_items(group)["items"]
+    assert len(found) == 200 and all(item["query"] and item["history"] for item in found.values())
 
 
 def test_the_runs_of_a_group_stand_baselines_first_and_controls_last(page: Path):

@@ -598,7 +598,10 @@ def test_every_command_can_be_given_and_asks_for_each_row_once(tmp_path: Path, m
 def test_of_tables_whose_records_are_committed_tiny_lacks_what_it_cannot_run_alone(harness: Callable):
     done = harness(f"table dps-1 dps-2 dps-3 --missing --model tiny --results {RESULTS}")
     # no head of tiny copies a rating from the text, so decore has none to contrast with
-    assert (done.code, done.out) == (0, "harness run --method decore --task lamp3 --model tiny\n")
+    assert (done.code, done.out) == (
+        0,
+        f"harness run --method decore --task lamp3 --model tiny --output_path {RESULTS}\n",
+    )
 
 
 def test_downloads_are_asked_for_where_the_folder_lacks_the_files(tmp_path: Path):
