@@ -177,7 +177,7 @@ WHOLE: dict[str, Any] = {
     [
         ({"questions": "How are you?"}, "field questions: Input should be a valid array, found 'How are you"),
         ({"eval_questions": "Where?"}, "field eval_questions: Input should be a valid array, found 'Where"),
-        ({"questions": ["a", 5]}, "field questions.1: Input should be a valid string, found '5'"),
+        ({"questions": ["a", 5]}, "field questions.1: Input should be a valid string, found 5"),
         ({"questions": []}, "field questions: List should have at least 1 item"),
         ({"instruction": {"pos": "a", "neg": "b"}}, "field instruction: Input should be a valid array"),
         ({"instruction": [{"pos": "a"}]}, "field instruction.0.neg: Field required"),
