@@ -107,6 +107,8 @@ def test_a_figure_without_records_names_the_command_that_makes_them(harness, tmp
     assert done.code == 4 and "nothing holds no run.json" in done.error() and not done.out
     done = harness(f"figure dps-3 --results {RESULTS} --model llama3-8b")
     assert done.code == 4 and "harness run --method dps --task lamp2m --data FOLDER --model llama3-8b" in done.error()
+    done = harness(f"figure dps-4 persona-1 --results {RESULTS} --task lamp4 --model qwen2.5-7b")
+    assert done.code == 4 and "dps-4 has no records" in done.err and "persona-1 has no records" in done.err
 
 
 def test_a_run_of_other_options_does_not_stand_for_dps(tmp_path):
