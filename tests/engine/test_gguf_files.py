@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_toys import CHATML, TOKENS, toy_llama, write_gguf
 
 from harness.data import Message
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, UnsupportedModel, UsageError
 from harness.plugins.registry import model_row
-from tests.engine.gguf_toys import CHATML, TOKENS, toy_llama, write_gguf
 
 QUESTION = (Message("user", "Who wrote it in 1984?"),)
 
