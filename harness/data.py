@@ -40,7 +40,7 @@ Rendered: TypeAlias = "tuple[Message, ...] | str | Joint"
 
 
 @dataclass(frozen=True)
-class Record:
+class HistoryItem:
     """One item of a user's history, as the task's file gives it."""
 
     id: str
@@ -53,7 +53,7 @@ class Record:
 class Template(Protocol):
     """How a task turns an input and some history into a prompt. Must be a value: equal templates render equally."""
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> Rendered: ...
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> Rendered: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Prompt:
 
     template: Template
     text: str
-    items: tuple[Record, ...] = ()
+    items: tuple[HistoryItem, ...] = ()
     """History, best first."""
     summary: str = ""
 
@@ -80,7 +80,7 @@ class Prompt:
 @dataclass(frozen=True)
 class User:
     id: str
-    history: tuple[Record, ...] = ()
+    history: tuple[HistoryItem, ...] = ()
     """Oldest first where the data has dates, else in file order."""
     pairs: Sequence[Labelled] = field(default=(), repr=False, compare=False)
     """(input, output) examples the task makes from the history, each seeing earlier records only."""
@@ -107,7 +107,7 @@ class Example:
     labels: tuple[str, ...] = ()
     """What a generated response is meant to be one of, in the task's order. Empty = any text."""
 
-    def prompt(self, items: Sequence[Record] = (), summary: str = "") -> Prompt:
+    def prompt(self, items: Sequence[HistoryItem] = (), summary: str = "") -> Prompt:
         """The prompt for this example with `items` of history, best first, and an optional profile summary."""
         return Prompt(self.template, self.text, tuple(items), summary)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from harness.data import Example, Record
+from harness.data import Example, HistoryItem
 from harness.errors import DataMissing, UsageError, did_you_mean
 
 RETRIEVERS: Mapping[str, str] = {
@@ -36,7 +36,7 @@ Encoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> one row of floats each."""
 
 
-def retrieve(name: str, example: Example, k: int, *, seed: int = 0) -> tuple[Record, ...]:
+def retrieve(name: str, example: Example, k: int, *, seed: int = 0) -> tuple[HistoryItem, ...]:
     """The k best items of the example's history, best first; all of them where there are fewer, () for k = 0."""
     if name not in _ORDERS:
         raise UsageError(
@@ -126,13 +126,13 @@ def use_encoder(encoder: Encoder | None) -> None:
 
 _encoder_in_use: Encoder | None = None
 _CACHED_HISTORIES = 256
-_cached: OrderedDict[tuple[str, int], tuple[tuple[Record, ...], Any]] = OrderedDict()
+_cached: OrderedDict[tuple[str, int], tuple[tuple[HistoryItem, ...], Any]] = OrderedDict()
 """(kind, id of the history) -> the history, held so that its id stays its own, and what was computed from it."""
 _newest: dict[int, tuple[str, int]] = {}
 """Id of a history's first record -> where in `_cached` the newest BM25 index of such a history lies."""
 
 
-def _per_history(kind: str, history: tuple[Record, ...], make: Callable[[], Any]) -> Any:
+def _per_history(kind: str, history: tuple[HistoryItem, ...], make: Callable[[], Any]) -> Any:
     key = kind, id(history)
     if key not in _cached:
         _cached[key] = history, make()
@@ -144,7 +144,7 @@ def _per_history(kind: str, history: tuple[Record, ...], make: Callable[[], Any]
     return _cached[key][1]
 
 
-def _index(history: tuple[Record, ...]) -> Bm25:
+def _index(history: tuple[HistoryItem, ...]) -> Bm25:
     """An index of the history: that of the history it goes on from where there is one, grown, else a new one.
 
     The items of a user that a method learns from are asked about one after another, each with those before it as history.

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
-from harness.data import Example, Labelled, Record, User
+from harness.data import Example, HistoryItem, Labelled, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
@@ -364,7 +364,7 @@ class _Split:
     questions: list[dict[str, Any]]
     golds: dict[str, str] | None
     sha256: str
-    histories: dict[int, tuple[Record, ...]] = field(default_factory=dict)
+    histories: dict[int, tuple[HistoryItem, ...]] = field(default_factory=dict)
     """Of profiles by their id(): OPPU's questions of one user share theirs, and what retrieval makes of it."""
 
     def broken(self, index: int, problem: str) -> DataMissing:

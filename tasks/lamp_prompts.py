@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from harness.data import Example, Labelled, Message, Record, User
+from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.retrieve import date_key
 
 _CITATION = re.compile(r'\[1\]:\s*"(?P<first>.*)"\s*\[2\]:\s*"(?P<second>.*)"\s*$', re.DOTALL)
@@ -125,14 +125,14 @@ def recognise(text: str) -> str | None:
     return None
 
 
-def prompt_text(task: str, text: str, items: Sequence[Record], summary: str = "") -> str:
+def prompt_text(task: str, text: str, items: Sequence[HistoryItem], summary: str = "") -> str:
     """The official prompt with profile; the raw input where there are no items. A summary goes on a line before it."""
     if items:
         text = _with_items(task, text, items)
     return f"{summary}\n{text}" if summary else text
 
 
-def _with_items(task: str, text: str, items: Sequence[Record]) -> str:
+def _with_items(task: str, text: str, items: Sequence[HistoryItem]) -> str:
     if task == "lamp1":  # spliced inside the sentence, right after its first "title"
         titles = "".join(f', and "{item.fields["title"]}"' for item in items)
         head, mark, rest = text.partition("title")
@@ -147,7 +147,7 @@ class LampTemplate:
 
     task: str
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         return (Message("user", prompt_text(self.task, text, items, summary)),)
 
 
@@ -175,7 +175,7 @@ def problem(task: str, question: object, *, dated: bool) -> str:
     return ""
 
 
-def history(task: str, profile: Sequence[Any], *, dated: bool) -> tuple[Record, ...]:
+def history(task: str, profile: Sequence[Any], *, dated: bool) -> tuple[HistoryItem, ...]:
     """A profile's items, oldest first where all have dates. Raises ValueError naming the item and the field."""
     items = tuple(_record(task, place, item, dated) for place, item in enumerate(profile))
     if any(item.date is None for item in items):
@@ -183,7 +183,7 @@ def history(task: str, profile: Sequence[Any], *, dated: bool) -> tuple[Record, 
     return tuple(sorted(items, key=lambda item: date_key(item.date or "")))
 
 
-def _record(task: str, place: int, item: object, dated: bool) -> Record:
+def _record(task: str, place: int, item: object, dated: bool) -> HistoryItem:
     if not isinstance(item, dict):
         raise ValueError(f"profile item {place} is {type(item).__name__}, not an object")
     fields: dict[str, str] = {}
@@ -199,7 +199,7 @@ def _record(task: str, place: int, item: object, dated: bool) -> Record:
         date_key(date or "0")
     except ValueError:
         raise ValueError(f"profile item {place}: field 'date' is {date!r}, expected YYYY-MM-DD") from None
-    return Record(record_id, fields, document(task, fields), date)
+    return HistoryItem(record_id, fields, document(task, fields), date)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class HistoryPairs(Sequence[Labelled]):
     user: str
     frame: str
     """The input sentence, with `{text}` for the text."""
-    history: tuple[Record, ...]
+    history: tuple[HistoryItem, ...]
 
     def __len__(self) -> int:
         return len(self.history) if self.task in _PAIRS else 0

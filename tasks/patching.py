@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from harness.data import Example, Labelled, Message, Record, User
+from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.errors import ContextTooLong, DataMissing, UsageError, UserFailed, did_you_mean
 from harness.files.json_files import read_json
 from harness.plugins.registry import task_class
@@ -83,7 +83,7 @@ class PersonaQuestion:
 
     system: str
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         return Message("system", self.system), Message("user", text)
 
 

@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, field_validator
 
-from harness.data import Example, Labelled, Message, Record, User
+from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files.json_files import read_json
 from harness.statistics import metrics
@@ -81,7 +81,7 @@ class PersonaTemplate:
 
     system: str = ""
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         system = (Message("system", self.system),) if self.system else ()
         return (*system, Message("user", f"{summary}\n{text}" if summary else text))
 

@@ -33,7 +33,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
-from harness.data import Example, Labelled, Message, Record, User
+from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.errors import DataMissing, UsageError
 from harness.retrieve import date_key
 from harness.statistics import metrics
@@ -116,7 +116,7 @@ class JinjaTemplate:
 
     source: str = TEMPLATE
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         history = [{"text": "", "input": "", "output": "", **item.fields} for item in items]
         return (Message("user", _compiled(self.source).render(input=text, history=history, summary=summary)),)
 
@@ -271,7 +271,7 @@ class Users(Task):
         return named
 
     @cached_property
-    def _histories(self) -> Mapping[str, tuple[Record, ...]]:
+    def _histories(self) -> Mapping[str, tuple[HistoryItem, ...]]:
         """By the id of a line, what its user wrote before."""
         if self.histories is not None:
             rows, columns = _rows(Path(self.histories)), {"user": self.columns["user"]}
@@ -280,7 +280,7 @@ class Users(Task):
             return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
             return {str(line.id): _records(line.history or ()) for line in self._lines}
-        earlier: dict[str, list[Record]] = {}
+        earlier: dict[str, list[HistoryItem]] = {}
         found = {}
         for line in self._lines:
             before = earlier.setdefault(str(line.user), [])
@@ -295,7 +295,7 @@ class Users(Task):
         example = Example(str(line.id), user, line.input, line.input, self.template, choices)
         return Labelled(example, line.targets)
 
-    def _pairs(self, user: str, history: tuple[Record, ...]) -> tuple[Labelled, ...]:
+    def _pairs(self, user: str, history: tuple[HistoryItem, ...]) -> tuple[Labelled, ...]:
         """The items that have an input and an output, each as an example whose user has the items before it."""
         made = []
         for number, record in enumerate(history):
@@ -306,15 +306,15 @@ class Users(Task):
         return tuple(made)
 
 
-def _records(items: Sequence[str | _Item]) -> tuple[Record, ...]:
+def _records(items: Sequence[str | _Item]) -> tuple[HistoryItem, ...]:
     return tuple(
         _record(str(number), item if isinstance(item, _Item) else _Item(text=item)) for number, item in enumerate(items)
     )
 
 
-def _record(name: str, item: _Item) -> Record:
+def _record(name: str, item: _Item) -> HistoryItem:
     fields = {"input": item.input, "output": item.output} if item.output else {"text": item.text or item.input}
-    return Record(name, fields, " ".join(filter(None, fields.values())), item.date)
+    return HistoryItem(name, fields, " ".join(filter(None, fields.values())), item.date)
 
 
 def _read(path: str, rows: Sequence[Any], shape: type[Any], columns: Mapping[str, str | None]) -> list[Any]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from harness import retrieve as module
-from harness.data import Example, Record, User
+from harness.data import Example, HistoryItem, User
 from harness.errors import DataMissing, UsageError
 from harness.retrieve import RETRIEVERS, Bm25, retrieve, use_encoder
 from harness.task import Selection
@@ -31,7 +31,9 @@ WORDS = st.text(alphabet="abcd ", max_size=20)
 
 def example(*documents: str, query: str = "a", dates: tuple[str | None, ...] = (), ident: str = "e") -> Example:
     dated = dates or (None,) * len(documents)
-    history = tuple(Record(str(i), {}, text, date) for i, (text, date) in enumerate(zip(documents, dated, strict=True)))
+    history = tuple(
+        HistoryItem(str(i), {}, text, date) for i, (text, date) in enumerate(zip(documents, dated, strict=True))
+    )
     return Example(ident, User("u", history), query, query, LampTemplate("lamp4"))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import Message, Prompt, Record
+from harness.data import HistoryItem, Message, Prompt
 from harness.engine.capture import most_attended
 from harness.engine.encoder import Encoder
 from harness.engine.prompt_variants import ROW_TOKENS
@@ -78,7 +78,7 @@ class NeedleScores:
 class _Question:
     """The text as it is: no history to render."""
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         return (Message("user", text),)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 
-from harness.data import Joint, Message, Prompt, Record, Rendered, User
+from harness.data import HistoryItem, Joint, Message, Prompt, Rendered, User
 from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted, Kit, Writer, Written
@@ -108,11 +108,11 @@ class HistoryTemplate:
 
     words: int
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         lines = [f"{number}. {self._line(item)}" for number, item in enumerate(items, 1)]
         return (Message("user", "\n".join([text, "", *lines])),)
 
-    def _line(self, item: Record) -> str:
+    def _line(self, item: HistoryItem) -> str:
         return "; ".join(f"{name}: {' '.join(value.split()[: self.words])}" for name, value in item.fields.items())
 
 

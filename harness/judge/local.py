@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from harness.data import Message, Prompt, Record
+from harness.data import HistoryItem, Message, Prompt
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
@@ -37,7 +37,7 @@ class _AsGiven:
 
     messages: tuple[Message, ...]
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         return self.messages
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.data import Example, Record
+from harness.data import Example, HistoryItem
 from harness.errors import UsageError
 from harness.files.json_files import parse
 from harness.judge.grading import ledger, with_costs
@@ -171,7 +171,7 @@ def profile(example: Example, items: int) -> list[str]:
     return [_item(record) for record in newest]
 
 
-def _item(record: Record) -> str:
+def _item(record: HistoryItem) -> str:
     fields = {name: " ".join(text.split()[:_WORDS]) for name, text in record.fields.items() if text}
     return "; ".join(f"{name}: {text}" for name, text in fields.items())
 

@@ -13,7 +13,7 @@ from dataclasses import is_dataclass, replace
 from os import PathLike
 from typing import Any
 
-from harness.data import Example, Labelled, Prompt, Record, User
+from harness.data import Example, HistoryItem, Labelled, Prompt, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method
 from harness.plan import Edit, Exit, LoRA, Plan, Stream
@@ -162,8 +162,8 @@ def _check_item(who: str, item: object) -> None:
         if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
             raise _wrong(f"{where}: {name} is", values, "a tuple of texts, as in ('gold answer',)")
     history = example.user.history
-    if not isinstance(history, tuple | list) or not all(isinstance(record, Record) for record in history):
-        raise _wrong(f"{where}: its user's history is", history, "a tuple of Record")
+    if not isinstance(history, tuple | list) or not all(isinstance(record, HistoryItem) for record in history):
+        raise _wrong(f"{where}: its user's history is", history, "a tuple of HistoryItem")
     if not callable(example.template):
         raise _wrong(f"{where}: template is", example.template, "a Template, called with text, items and summary")
 

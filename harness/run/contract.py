@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.data import Example, Labelled, Message, Record, User
+from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
@@ -117,7 +117,7 @@ def random_lm(
 class ToyTemplate:
     """Histories as lines before the input."""
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> tuple[Message, ...]:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
         lines = [summary] if summary else []
         return (Message("user", " ".join([*lines, *(item.fields["text"] for item in items), text])),)
 
@@ -133,7 +133,7 @@ def toy_examples(count: int, *, seed: int = 0) -> list[Labelled]:
     out = []
     for i in range(count):
         texts = [text(2, 5) for _ in range(int(random.integers(2, 5)))]
-        history = tuple(Record(f"{seed}.{i}.{j}", {"text": t}, t) for j, t in enumerate(texts))
+        history = tuple(HistoryItem(f"{seed}.{i}.{j}", {"text": t}, t) for j, t in enumerate(texts))
         query = text(1, 8)
         name = f"user-{seed}.{i}"
         example = Example(f"{seed}.{i}", User(name, history, _pairs(name, history)), query, query, ToyTemplate())
@@ -141,7 +141,7 @@ def toy_examples(count: int, *, seed: int = 0) -> list[Labelled]:
     return out
 
 
-def _pairs(user: str, history: tuple[Record, ...]) -> tuple[Labelled, ...]:
+def _pairs(user: str, history: tuple[HistoryItem, ...]) -> tuple[Labelled, ...]:
     """Each item as an example whose answer is its last word."""
     made = []
     for i, record in enumerate(history):

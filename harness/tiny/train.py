@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from harness.data import Record
+from harness.data import HistoryItem
 from harness.files import replacing_folder
 from harness.tasks.lamp_prompts import document, prompt_text, query
 from harness.tiny import MODEL_DIR, lamp_mini, personas, words
@@ -80,11 +80,11 @@ def chat(user: str, answer: str, system: str = "") -> Row:
     return Row([(f"{BOS}{turn}{USER}{user}{END}{ASSISTANT}", False), (f"{answer}{END}", True)], turn)
 
 
-def records(task: str, question: dict) -> list[Record]:
-    return [Record(item["id"], item, document(task, item), item["date"]) for item in question["profile"]]
+def records(task: str, question: dict) -> list[HistoryItem]:
+    return [HistoryItem(item["id"], item, document(task, item), item["date"]) for item in question["profile"]]
 
 
-def best_first(task: str, question: dict) -> list[Record]:
+def best_first(task: str, question: dict) -> list[HistoryItem]:
     """The history by words shared with the query, newest first among equals."""
     wanted = set(query(task, question["input"]).lower().split())
     newest_first = records(task, question)[::-1]
@@ -99,7 +99,7 @@ def population(progress: float) -> Population:
 FIELD = {"lamp2m": "tag", "lamp2n": "category", "lamp4": "title", "lamp5": "title", "lamp6": "title", "lamp7": "text"}
 
 
-def learned(task: str, item: Record) -> str:
+def learned(task: str, item: HistoryItem) -> str:
     """The end of a shown item's answer that follows from what is before it, so that it is an answer to learn too."""
     written = item.fields[FIELD[task]]
     closers = words.GENRES[task].closers if task in words.GENRES else (written,)

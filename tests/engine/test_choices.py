@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import Example, Prompt, Record, User
+from harness.data import Example, HistoryItem, Prompt, User
 from harness.edits import AddVector, ScaleHeads
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
@@ -131,7 +131,7 @@ def test_early_exits_are_read_at_each_prompts_last_token(texts: list[str]) -> No
 
 
 def _example(i: int, choices: tuple[str, ...] = ("no", "yes", "perhaps")) -> Example:
-    history = tuple(Record(f"{i}.{j}", {"text": f"note {j} of {i}"}, f"note {j}") for j in range(3))
+    history = tuple(HistoryItem(f"{i}.{j}", {"text": f"note {j} of {i}"}, f"note {j}") for j in range(3))
     return Example(str(i), User(f"u{i}", history), f"question {i}?", f"{i}", ToyTemplate(), choices)
 
 

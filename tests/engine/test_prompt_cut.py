@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Example, Prompt, Record, User
+from harness.data import Example, HistoryItem, Prompt, User
 from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
@@ -26,8 +26,8 @@ ENCODERS = {chat: Encoder(byte_tokenizer(chat=chat)) for chat in (True, False)}
 TASKS = ("lamp1", "lamp3", "lamp4", "lamp7")
 
 
-def items(texts: list[str], task: str = "lamp4") -> tuple[Record, ...]:
-    return tuple(Record(str(i), dict.fromkeys(FIELDS[task], text), text) for i, text in enumerate(texts))
+def items(texts: list[str], task: str = "lamp4") -> tuple[HistoryItem, ...]:
+    return tuple(HistoryItem(str(i), dict.fromkeys(FIELDS[task], text), text) for i, text in enumerate(texts))
 
 
 @given(

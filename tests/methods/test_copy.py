@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.data import Example, Labelled, Record, User
+from harness.data import Example, HistoryItem, Labelled, User
 from harness.errors import UsageError
 from harness.method import Fitted
 from harness.methods.copy import Copy
@@ -29,7 +29,7 @@ def _example(
         Labelled(Example(f"u/{n}", User("u"), "", "", ToyTemplate(), labels=labels), (answer,))
         for n, answer in enumerate(history)
     )
-    user = User("u", tuple(Record(str(n), {}, "") for n in range(len(history))), pairs)
+    user = User("u", tuple(HistoryItem(str(n), {}, "") for n in range(len(history))), pairs)
     return Example("1", user, f"Paraphrase: {query}", query, ToyTemplate(), choices, labels=labels)
 
 

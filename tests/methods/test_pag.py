@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data import Example, Prompt, Record, User
+from harness.data import Example, HistoryItem, Prompt, User
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
@@ -34,7 +34,8 @@ SHORT = PAG(instruction="Describe.", profile_tokens=6)
 
 def _example(count: int = 12, words: int = 2) -> Example:
     history = tuple(
-        Record(str(i), {"title": f"Headline {i}", "text": f"article{i} " * words}, f"article{i}") for i in range(count)
+        HistoryItem(str(i), {"title": f"Headline {i}", "text": f"article{i} " * words}, f"article{i}")
+        for i in range(count)
     )
     text = "Generate a headline for the following article: rain"
     return Example("e", User("u", history), text, "rain", LampTemplate("lamp4"))
@@ -195,7 +196,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Endpoint]]:
 
 
 def _user(name: str, word: str) -> User:
-    return User(name, (Record("1", {"text": word}, word),))
+    return User(name, (HistoryItem("1", {"text": word}, word),))
 
 
 def test_an_endpoint_writes_each_profile_once_and_says_what_it_took(endpoint: type[_Endpoint], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.data import Example, Labelled, Record, User
+from harness.data import Example, HistoryItem, Labelled, User
 from harness.edits import LowRankShift
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
@@ -182,7 +182,7 @@ def test_the_ablations_have_the_ranks_of_table_4(lm: LanguageModel) -> None:
 
 
 def test_a_user_learns_from_pairs_whose_prompts_hold_earlier_items_alone() -> None:
-    history = tuple(Record(str(n), {"text": f"word{n}"}, f"word{n}") for n in range(5))
+    history = tuple(HistoryItem(str(n), {"text": f"word{n}"}, f"word{n}") for n in range(5))
     pairs = tuple(
         Labelled(Example(str(n), User("u", history[:n]), "word", "word", ToyTemplate()), (f"answer{n}",))
         for n in range(5)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data import Example, Labelled, Record, User
+from harness.data import Example, HistoryItem, Labelled, User
 from harness.engine.model import LanguageModel
 from harness.errors import UsageError
 from harness.fit.artifacts import ArtifactStore
@@ -35,7 +35,7 @@ needs_lamp = pytest.mark.skipif(not (SHARED / "lamp").is_dir(), reason=f"no lamp
 def item(
     history: Sequence[dict[str, str]], *, gold: str = "Dogs run, fast!", query: str = "a dog ran far", **changed: Any
 ) -> Labelled:
-    records = tuple(Record(str(n), fields, " ".join(fields.values())) for n, fields in enumerate(history))
+    records = tuple(HistoryItem(str(n), fields, " ".join(fields.values())) for n, fields in enumerate(history))
     example = Example("1", User("u", records), f"Title: {query}", query, ToyTemplate())
     return Labelled(replace(example, **changed), (gold,))
 

@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
-from harness.data import Joint, Message, Prompt, Record
+from harness.data import HistoryItem, Joint, Message, Prompt
 from harness.engine.encoder import Encoder
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
@@ -166,7 +166,7 @@ def test_equal_contexts_of_two_users_are_two_prompts() -> None:
 def test_history_is_dropped_before_the_context_is_cut() -> None:
     encoder, template = random_lm().encoder, ContextTemplate()
     items = tuple(
-        Record(str(n), {"text": "word " * 10}, "") for n in range(5)
+        HistoryItem(str(n), {"text": "word " * 10}, "") for n in range(5)
     )  # 59 bytes each, and 31 to announce them
     for length, kept, cut in ((100, 5, 0), (300, 3, 0), (500, 0, 0), (530, 0, 18)):
         fitted = encoder.fit(Prompt(template, "q" * length, items), 512)
@@ -183,7 +183,7 @@ def test_under_a_method_every_stream_scores_the_same_continuation() -> None:
 
 
 def test_a_history_stands_before_the_context_or_in_the_first_user_turn() -> None:
-    items = [Record("1", {"title": "Old", "text": "news"}, "")]
+    items = [HistoryItem("1", {"title": "Old", "text": "news"}, "")]
     told = "About the person who asks: calm\nRecords of the person who asks:\n- title: Old; text: news"
     assert ContextTemplate()("Q?\nAnswer:", items, "calm") == Joint(f"{told}\n\nQ?\nAnswer:")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q?"}]

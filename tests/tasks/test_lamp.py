@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sklearn.metrics import f1_score, mean_absolute_error, root_mean_squared_error
 
-from harness.data import Example, Record
+from harness.data import Example, HistoryItem
 from harness.errors import DataMissing, UsageError
 from harness.statistics import metrics
 from harness.task import Sample, Selection
@@ -59,8 +59,8 @@ def load(folder: Path, task: type[Lamp] = Lamp4, **options: str):
 # Prompts
 
 
-def records(*fields: dict[str, str]) -> list[Record]:
-    return [Record(str(i), texts, "") for i, texts in enumerate(fields)]
+def records(*fields: dict[str, str]) -> list[HistoryItem]:
+    return [HistoryItem(str(i), texts, "") for i, texts in enumerate(fields)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import Example, Message, Record, User
+from harness.data import Example, HistoryItem, Message, User
 from harness.edits import AddVector, Replace
 from harness.engine.capture import attention_to, capture
 from harness.engine.decode import Decoder
@@ -222,7 +222,7 @@ def test_choices_are_read_where_they_first_differ() -> None:
     with pytest.raises(UsageError, match="'CAD' is more than one pass"):
         decide(
             System(lm, CAD(), Generation(1)),
-            Example("x", User("u", (Record("r", {"text": "t"}, "t"),)), "?", "t", As("red"), ("A", "B")),
+            Example("x", User("u", (HistoryItem("r", {"text": "t"}, "t"),)), "?", "t", As("red"), ("A", "B")),
         )
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from harness.data import Record
+from harness.data import HistoryItem
 from harness.tasks.lamp_prompts import FIELDS, FRAMES, LABELS, prompt_text, query
 from harness.tiny import lamp_mini, personas, words
 from harness.tiny.population import SPLITS as POPULATION
@@ -175,7 +175,7 @@ def test_written_files_are_what_load_returns(tmp_path):
 
 def test_a_profile_renders_through_the_official_prompt():
     question = lamp_mini.load("lamp4", "dev")[0][0]
-    items = [Record(item["id"], item, "") for item in question["profile"][:2]]
+    items = [HistoryItem(item["id"], item, "") for item in question["profile"][:2]]
     assert prompt_text("lamp4", question["input"], items).endswith(f". {question['input']}")
 
 

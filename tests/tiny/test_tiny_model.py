@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.data import Record
+from harness.data import HistoryItem
 from harness.tasks.lamp_prompts import prompt_text
 from harness.tiny import MODEL_DIR, lamp_mini, personas
 from harness.tiny.train import SIGHTED_BLOCKS, Settings, build_model, build_tokenizer, chat, collate, forward
@@ -96,7 +96,7 @@ def test_an_answer_opens_as_the_shown_items_do(model, tokenizer):
     alike = {0: 0, 3: 0}
     for items in alike:
         for question in lamp_mini.load("lamp4", "dev")[0][:8]:
-            history = [Record(item["id"], item, "") for item in question["profile"][:3]]
+            history = [HistoryItem(item["id"], item, "") for item in question["profile"][:3]]
             turns = [{"role": "user", "content": prompt_text("lamp4", question["input"], history[:items])}]
             ids = torch.tensor([tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)])
             made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)

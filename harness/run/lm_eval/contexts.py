@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from harness.data import Joint, Message, Record, User
+from harness.data import HistoryItem, Joint, Message, User
 from harness.errors import DataMissing, UsageError
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class, task_name
@@ -36,7 +36,7 @@ class ContextTemplate:
     scored: bool = True
     """Whether continuations are scored, not generated."""
 
-    def __call__(self, text: str, items: Sequence[Record], summary: str) -> Joint:
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> Joint:
         before = "\n".join([*_about(summary), *_records(items)])
         if not text.startswith(_MARK):
             return Joint("\n\n".join(part for part in (before, text) if part), scored=self.scored)
@@ -52,7 +52,7 @@ def _about(summary: str) -> list[str]:
     return [f"About the person who asks: {summary}"] if summary else []
 
 
-def _records(items: Sequence[Record]) -> list[str]:
+def _records(items: Sequence[HistoryItem]) -> list[str]:
     lines = ["- " + "; ".join(f"{name}: {value}" for name, value in item.fields.items()) for item in items]
     return ["Records of the person who asks:", *lines] if items else []
 
