@@ -47,7 +47,7 @@ def main() -> None:
     random = np.random.Generator(np.random.Philox(0))
     draws = [[every[i] for i in random.choice(len(every), args.heads, replace=False)] for _ in range(args.draws)]
     items = task.items(Selection("dev", users=args.users))
-    plans = [Plan((Stream(method.context.prompt(item.example)),)) for item in items]
+    plans = [Plan((Stream(method.retrieval.prompt(item.example)),)) for item in items]
     variants = [mask(dict.fromkeys(heads, 0.0), "zero", sites.head_dim, DECODE) for heads in ([], top, *draws)]
     losses = kit.losses(plans, [item.targets[0] for item in items], variants, label="dev references").numpy()
     rises = losses[:, 1:] - losses[:, :1]  # [users, 1 + draws]

@@ -21,7 +21,7 @@ from harness.engine.model import LanguageModel
 from harness.fit.heads import Operator, mask
 from harness.fit.kit import Kit
 from harness.fit.screening import recall
-from harness.method import Context
+from harness.method import Retrieval
 from harness.plan import DECODE, Plan, Stream
 from harness.plugins.registry import model_row, task_class, task_name
 from harness.task import Selection
@@ -50,7 +50,7 @@ def compare(lm: LanguageModel, name: str, operator: Operator, args: argparse.Nam
     task = task_class(name)(**({"data": args.data} if args.data else {}))
     kit, sites = Kit(lm, max_new_tokens=task.generation().max_new_tokens), lm.sites
     items = kit.sample(task.items(Selection(args.split)), args.samples)
-    plans = [Plan((Stream(Context().prompt(item.example)),)) for item in items]
+    plans = [Plan((Stream(Retrieval().prompt(item.example)),)) for item in items]
     targets = [item.targets[0] for item in items]
     every = [(layer, head) for layer in range(sites.layers) for head in range(sites.heads)]
     variants = [(), *(mask({head: 0.0}, operator, sites.head_dim, DECODE) for head in every)]

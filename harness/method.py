@@ -25,7 +25,7 @@ RetrieverName = Literal["bm25", "profile", "recency", "random", "dense"]
 
 
 @dataclass(frozen=True)
-class Context:
+class Retrieval:
     """How much of a user's history goes into the prompt. Shared by all methods, so OPPU+RAG needs no copy of OPPU."""
 
     retriever: RetrieverName = "bm25"
@@ -194,7 +194,7 @@ class Method(ABC):
     """Options that came after records were published -> the value that leaves everything as it was. At it an option is no
     part of what names a record or a fitted state, so that those of before are found again."""
 
-    context: Context = Context()
+    retrieval: Retrieval = Retrieval()
 
     @abstractmethod
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
@@ -244,17 +244,17 @@ class Method(ABC):
         return cls.adapt is not Method.adapt
 
     def options(self) -> dict[str, Any]:
-        """Every option with its value, those of `context` among them: what a record holds."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "context"}
-        return {**{f.name: getattr(self.context, f.name) for f in fields(Context)}, **own}
+        """Every option with its value, those of `retrieval` among them: what a record holds."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "retrieval"}
+        return {**{f.name: getattr(self.retrieval, f.name) for f in fields(Retrieval)}, **own}
 
     def identity(self) -> dict[str, Any]:
         """The options that name a record and a fitted state: all but those of `later` that are as they ever were."""
         return {k: v for k, v in self.options().items() if k not in self.later or v != self.later[k]}
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
-        """A copy with options changed; names of `Context` fields (k, retriever) reach into `context`."""
-        own = {f.name for f in fields(self)} - {"context"}
-        inside = {f.name for f in fields(Context)} - own
-        context = replace(self.context, **{k: v for k, v in options.items() if k in inside})
-        return replace(self, context=context, **{k: v for k, v in options.items() if k not in inside})
+        """A copy with options changed; names of `Retrieval` fields (k, retriever) reach into `retrieval`."""
+        own = {f.name for f in fields(self)} - {"retrieval"}
+        inside = {f.name for f in fields(Retrieval)} - own
+        retrieval = replace(self.retrieval, **{k: v for k, v in options.items() if k in inside})
+        return replace(self, retrieval=retrieval, **{k: v for k, v in options.items() if k not in inside})

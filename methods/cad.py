@@ -31,7 +31,7 @@ class CAD(Method):
             raise UsageError(f"cad: alpha {self.alpha} is negative; allowed: alpha >= 0")
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
-        streams = (Stream(self.context.prompt(example)), Stream(example.prompt()))
+        streams = (Stream(self.retrieval.prompt(example)), Stream(example.prompt()))
         return Plan(streams, Contrast(self.alpha))
 
     def neutral(self) -> Self:

@@ -62,7 +62,7 @@ class Clamp(Contrasts):
             # how far these ops move x depends on the direction; along a random one it would be next to nothing
             read = replace(self, control="none").directions(shared)
         edits = tuple(self._edit(block, u, moved[block], shared) for block, u in read.items())
-        return Plan((Stream(self.context.prompt(example), edits),))
+        return Plan((Stream(self.retrieval.prompt(example), edits),))
 
     def neutral(self) -> Self | None:
         return None if self.op == "neutral" else replace(self, coefficient=0.0)

@@ -39,11 +39,13 @@ class CoS(Method):
         several = self.lam if isinstance(self.lam, tuple) else ()
         if not all(map(math.isfinite, several or (self.lam,))):  # type: ignore[arg-type]
             raise UsageError(f"cos: lam {self.lam} is not finite; allowed: any number, or one for each of the k items")
-        if isinstance(self.lam, tuple) and len(several) != self.context.k:
-            raise UsageError(f"cos: lam names {len(several)} contexts and k={self.context.k}; give both the same count")
+        if isinstance(self.lam, tuple) and len(several) != self.retrieval.k:
+            raise UsageError(
+                f"cos: lam names {len(several)} contexts and k={self.retrieval.k}; give both the same count"
+            )
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
-        prompt, without = self.context.prompt(example), Stream(example.prompt())
+        prompt, without = self.retrieval.prompt(example), Stream(example.prompt())
         if not isinstance(self.lam, tuple):
             return Plan((Stream(prompt), without), Contrast(self.lam))
         contexts = [Stream(replace(prompt, items=(item,))) for item in prompt.items]

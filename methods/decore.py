@@ -104,7 +104,7 @@ class DeCoRe(Method):
         scores, source = needles.scores, "needles"
         if len(scores) < 2:
             sample = kit.sample(train, self.samples)
-            plans = [Plan((Stream(self.context.prompt(item.example)),)) for item in sample]
+            plans = [Plan((Stream(self.retrieval.prompt(item.example)),)) for item in sample]
             scores, source = copying_scores(tools, plans, [item.reference for item in sample]), "references"
         ranking = kit.rank(scores)
         return Fitted(
@@ -149,7 +149,7 @@ class DeCoRe(Method):
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         heads = self._masked(shared)
         assert shared is not None
-        prompt = self.context.prompt(example)
+        prompt = self.retrieval.prompt(example)
         edits = mask(dict.fromkeys(heads, 0.0), self.decode_operator, shared.meta["head_dim"], DECODE)
         return Plan((Stream(prompt), Stream(prompt, edits)), self._mix())
 

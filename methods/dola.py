@@ -82,7 +82,7 @@ class DoLa(Method):
             raise UsageError(f"dola: strength {self.strength} is negative; allowed: strength >= 0")
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
-        stream = Stream(self.context.prompt(example), early=EarlyLayers(self.layers, self.final_norm))
+        stream = Stream(self.retrieval.prompt(example), early=EarlyLayers(self.layers, self.final_norm))
         return Plan((stream,), LayerContrast(self.relative_top, self.strength, self.divergence == "reversed"))
 
     def neutral(self) -> Self:

@@ -152,7 +152,7 @@ class DPS(Method):
         sample = kit.sample(train, self.samples)
         users = [item.example.user for item in sample]
         groups = self._groups(kit, train, users)
-        plans = [Plan((Stream(self.context.prompt(item.example)),)) for item in sample]
+        plans = [Plan((Stream(self.retrieval.prompt(item.example)),)) for item in sample]
         targets = [item.reference for item in sample]
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
@@ -321,7 +321,7 @@ class DPS(Method):
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         scales = self._scales(example.id, shared, personal)
         assert shared is not None
-        prompt = self.context.prompt(example)
+        prompt = self.retrieval.prompt(example)
         masked = Stream(prompt, mask(scales, self.decode_operator, shared.meta["head_dim"], self._where()))
         mix = EntropyContrast() if self.gamma == "entropy" else Contrast(self.gamma)
         return Plan((Stream(prompt), masked), mix)

@@ -58,7 +58,7 @@ class LoRAC(Trains):
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         if shared is None or not shared.tensors:
             raise HarnessError("lora_c: no adapter was trained; run 'harness fit --method lora_c' first")
-        return Plan((Stream(self.context.prompt(example), adapters=(lora(shared),)),))
+        return Plan((Stream(self.retrieval.prompt(example), adapters=(lora(shared),)),))
 
     def neutral(self) -> Self:
         return replace(self, epochs=0, adapter=None)

@@ -18,7 +18,7 @@ from typing import ClassVar
 from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
 from harness.fit.writer import INSTRUCTION, Summaries
-from harness.method import Context, Fitted, Kit, Method, Written
+from harness.method import Fitted, Kit, Method, Retrieval, Written
 from harness.plan import Plan, Stream
 
 
@@ -28,7 +28,7 @@ class PAG(Method):
 
     decode_only: ClassVar[frozenset[str]] = frozenset({"retriever", "k", "seed"})
 
-    context: Context = Context(k=0)
+    retrieval: Retrieval = Retrieval(k=0)
     writer: str = "self"
     """`self` (the evaluated model), a model's alias, hub id or folder, or `openai/<model>`."""
     profile_items: int = 10
@@ -54,7 +54,7 @@ class PAG(Method):
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         if personal is None:
             raise UserFailed(f"pag: no profile of user {example.user.id!r} was written")
-        return Plan((Stream(self.context.prompt(example, personal.meta["summary"])),))
+        return Plan((Stream(self.retrieval.prompt(example, personal.meta["summary"])),))
 
     def _summaries(self) -> Summaries:
         return Summaries(self.writer, self.profile_items, self.profile_words, self.profile_tokens, self.instruction)

@@ -56,7 +56,7 @@ class PersonaVector(Contrasts):
             AddVector(Site(block, "block_out"), vector, self.coefficient, WHERE[self.positions])
             for block, vector in added.items()
         )
-        return Plan((Stream(self.context.prompt(example), edits),))
+        return Plan((Stream(self.retrieval.prompt(example), edits),))
 
     def neutral(self) -> Self:
         return replace(self, coefficient=0.0)

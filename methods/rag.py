@@ -17,4 +17,4 @@ class RAG(Method):
     """Retrieval-augmented prompt: `k` history items by `retriever`."""
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
-        return Plan((Stream(self.context.prompt(example)),))
+        return Plan((Stream(self.retrieval.prompt(example)),))

@@ -20,7 +20,7 @@ from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
 from harness.fit.writer import ENDPOINT
-from harness.method import Context, Fitted, Kit, Method
+from harness.method import Fitted, Kit, Method, Retrieval
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
 from harness.plugins.options import Finite
 from harness.plugins.registry import model_row
@@ -43,7 +43,7 @@ class StyleVector(Method):
 
     decode_only: ClassVar[frozenset[str]] = frozenset({"strength", "positions"})
 
-    context: Context = Context(k=0)
+    retrieval: Retrieval = Retrieval(k=0)
     layer: int | None = None
     """0-based block whose output is read and steered; by default the one in the middle."""
     strength: Finite = 1.0
@@ -71,7 +71,7 @@ class StyleVector(Method):
         pairs = [(number, pair) for number, user in enumerate(users) for pair in user.pairs[newest]]
         length = self.negative_tokens or kit.max_new_tokens
         written = kit.writer(self.negatives)([pair.example.prompt() for _, pair in pairs], length)
-        plans = [Plan((Stream(self.context.prompt(pair.example)),)) for _, pair in pairs]
+        plans = [Plan((Stream(self.retrieval.prompt(pair.example)),)) for _, pair in pairs]
         own = kit.last_tokens(plans, [pair.targets[0] for _, pair in pairs], site)
         generic = kit.last_tokens(plans, ["" if isinstance(w, UserFailed) else w.text for w in written], site)
         states: list[Fitted | UserFailed] = []
@@ -96,7 +96,7 @@ class StyleVector(Method):
         if personal is not None and personal.tensors:
             site, vector = Site(personal.meta["layer"], "block_out"), personal.tensors["vector"]
             edits = tuple(AddVector(site, vector, self.strength, where) for where in _WHERE[self.positions])
-        return Plan((Stream(self.context.prompt(example), edits),))
+        return Plan((Stream(self.retrieval.prompt(example), edits),))
 
     def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
         """How long the vectors are, how many items they rest on, and how alike two users' are (mean cosine)."""

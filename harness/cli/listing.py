@@ -33,22 +33,22 @@ def listing(what: str, name: str | None, width: int) -> str:
 
 def method_in_full(name: str, width: int) -> str:
     """What a method does, its presets, and each option with its default, what it may be, and what it is for."""
-    from harness.method import Context
+    from harness.method import Retrieval
     from harness.plugins.options import kind
     from harness.plugins.registry import method_row
 
     row = method_row(name)
     made = row.cls()
-    hints = {**typing.get_type_hints(Context), **typing.get_type_hints(row.cls)}
-    said = {**_field_docs(Context), **_field_docs(row.cls)}
+    hints = {**typing.get_type_hints(Retrieval), **typing.get_type_hints(row.cls)}
+    said = {**_field_docs(Retrieval), **_field_docs(row.cls)}
     text = inspect.getdoc(row.cls) or ""
     parts = [textwrap.fill(paragraph, width) for paragraph in (f"{row.name}: {text}").split("\n\n")]
     for preset, options in row.cls.presets.items():
         sets = ", ".join(f"{key}={value}" for key, value in options.items())
         parts.append(textwrap.fill(f"--preset {preset}: {sets}", width, subsequent_indent="    "))
-    own = [f.name for f in fields(row.cls) if f.name != "context"]
+    own = [f.name for f in fields(row.cls) if f.name != "retrieval"]
     lines = []
-    for option in [*own, *(f.name for f in fields(Context) if f.name not in own)]:
+    for option in [*own, *(f.name for f in fields(Retrieval) if f.name not in own)]:
         lines += _hanging(f"  --set {option}=", str(made.options()[option]), width)
         facts = f"{kind(hints[option])}. {said.get(option, '')}".rstrip()
         lines += textwrap.wrap(facts, width, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -122,10 +122,10 @@ class Contrasts(Extraction, Method):
         return found
 
     def _with_history(self, kit: Kit, train: Sequence[Labelled]) -> list[Pair]:
-        if self.context.k == 0:
+        if self.retrieval.k == 0:
             raise UsageError("the task has no two sides, and k=0 leaves no history to contrast with none; set k")
         items = [item.example for item in kit.sample(train, self.pairs)]
-        return [Pair(self.context.prompt(e), e.prompt(), (f"{e.id}/pos", f"{e.id}/neg"), e.user.id) for e in items]
+        return [Pair(self.retrieval.prompt(e), e.prompt(), (f"{e.id}/pos", f"{e.id}/neg"), e.user.id) for e in items]
 
     def _vector(self, shared: Fitted, trait: str) -> Tensor:
         """The trait's vectors under `pooling` and `control`, unscaled, [layers, D]."""

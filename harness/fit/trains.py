@@ -11,7 +11,7 @@ from harness.data import Example, Labelled, Prompt, User
 from harness.engine.weights.adapters import adapter_identity as adapter_identity
 from harness.errors import UsageError, UserFailed
 from harness.fit.writer import Summaries
-from harness.method import Context, Fitted, Kit, Method, Written
+from harness.method import Fitted, Kit, Method, Retrieval, Written
 from harness.plan import Edit, LoRA, Stream
 from harness.training import PEFT_A, Adapter, Learner, Lesson, Recipe, Shifts, peft_name
 
@@ -31,11 +31,11 @@ def lora(state: Fitted) -> LoRA:
 class Trains(Recipe, Method):
     """Base of the methods that train: the recipe as options."""
 
-    context: Context = Context(k=0)
+    retrieval: Retrieval = Retrieval(k=0)
 
     def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
         """All users of the train split as one learner, who learns from their questions."""
-        return Learner("all users", [Lesson(Stream(self.context.prompt(i.example)), i.reference) for i in train])
+        return Learner("all users", [Lesson(Stream(self.retrieval.prompt(i.example)), i.reference) for i in train])
 
     def analysis(self, shared: Fitted | None, personal: Mapping[str, Fitted]) -> Mapping[str, Any]:
         """What training did: parameters, lessons, and the mean loss in the first and the last epoch, nats per token."""
@@ -66,7 +66,7 @@ class TrainsUsers(Trains):
 
     def prompt(self, example: Example, personal: Fitted | None) -> Prompt:
         """The context's, after the user's summary where there is one."""
-        return self.context.prompt(example, personal.meta.get("summary", "") if personal else "")
+        return self.retrieval.prompt(example, personal.meta.get("summary", "") if personal else "")
 
     def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
         """As ever, each question after its user's summary; without users whom nobody could write one of."""
@@ -75,7 +75,7 @@ class TrainsUsers(Trains):
         if failed:
             kit.notes.append(f"{len(failed)} train users left out: no profile of them could be written")
         lessons = [
-            Lesson(Stream(self.context.prompt(i.example, _text(written.get(i.example.user.id)))), i.reference)
+            Lesson(Stream(self.retrieval.prompt(i.example, _text(written.get(i.example.user.id)))), i.reference)
             for i in train
             if i.example.user.id not in failed
         ]
@@ -133,7 +133,7 @@ class TrainsUsers(Trains):
                 user.owner,
                 [
                     Lesson(
-                        Stream(self.context.prompt(pair.example, _text(written.get(user.id))), edits, adapters),
+                        Stream(self.retrieval.prompt(pair.example, _text(written.get(user.id))), edits, adapters),
                         pair.targets[0],
                     )
                     for pair in user.pairs[newest]

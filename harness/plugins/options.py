@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness.errors import UsageError, did_you_mean
-from harness.method import Context, Method
+from harness.method import Method, Retrieval
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -49,15 +49,15 @@ def build_method(
 def _allowed(cls: type[Method]) -> dict[str, Any]:
     """Option -> its type, with the range that the type says."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "context"}
-    return {**typing.get_type_hints(Context, include_extras=True), **own}
+    own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "retrieval"}
+    return {**typing.get_type_hints(Retrieval, include_extras=True), **own}
 
 
 def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:
     """What a preset or a caller in Python set is in its range too."""
     from pydantic import TypeAdapter, ValidationError
 
-    values = {**vars(method.context), **vars(method)}
+    values = {**vars(method.retrieval), **vars(method)}
     for option, hint in allowed.items():
         if _ranges(hint):
             try:

@@ -51,7 +51,7 @@ def plan_of(method: Method, plan: object) -> Plan:
             raise _wrong(f"{who}: a stream is", stream, "a Stream, as in Plan((Stream(prompt),))")
         if not isinstance(stream.prompt, Prompt):
             raise _wrong(
-                f"{who}: a stream's prompt is", stream.prompt, "a Prompt, as self.context.prompt(example) gives"
+                f"{who}: a stream's prompt is", stream.prompt, "a Prompt, as self.retrieval.prompt(example) gives"
             )
         for name, kind in (("edits", Edit), ("adapters", LoRA), ("exits", Exit)):
             values = getattr(stream, name)

@@ -40,7 +40,7 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
         )
     if plan is not None and plan.answer is not None:
         return "\n".join([*lines, "--- no forward pass: the answer is", plan.answer])
-    plan = plan or Plan((Stream(method.context.prompt(example)),))
+    plan = plan or Plan((Stream(method.retrieval.prompt(example)),))
     request = Decoder(lm).prepare(example.id, plan, cell.max_new_tokens)
     for number, (stream, prompt) in enumerate(zip(plan.streams, request.prompts, strict=True)):
         what = f", {len(stream.edits)} edits, {len(stream.adapters)} adapters" if whole else ""
@@ -79,7 +79,7 @@ def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:
     read = min(len(items), options["samples"]) if isinstance(options.get("samples"), int) else len(items)
     tokens = 0
     for item in items[:SOME]:
-        plan = Plan((Stream(cell.method.context.prompt(item.example)),))
+        plan = Plan((Stream(cell.method.retrieval.prompt(item.example)),))
         tokens += decoder.prepare(item.example.id, plan, cell.fit_max_new_tokens).tokens
     length = tokens // len(items[:SOME])
     passes, why = 1, "the method may take several"

@@ -436,7 +436,7 @@ def test_a_dry_run_of_a_method_that_fits_does_not_fit(harness: Callable, toy: Pa
 def test_a_method_in_a_file_is_checked_run_and_recorded_with_its_source(
     harness: Callable, tmp_path: Path, toy: Path
 ) -> None:
-    mine = IDLE.replace("stream, stream", "stream, Stream(self.context.prompt(example))").replace("Idle", "Mine")
+    mine = IDLE.replace("stream, stream", "stream, Stream(self.retrieval.prompt(example))").replace("Idle", "Mine")
     (tmp_path / "mine.py").write_text(mine)
     checked = harness("check ./mine.py")
     assert (checked.code, checked.out.count("ok  "), checked.out.count("--  not checked: zero strength")) == (0, 7, 1)
@@ -483,7 +483,7 @@ def test_an_option_or_preset_of_one_of_several_methods_is_its_own(harness: Calla
     from harness.run.cell import Settings, grid
 
     plain, dps = grid(["plain", "dps"], ["lamp4"], Settings(), ["k=3", "dps.heads=2"], presets=["dps.released"])
-    assert (plain.method.context.k, dps.method.context.k) == (3, 3)
+    assert (plain.method.retrieval.k, dps.method.retrieval.k) == (3, 3)
     assert dps.method.options()["heads"] == 2 and dps.method.options()["gamma"] == "entropy"
     assert (plain.preset, dps.preset) == (None, "released")
     done = harness("run --method plain --method dps --task lamp4 --set heads=2")

@@ -34,7 +34,7 @@ def test_every_task_has_a_description(harness: Callable) -> None:
 def test_a_method_is_explained_option_by_option(harness: Callable) -> None:
     said = harness("list methods dps").out
     for field in fields(method_class("dps")):
-        assert field.name == "context" or f"--set {field.name}=" in said
+        assert field.name == "retrieval" or f"--set {field.name}=" in said
     assert "--preset released: gamma=entropy" in said
     assert "K, the number of preference heads" in said and "Items asked for; the same for every user." in said
     assert harness("list tasks lamp4").code == 2

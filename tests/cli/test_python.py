@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import harness as door
-from harness.method import Context
+from harness.method import Retrieval
 from harness.methods.cad import CAD
 from harness.methods.rag import RAG
 from harness.records.store import read_record, read_samples
@@ -57,7 +57,7 @@ def test_evaluate_makes_the_record_the_command_makes(harness: Callable, toy: Pat
 
 def test_a_method_that_is_a_value_makes_the_record_of_its_options(there: Path, toy: Path) -> None:
     named = door.evaluate("cad", "lamp4", str(toy), set={"alpha": 0.25, "k": 2}, **LITTLE)
-    value = door.evaluate(CAD(context=Context(k=2), alpha=0.25), "lamp4", str(toy), **LITTLE)
+    value = door.evaluate(CAD(retrieval=Retrieval(k=2), alpha=0.25), "lamp4", str(toy), **LITTLE)
     assert value.folder == named.folder
 
 

@@ -11,7 +11,7 @@ from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
 from harness.errors import ContextTooLong
-from harness.method import Context, Fitted
+from harness.method import Fitted, Retrieval
 from harness.methods.cad import CAD
 from harness.methods.plain import Plain
 from harness.methods.rag import RAG
@@ -93,7 +93,7 @@ def test_cut_items_are_counted_and_a_query_that_does_not_fit_fails_alone(lm):
         example("query", "long " * 60, ["a"]),
         example("empty", "short", []),
     ]
-    system = System(lm, RAG(Context(k=9)), Generation(8))
+    system = System(lm, RAG(Retrieval(k=9)), Generation(8))
     samples = {sample.id: sample for sample in system.respond(examples)}
     assert [samples[i].dropped_items for i in ("fits", "cut", "empty")] == [0, 9 - samples["cut"].history_items, 0]
     assert [samples[i].history_items for i in ("fits", "empty")] == [2, 0]

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.fit.heads import Operator, mask
 from harness.fit.kit import Kit
 from harness.fit.screening import first_order, recall, shortlist
-from harness.method import Context, Fitted
+from harness.method import Fitted, Retrieval
 from harness.methods.dps import DPS
 from harness.plan import ALL, DECODE, Plan, Site, Stream, Where
 from harness.plugins.registry import model_row, task_class
@@ -32,7 +32,7 @@ def test_an_estimate_is_the_slope_of_the_loss_from_the_heads_output_to_the_maske
     family: str, operator: Operator, where: Where
 ) -> None:
     lm, (item, *_) = random_lm(family), toy_examples(2)
-    plan, answer = Plan((Stream(Context().prompt(item.example)),)), (70, 90, 20, 50)
+    plan, answer = Plan((Stream(Retrieval().prompt(item.example)),)), (70, 90, 20, 50)
     request = Decoder(lm).prepare("x", plan, len(answer))
     prompt = request.prompts[0].encoded
     estimates = first_order(lm, prompt, answer, operator, where)
@@ -62,7 +62,7 @@ def test_the_heads_that_matter_to_the_embedded_model_are_on_a_short_list():
     lm, task = load_model(model_row("tiny"), device="cpu"), task_class("lamp3")()
     kit, sites = Kit(lm, max_new_tokens=8), lm.sites
     items = kit.sample(task.items(Selection("train")), 16)
-    plans = [Plan((Stream(Context().prompt(item.example)),)) for item in items]
+    plans = [Plan((Stream(Retrieval().prompt(item.example)),)) for item in items]
     targets = [item.targets[0] for item in items]
     every = [(layer, head) for layer in range(sites.layers) for head in range(sites.heads)]
     losses = kit.losses(plans, targets, [(), *(mask({head: 0.0}, "zero", sites.head_dim, DECODE) for head in every)])

@@ -90,7 +90,7 @@ def test_each_item_is_a_context_of_its_own_and_a_short_history_has_fewer() -> No
     method = build_method(CoS, "cos", None, ["lam=1,2,3,4,5", "k=5"])
     plan = method.plan(item.example, None, None)
     assert len(history) < 5
-    best_first = method.context.prompt(item.example).items
+    best_first = method.retrieval.prompt(item.example).items
     assert [stream.prompt.items for stream in plan.streams] == [(), *((record,) for record in best_first)]
     assert plan.mix == ContextSum((1.0, 2.0, 3.0, 4.0, 5.0)[: len(history)])
     stranger = dataclasses.replace(item.example, user=dataclasses.replace(item.example.user, history=()))

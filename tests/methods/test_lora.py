@@ -21,7 +21,7 @@ from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.kit import Kit
 from harness.fit.trains import lora
 from harness.fit.writer import Summaries
-from harness.method import Context, Fitted, Method, Written
+from harness.method import Fitted, Method, Retrieval, Written
 from harness.methods.lora_c import LoRAC
 from harness.methods.lora_p import LoRAP
 from harness.methods.oppu import OPPU
@@ -63,7 +63,7 @@ def _logp(lm: LanguageModel, plan: Plan) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "method",
-    [LoRAC(), LoRAP(), OPPU(), OPPU(context=Context(k=2)), OPPU(profile="self")],
+    [LoRAC(), LoRAP(), OPPU(), OPPU(retrieval=Retrieval(k=2)), OPPU(profile="self")],
     ids=["lora_c", "lora_p", "oppu", "oppu+rag", "oppu+pag"],
 )
 def test_lora_methods_keep_their_promises(method: Method) -> None:
@@ -396,7 +396,7 @@ def test_an_adapter_whose_config_or_matrices_make_no_lora_is_refused(lm: Languag
 
 def test_history_items_retrieved_for_a_lesson_are_earlier_ones(lm: LanguageModel) -> None:
     user = USERS[0]
-    (learner,) = OPPU(context=Context(k=9)).learners([user])
+    (learner,) = OPPU(retrieval=Retrieval(k=9)).learners([user])
     for n, lesson in enumerate(learner.lessons):
         assert {item.id for item in lesson.stream.prompt.items} == {record.id for record in user.history[:n]}
 
@@ -433,7 +433,7 @@ def test_a_poisoned_gold_or_later_item_changes_no_lesson() -> None:
         Labelled(Example(p.example.id, p.example.user, p.example.text, p.example.query, ToyTemplate()), ("poison",))
         for p in user.pairs
     ]
-    method = OPPU(context=Context(k=9))
+    method = OPPU(retrieval=Retrieval(k=9))
     (clean,), (poisoned,) = (method.learners([User(user.id, user.history, own)]) for own in (user.pairs, pairs))
     assert [x.stream.prompt.render() for x in clean.lessons] == [x.stream.prompt.render() for x in poisoned.lessons]
     assert {lesson.answer for lesson in poisoned.lessons} == {"poison"}

@@ -18,7 +18,7 @@ from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import Kit
 from harness.fit.writer import EndpointWriter
-from harness.method import Context, Fitted, Written
+from harness.method import Fitted, Retrieval, Written
 from harness.methods.pag import PAG
 from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings
@@ -58,7 +58,7 @@ def test_the_summary_stands_on_a_line_before_the_prompt_with_its_items() -> None
     example, personal = _example(2), Fitted(meta={"summary": "Writes short headlines."})
     (alone,) = PAG().plan(example, None, personal).streams
     assert alone.prompt.render()[0].content == f"Writes short headlines.\n{example.text}"  # type: ignore[union-attr]
-    (both,) = PAG(context=Context("profile", k=1)).plan(example, None, personal).streams
+    (both,) = PAG(retrieval=Retrieval("profile", k=1)).plan(example, None, personal).streams
     assert both.prompt.render()[0].content.startswith('Writes short headlines.\n"Headline 0" is the title')  # type: ignore[union-attr]
 
 

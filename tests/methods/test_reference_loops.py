@@ -24,7 +24,7 @@ from harness.data import Example, Message
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
 from harness.engine.sites import widen_norms
-from harness.method import Context, Fitted
+from harness.method import Fitted, Retrieval
 from harness.plugins.options import build_method
 from harness.plugins.registry import ModelRow, method_class, task_class
 from harness.task import Selection
@@ -121,7 +121,7 @@ def stories() -> Subject:
         pytest.skip(f"no stories260K or no LaMP-7 in {SHARED} (set HARNESS_SHARED)")
     items = task_class("lamp7")(data=str(data)).items(Selection(split="dev", limit=2 * PROMPTS))
     subject = _load(source)
-    short = [i.example for i in items if len(subject.ids(Context(k=ITEMS).prompt(i.example).render())) <= 300]
+    short = [i.example for i in items if len(subject.ids(Retrieval(k=ITEMS).prompt(i.example).render())) <= 300]
     subject.examples = short[:PROMPTS]
     return _answered(source, subject)
 
@@ -201,7 +201,7 @@ def _entropy_contrast(base: Any, other: Any) -> Tensor:
 
 
 def cad_loop(subject: Subject, example: Example) -> list[int]:
-    prompts = [subject.ids(Context(k=ITEMS).prompt(example).render()), subject.ids(example.prompt().render())]
+    prompts = [subject.ids(Retrieval(k=ITEMS).prompt(example).render()), subject.ids(example.prompt().render())]
 
     def mix(with_history: Any, without: Any) -> Tensor:
         return 1.5 * with_history.logits[0, -1] - 0.5 * without.logits[0, -1]
@@ -210,7 +210,7 @@ def cad_loop(subject: Subject, example: Example) -> list[int]:
 
 
 def cos_loop(subject: Subject, example: Example) -> list[int]:
-    items = Context(k=ITEMS).prompt(example).items
+    items = Retrieval(k=ITEMS).prompt(example).items
     prompts = [subject.ids(example.prompt(chosen).render()) for chosen in [(), *((item,) for item in items)]]
 
     def mix(without: Any, *contexts: Any) -> Tensor:
@@ -226,7 +226,7 @@ def _head_loop(
     operator: str, mix: Callable[..., Tensor], scales: Sequence[float] = (0.0,) * len(HEADS)
 ) -> Callable[[Subject, Example], list[int]]:
     def loop(subject: Subject, example: Example) -> list[int]:
-        ids = subject.ids(Context(k=ITEMS).prompt(example).render())
+        ids = subject.ids(Retrieval(k=ITEMS).prompt(example).render())
         return _generate(subject, [ids, ids], mix, _Masked(subject.model, operator, scales))
 
     return loop
@@ -252,7 +252,7 @@ def _dola_loop(*, released: bool) -> Callable[[Subject, Example], list[int]]:
             plausible = final >= final.max() + math.log(0.1)
             return torch.where(plausible, final - farthest, -math.inf)
 
-        ids = subject.ids(Context(k=ITEMS).prompt(example).render())
+        ids = subject.ids(Retrieval(k=ITEMS).prompt(example).render())
         return _generate(subject, [ids], mix, output_hidden_states=True)
 
     return loop

@@ -15,7 +15,7 @@ from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.kit import Kit
 from harness.fit.states import shared_key
-from harness.method import Context, Fitted
+from harness.method import Fitted, Retrieval
 from harness.methods.perfit import PerFit
 from harness.methods.reft import ReFT
 from harness.plan import ALL, Site
@@ -187,7 +187,7 @@ def test_a_user_learns_from_pairs_whose_prompts_hold_earlier_items_alone() -> No
         Labelled(Example(str(n), User("u", history[:n]), "word", "word", ToyTemplate()), (f"answer{n}",))
         for n in range(5)
     )
-    (learner,) = ReFT(context=Context(k=9), items=3).learners([User("u", history, pairs)])
+    (learner,) = ReFT(retrieval=Retrieval(k=9), items=3).learners([User("u", history, pairs)])
     assert isinstance(learner, Learner)
     assert [lesson.answer for lesson in learner.lessons] == ["answer2", "answer3", "answer4"]
     for n, lesson in zip((2, 3, 4), learner.lessons, strict=True):

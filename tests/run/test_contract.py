@@ -281,7 +281,7 @@ def test_a_dry_run_says_nothing_of_a_mix_that_is_not_known_before_the_users_stat
 
 def test_an_option_that_a_record_cannot_hold_is_one_line(lm: LanguageModel, tmp_path: Path) -> None:
     method = _like(Plain)
-    object.__setattr__(method, "context", replace(method.context, seed=torch.ones(1)))  # type: ignore[type-var]
+    object.__setattr__(method, "retrieval", replace(method.retrieval, seed=torch.ones(1)))  # type: ignore[type-var]
     with pytest.raises(UsageError, match=r"option seed is a Tensor .*; expected a number, a text, or a list of them"):
         run_cell(lm, _cell(method, tmp_path))
 

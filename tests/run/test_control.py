@@ -4,7 +4,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.fit.kit import Kit
-from harness.method import Context
+from harness.method import Retrieval
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
 from harness.run.contract import random_lm, toy_examples
@@ -55,7 +55,7 @@ def test_a_shuffled_history_is_refused_by_a_method_that_learns_from_its_pairs(it
 
 def test_a_shuffled_history_is_read_by_a_method_that_puts_it_into_the_prompt(items):
     shuffled = controlled(items, "shuffled", 0)
-    drawn = Context("random", k=2)
+    drawn = Retrieval("random", k=2)
     assert [drawn.prompt(i.example).render() for i in items] != [drawn.prompt(i.example).render() for i in shuffled]
     assert [item.example.user.owner for item in shuffled] == [item.example.user.id for item in items]
 

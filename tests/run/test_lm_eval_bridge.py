@@ -26,7 +26,7 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, UsageError
-from harness.method import Context, Method
+from harness.method import Method, Retrieval
 from harness.methods.cad import CAD
 from harness.methods.plain import Plain
 from harness.methods.rag import RAG
@@ -156,7 +156,7 @@ def test_documents_get_the_same_user_whatever_else_is_asked() -> None:
 def test_equal_contexts_of_two_users_are_two_prompts() -> None:
     lm = random_lm(max_position_embeddings=4096)
     pairs = [("Which letter?\nAnswer:", " A")] * 2
-    first, second = bridge(lm, RAG(Context(k=2)), POOL).loglikelihood(ask(pairs))
+    first, second = bridge(lm, RAG(Retrieval(k=2)), POOL).loglikelihood(ask(pairs))
     assert POOL.user("task/0") != POOL.user("task/1")
     assert abs(first[0] - second[0]) > 1e-6
     plain = bridge(lm, Plain(), POOL).loglikelihood(ask(pairs))
@@ -177,8 +177,8 @@ def test_history_is_dropped_before_the_context_is_cut() -> None:
 def test_under_a_method_every_stream_scores_the_same_continuation() -> None:
     lm = random_lm(max_position_embeddings=4096)
     pairs = [("Which letter?\nAnswer:", f" {letter}") for letter in "ABCD"]
-    half = bridge(lm, CAD(Context(k=2), alpha=0.0), POOL).loglikelihood(ask(pairs, same_doc=True))
-    with_history = bridge(lm, RAG(Context(k=2)), POOL).loglikelihood(ask(pairs, same_doc=True))
+    half = bridge(lm, CAD(Retrieval(k=2), alpha=0.0), POOL).loglikelihood(ask(pairs, same_doc=True))
+    with_history = bridge(lm, RAG(Retrieval(k=2)), POOL).loglikelihood(ask(pairs, same_doc=True))
     assert_equal(half, with_history)
 
 

@@ -273,7 +273,7 @@ class Learner(Method):
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         assert shared is not None and shared.meta["shape"] == [1, 2], "the run that fits sees what later runs read"
-        return Plan((Stream(self.context.prompt(example)),))
+        return Plan((Stream(self.retrieval.prompt(example)),))
 
 
 FITS: list[list[Example]] = []
@@ -387,7 +387,7 @@ class Adapter(Method):
 
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         assert personal is not None and personal.meta["user"] == example.user.id
-        return Plan((Stream(self.context.prompt(example)),))
+        return Plan((Stream(self.retrieval.prompt(example)),))
 
 
 ADAPTED: list[str] = []
