@@ -19,7 +19,7 @@ from subject import SIZES, dtype_of, model, peak_bytes, seconds, settings, write
 from harness.data import Prompt
 from harness.edits import ScaleHeads
 from harness.engine.decode import Decoder
-from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.encoder import CutPrompt, Encoded
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.mix import Contrast
@@ -40,8 +40,8 @@ def requests(lm: LanguageModel, rows: int, tokens: int, method: str, context_fre
     out = []
     for row in range(rows):
         ids = tuple(torch.randint(3, lm.vocabulary, (tokens,), generator=generator).tolist())
-        whole = FittedPrompt(Encoded(ids, ""), 0, 0)
-        part = FittedPrompt(Encoded(ids[-context_free:], ""), 0, 0)
+        whole = CutPrompt(Encoded(ids, ""), 0, 0)
+        part = CutPrompt(Encoded(ids[-context_free:], ""), 0, 0)
         prompt = Prompt(ToyTemplate(), "")
         if method == "plain":
             plan, prompts = Plan((Stream(prompt),)), (whole,)

@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.data import Prompt
 from harness.edits import Replace
 from harness.engine.capture import capture
-from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.encoder import CutPrompt, Encoded
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost, Request
@@ -37,7 +37,7 @@ IDENTITY = 8
 
 def decision(ids: list[int]) -> Decision:
     plan = Plan((Stream(Prompt(ToyTemplate(), "")),))
-    return Decision(Request("bench", plan, (FittedPrompt(Encoded(tuple(ids), ""), 0, 0),)), (10, 20, 30, 40))
+    return Decision(Request("bench", plan, (CutPrompt(Encoded(tuple(ids), ""), 0, 0),)), (10, 20, 30, 40))
 
 
 def module_of(lm: LanguageModel, site: Site) -> tuple[torch.nn.Module, bool]:

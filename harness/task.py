@@ -164,7 +164,7 @@ class Encoded(Protocol):
     def ids(self) -> tuple[int, ...]: ...
 
 
-class FittedPrompt(Protocol):
+class CutPrompt(Protocol):
     """A prompt cut to the context."""
 
     @property
@@ -191,7 +191,7 @@ class System(Protocol):
     def plan(self, example: Example) -> Plan:
         """The method's. Raises UserFailed where the user's state could not be made."""
 
-    def prompt(self, example: Example) -> FittedPrompt:
+    def prompt(self, example: Example) -> CutPrompt:
         """The first stream's prompt, cut to the context. Raises ContextTooLong."""
 
     def respond(

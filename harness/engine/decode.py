@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import Prefilled, fan_out, gather
-from harness.engine.encoder import FittedPrompt
+from harness.engine.encoder import CutPrompt
 from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
 from harness.errors import ContextTooLong, HarnessError
@@ -66,11 +66,11 @@ class Decoder:
         Raises ContextTooLong where a stream's input alone does not fit.
         """
         room = self.lm.max_length - new_tokens
-        fitted: dict[int, FittedPrompt] = {}
+        cut: dict[int, CutPrompt] = {}
         for stream in plan.streams:
-            if id(stream.prompt) not in fitted:
-                fitted[id(stream.prompt)] = self.lm.encoder.fit(stream.prompt, room)
-        prompts = tuple(fitted[id(stream.prompt)] for stream in plan.streams)
+            if id(stream.prompt) not in cut:
+                cut[id(stream.prompt)] = self.lm.encoder.encode_within(stream.prompt, room)
+        prompts = tuple(cut[id(stream.prompt)] for stream in plan.streams)
         if any(stream.early for stream in plan.streams):
             plan = replace(plan, streams=tuple(self._with_exits(stream) for stream in plan.streams))
         return Request(key, plan, prompts)

@@ -40,7 +40,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class FittedPrompt:
+class CutPrompt:
     """A prompt cut to the context, and what the cut cost."""
 
     encoded: Encoded
@@ -267,7 +267,7 @@ class Encoder:
     def _decode_all(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def fit(self, prompt: Prompt, room: int) -> FittedPrompt:
+    def encode_within(self, prompt: Prompt, room: int) -> CutPrompt:
         """The prompt within `room` tokens, history dropped item by item from the worst up; the input is never cut.
 
         A `Joint` context that is too long without any history is cut from the left; any other input raises ContextTooLong.
@@ -284,12 +284,12 @@ class Encoder:
         encoded = encode(kept)
         cut = len(encoded.ids) - room
         if cut > 0 and room > 0 and isinstance(prompt.first(kept).render(), Joint):
-            return FittedPrompt(encoded.without_first(cut), kept, asked - kept, cut)
+            return CutPrompt(encoded.without_first(cut), kept, asked - kept, cut)
         if cut > 0:
             raise ContextTooLong(
                 f"the query alone has {len(encoded.ids)} tokens and the context has room for {room}; it is never cut"
             )
-        return FittedPrompt(encoded, kept, asked - kept)
+        return CutPrompt(encoded, kept, asked - kept)
 
 
 def _default_of(templates: Mapping[str, str], source: str | Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.engine.encoder import FittedPrompt
+from harness.engine.encoder import CutPrompt
 from harness.engine.flops import adapter_flops
 from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits, acts_before
@@ -35,7 +35,7 @@ class Request:
     key: str
     """Names the sample: the key of its sampling noise."""
     plan: Plan
-    prompts: tuple[FittedPrompt, ...]
+    prompts: tuple[CutPrompt, ...]
 
     @property
     def tokens(self) -> int:
@@ -62,7 +62,7 @@ class Rows:
     """Streams of a batch, flattened: row r is stream `stream_of[r]` of sample `sample_of[r]`."""
 
     streams: list[Stream]
-    prompts: list[FittedPrompt]
+    prompts: list[CutPrompt]
     sample_of: list[int]
     stream_of: list[int]
 

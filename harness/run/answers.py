@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from harness.data import Example
-from harness.engine.encoder import FittedPrompt
+from harness.engine.encoder import CutPrompt
 from harness.engine.rows import Request
 from harness.errors import UsageError
 from harness.plan import Generated, Scored
@@ -97,7 +97,7 @@ class Difference(NamedTuple):
     identical: bool
 
 
-def different(request: Request) -> Iterable[FittedPrompt]:
+def different(request: Request) -> Iterable[CutPrompt]:
     """Its prompts, once each where several streams have the same."""
     return {id(prompt): prompt for prompt in request.prompts}.values()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.data import Example, Joint
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
-from harness.engine.encoder import Encoded, FittedPrompt
+from harness.engine.encoder import CutPrompt, Encoded
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
@@ -82,7 +82,7 @@ class System:
         """The prompt of the plan's first stream, cut to the context."""
         return self.prompt(example).encoded
 
-    def prompt(self, example: Example) -> FittedPrompt:
+    def prompt(self, example: Example) -> CutPrompt:
         """As `encode`, with what the cut cost."""
         return self._ask(example).request.prompts[0]
 

@@ -46,9 +46,9 @@ def test_the_longest_best_first_prefix_that_fits_is_kept(task, chat, query, text
     fitting = [kept for kept, length in enumerate(lengths) if length <= room]
     if not fitting:
         with pytest.raises(ContextTooLong, match=f"the query alone has {lengths[0]} tokens .* room for {room}; it is"):
-            encoder.fit(prompt, room)
+            encoder.encode_within(prompt, room)
         return
-    fitted = encoder.fit(prompt, room)
+    fitted = encoder.encode_within(prompt, room)
     assert (fitted.items, fitted.dropped) == (fitting[-1], len(texts) - fitting[-1])
     assert fitted.encoded == encoder.encode(prompt.first(fitting[-1]).render())
     assert query in fitted.encoded.text
@@ -59,7 +59,7 @@ def test_a_long_history_is_not_tokenised_once_an_item(monkeypatch):
     encoder, calls = ENCODERS[False], []
     plain = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", lambda self, rendered: calls.append(1) or plain(self, rendered))
-    fitted = encoder.fit(Prompt(LampTemplate("lamp7"), "query", items(["a tweet"] * 1000, "lamp7")), 500)
+    fitted = encoder.encode_within(Prompt(LampTemplate("lamp7"), "query", items(["a tweet"] * 1000, "lamp7")), 500)
     assert 0 < fitted.items < 100
     assert len(calls) <= 12
 

@@ -169,7 +169,7 @@ def test_history_is_dropped_before_the_context_is_cut() -> None:
         HistoryItem(str(n), {"text": "word " * 10}, "") for n in range(5)
     )  # 59 bytes each, and 31 to announce them
     for length, kept, cut in ((100, 5, 0), (300, 3, 0), (500, 0, 0), (530, 0, 18)):
-        fitted = encoder.fit(Prompt(template, "q" * length, items), 512)
+        fitted = encoder.encode_within(Prompt(template, "q" * length, items), 512)
         assert (fitted.items, fitted.dropped, fitted.cut) == (kept, 5 - kept, cut)
         assert len(fitted.encoded.ids) == 512 if cut else len(fitted.encoded.ids) <= 512
 

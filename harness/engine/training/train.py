@@ -116,7 +116,7 @@ def _exercises(lm: LanguageModel, learner: Learner, new_tokens: int) -> list[_Ex
             continue
         answer = answer if end is None else (*answer, end)
         try:
-            encoded = lm.encoder.fit(prompt, lm.max_length - max(new_tokens, len(answer))).encoded
+            encoded = lm.encoder.encode_within(prompt, lm.max_length - max(new_tokens, len(answer))).encoded
         except ContextTooLong:
             continue
         made.append(_Exercise(lesson, encoded.layout(), (*encoded.ids, *answer), len(answer)))
