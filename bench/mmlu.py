@@ -22,7 +22,7 @@ from harness.engine.model import LanguageModel
 from harness.methods.plain import Plain
 from harness.plugins.registry import model_row
 from harness.run.batches import Batching
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Selection
 from harness.tasks.mmlu import MMLU
 
@@ -32,7 +32,7 @@ WHOLE = 14_042
 def ours(
     lm: LanguageModel, task: MMLU, items: list[Labelled], size: int, *, share: bool = True
 ) -> dict[str, list[float]]:
-    system = System(lm, Plain(), Generation(1), batching=Batching(size))
+    system = ModelSystem(lm, Plain(), Generation(1), batching=Batching(size))
     system.decoder._begins_once &= share
     return {sample.id: sample.extra["logprobs"] for sample in task.respond(system, items)}
 

@@ -179,7 +179,7 @@ class CutPrompt(Protocol):
 
 
 class System(Protocol):
-    """A method on a model, ready to answer: what a task hands its examples to (`harness.run.system.System`)."""
+    """A method on a model, ready to answer: what a task hands its examples to (`harness.run.system.ModelSystem`)."""
 
     @property
     def generation(self) -> Generation:

@@ -39,7 +39,7 @@ from harness.plugins.returned import (
     samples_of,
 )
 from harness.run.leaks import check_apart
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Sample, Selection, Task
 
 CHAT_TEMPLATE = (
@@ -213,7 +213,7 @@ def _check_given(
     test: Sequence[Labelled],
 ) -> None:
     states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
-    system = System(lm, method, Generation(8), shared=shared, personal=states)
+    system = ModelSystem(lm, method, Generation(8), shared=shared, personal=states)
     examples = [item.example for item in test]
     together = [sample.response for sample in system.answer(examples)]
     if together != [system.answer([example])[0].response for example in examples]:
@@ -444,7 +444,7 @@ def check_task(
 def _answers(task: Task, items: Sequence[Labelled]) -> list[Sample]:
     """In the order of `items`, by a small random model as it is."""
     lm, generation = random_lm(max_position_embeddings=4096), Generation(4, generation_of(task).stop)
-    system = System(lm, method_class("plain")(), generation)
+    system = ModelSystem(lm, method_class("plain")(), generation)
     batches = samples_of(task, task.respond(system, items), items, system.batching.planned)
     by_id = {sample.id: sample for batch in batches for sample in batch}
     return [by_id[item.example.id] for item in items]

@@ -41,7 +41,7 @@ from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings
 from harness.run.console import Console
 from harness.run.leaks import leaks
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Sample
 
 EFFECT_SAMPLES = 32
@@ -78,7 +78,7 @@ def cell_steps(
     store: ArtifactStore | None = None,
     console: Console | None = None,
     judge: Judge | None = None,
-    make_system: type[System] | Callable[..., System] | None = None,
+    make_system: type[ModelSystem] | Callable[..., ModelSystem] | None = None,
 ) -> Generator[None, None, Outcome]:
     """`run_cell`, with a pause before the first batch and after each; closed in one, it leaves an interrupted record."""
     console, config = console or Console(), _config(lm, cell, judge)
@@ -96,12 +96,12 @@ def cell_steps(
         return Outcome(record, folder.path, _exit_code(record, cell.settings))
 
 
-def _system_of(lm: LanguageModel, cell: Cell, config: RunConfig) -> Callable[..., System]:
+def _system_of(lm: LanguageModel, cell: Cell, config: RunConfig) -> Callable[..., ModelSystem]:
     """What runs the cell. Raises UsageError where a server cannot, before there is a record."""
     from harness.servers.model import ServedModel
 
     if not isinstance(lm, ServedModel):
-        return System
+        return ModelSystem
     from harness.run.served import ServedSystem
 
     if not (cell.method.fits() or cell.method.adapts()):
@@ -122,7 +122,7 @@ def _run(
     store: ArtifactStore,
     console: Console,
     judge: Judge | None,
-    make_system: Callable[..., System],
+    make_system: Callable[..., ModelSystem],
 ) -> Generator[None, None, None]:
     """Fill the record, whatever happens: it is on disk with its status when this returns or raises."""
     record.status, record.error = "running", None
@@ -215,8 +215,8 @@ def _answer(
     shared: Shared,
     personal: Personal,
     console: Console,
-    make_system: Callable[..., System],
-) -> Generator[None, None, System]:
+    make_system: Callable[..., ModelSystem],
+) -> Generator[None, None, ModelSystem]:
     """Have every sample answered, graded and on disk, but for those that are."""
     if {i for ids in record.batches for i in ids} != {item.example.id for item in cell.items}:
         record.batches, record.batch_costs = [], {}
@@ -287,7 +287,7 @@ def _in_file_order(cell: Cell, folder: RunFolder) -> list[Sample]:
     return [by_id[item.example.id] for item in cell.items]
 
 
-def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: System) -> None:
+def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: ModelSystem) -> None:
     """Health and cost of answering the samples on disk, while the model is at hand."""
     samples = _in_file_order(cell, folder)
     answered = [(item.example, sample) for item, sample in zip(cell.items, samples, strict=True) if not sample.error]

@@ -29,7 +29,7 @@ from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Sample
 
 POINT_ROWS = 8
@@ -147,10 +147,10 @@ class _Kept(NamedTuple):
     saved: Cost
     """That less an equal share of what was spent."""
     elsewhere: float
-    """See `System.elsewhere`; seconds are shared out by operations."""
+    """See `ModelSystem.elsewhere`; seconds are shared out by operations."""
 
 
-class _Point(System):
+class _Point(ModelSystem):
     """A system that has its batches answered together with the other points'."""
 
     joint: _Joint

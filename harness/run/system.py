@@ -1,6 +1,6 @@
 """LanguageModel + Method + fitted state = what a Task evaluates.
 
-A System turns examples into plans, plans into batches and batches into samples; an example with choices gets the most
+A ModelSystem turns examples into plans, plans into batches and batches into samples; an example with choices gets the most
 likely of them for its response. It also answers, on request, whether the method did anything at all (`effect`).
 """
 
@@ -30,16 +30,18 @@ from harness.plugins.returned import plan_of
 from harness.records.schema import Serving
 from harness.run.answers import RULED_OUT, Answer, Asked, Chosen, Difference, Effect, different, response_of
 from harness.run.batches import AUTO_MOST, Batching
-from harness.task import TOO_LARGE, Generation, Sample
-from harness.task import System as Lent
+from harness.task import TOO_LARGE, Generation, Sample, System
 
 EFFECT_BATCH = 8
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class System:
-    """A method on a model, ready to answer."""
+class ModelSystem:
+    """A method on a model, ready to answer: the `harness.task.System` that runs bring.
+
+    It has a name of its own, since it has more than tasks are promised: the model, the decoder and what they cost.
+    """
 
     def __init__(
         self,
@@ -382,11 +384,11 @@ class System:
         return ids or (min(self.lm.encoder.eos_ids, default=0),)
 
 
-def whole(system: Lent) -> System:
+def whole(system: System) -> ModelSystem:
     """The system with all that this package's own tasks use: model and decoder."""
-    if not isinstance(system, System):
+    if not isinstance(system, ModelSystem):
         raise TypeError(
-            f"{type(system).__name__} has what harness.task.System names; this task needs harness.run.system.System"
+            f"{type(system).__name__} has what harness.task.System names; this task needs harness.run.system.ModelSystem"
         )
     return system
 

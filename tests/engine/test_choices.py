@@ -23,7 +23,7 @@ from harness.mix import Contrast
 from harness.plan import ALL, DECODE, Edit, FirstLast, Plan, Site, Stream, Where
 from harness.run.batches import Batching
 from harness.run.contract import ToyTemplate, random_lm
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation
 
 SHOTS = "Two questions and their answers, which stand before every question of this test. " * 2
@@ -137,7 +137,7 @@ def _example(i: int, choices: tuple[str, ...] = ("no", "yes", "perhaps")) -> Exa
 
 def test_the_response_is_the_most_likely_choice() -> None:
     lm = random_lm()
-    system = System(lm, CAD(), Generation(4), batching=Batching(3))
+    system = ModelSystem(lm, CAD(), Generation(4), batching=Batching(3))
     examples = [_example(i) for i in range(5)]
     samples = {sample.id: sample for sample in system.respond(examples)}
     scores = system.score(examples, [example.choices for example in examples])
@@ -151,9 +151,9 @@ def test_the_response_is_the_most_likely_choice() -> None:
 
 def test_choices_that_are_all_ruled_out_are_a_failure_not_the_first_choice() -> None:
     lm, example = random_lm(), _example(0)
-    (kept,) = System(lm, DoLa(relative_top=0.0), Generation(4)).respond([example])
+    (kept,) = ModelSystem(lm, DoLa(relative_top=0.0), Generation(4)).respond([example])
     assert kept.response in example.choices and kept.error is None
-    (ruled_out,) = System(lm, DoLa(relative_top=1.0), Generation(4)).respond([example])
+    (ruled_out,) = ModelSystem(lm, DoLa(relative_top=1.0), Generation(4)).respond([example])
     assert ruled_out.response is None
     assert ruled_out.error is not None and "relative_top=0" in ruled_out.error
 
@@ -161,9 +161,9 @@ def test_choices_that_are_all_ruled_out_are_a_failure_not_the_first_choice() -> 
 def test_choices_and_generated_responses_may_stand_in_one_batch() -> None:
     lm = random_lm()
     examples = [_example(0), _example(1, ()), _example(2), _example(3, ())]
-    together = {s.id: s for s in System(lm, CAD(), Generation(4), batching=Batching(4)).respond(examples)}
+    together = {s.id: s for s in ModelSystem(lm, CAD(), Generation(4), batching=Batching(4)).respond(examples)}
     for example in examples:
-        (alone,) = System(lm, CAD(), Generation(4)).respond([example])
+        (alone,) = ModelSystem(lm, CAD(), Generation(4)).respond([example])
         assert replace(alone, extra={}) == replace(together[example.id], extra={})
 
 
@@ -180,7 +180,7 @@ def test_a_method_that_moves_no_choice_is_caught() -> None:
     lm = random_lm()
     examples = [_example(i) for i in range(6)]
     for shared, nothing in ((None, True), (Fitted(), False)):
-        system = System(lm, _Masked(), Generation(4), shared=shared)
+        system = ModelSystem(lm, _Masked(), Generation(4), shared=shared)
         responses = {sample.id: sample.response or "" for sample in system.respond(examples)}
         effect = system.effect(examples, [responses[example.id] for example in examples])
         assert effect is not None and effect.nothing(torch.float64) == nothing
@@ -191,7 +191,7 @@ def test_the_comparison_with_the_base_gives_what_two_separate_readings_and_a_gen
     lm = random_lm()
     for method, choices in ((CAD(), ()), (_Masked(), ()), (RAG(), ()), (CAD(), ("yes", "no"))):
         examples = [replace(_example(i), choices=choices) for i in range(6)]
-        system = System(lm, method, Generation(5))
+        system = ModelSystem(lm, method, Generation(5))
         responses = [sample.response or "" for sample in sorted(system.respond(examples), key=lambda s: s.id)]
         effect = system.effect(examples, responses)
         kl, changed, tokens, same = 0.0, 0, 0, 0
@@ -219,6 +219,6 @@ def test_examples_that_are_alike_run_next_to_each_other() -> None:
     lm = random_lm()
     examples = [_example(i) for i in range(4)]
     examples = [replace(example, text="x" * (10 * i + 1)) for i, example in enumerate(examples)]
-    system = System(lm, Plain(), Generation(4), batching=Batching(2))
+    system = ModelSystem(lm, Plain(), Generation(4), batching=Batching(2))
     list(system.respond(examples, alike=lambda example: "odd" if int(example.id) % 2 else "even"))
     assert system.batching.planned == [["3", "1"], ["2", "0"]]

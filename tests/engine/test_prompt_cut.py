@@ -18,7 +18,7 @@ from harness.methods.rag import RAG
 from harness.mix import Contrast
 from harness.plan import Plan, Stream
 from harness.run.contract import byte_tokenizer, random_lm
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation
 from harness.tasks.lamp_prompts import FIELDS, LampTemplate
 
@@ -93,7 +93,7 @@ def test_cut_items_are_counted_and_a_query_that_does_not_fit_fails_alone(lm):
         example("query", "long " * 60, ["a"]),
         example("empty", "short", []),
     ]
-    system = System(lm, RAG(Retrieval(k=9)), Generation(8))
+    system = ModelSystem(lm, RAG(Retrieval(k=9)), Generation(8))
     samples = {sample.id: sample for sample in system.respond(examples)}
     assert [samples[i].dropped_items for i in ("fits", "cut", "empty")] == [0, 9 - samples["cut"].history_items, 0]
     assert [samples[i].history_items for i in ("fits", "empty")] == [2, 0]
@@ -109,7 +109,7 @@ def test_a_cut_that_two_streams_share_is_counted_once(lm):
             prompt = example.prompt(example.user.history)
             return Plan((Stream(prompt), Stream(prompt), Stream(prompt.first(8))), Contrast(0.5))
 
-    (sample,) = System(lm, Twice(), Generation(8)).respond([example("cut", "short", ["text " * 6] * 9)])
+    (sample,) = ModelSystem(lm, Twice(), Generation(8)).respond([example("cut", "short", ["text " * 6] * 9)])
     assert sample.error is None
     assert sample.dropped_items == (9 - sample.history_items) + (8 - sample.history_items)
 
@@ -119,6 +119,6 @@ def test_an_empty_history_is_the_plain_prompt(lm):
     for method in (RAG(), CAD()):
         plan = method.plan(asked, None, None)
         assert {stream.prompt.render() for stream in plan.streams} == {asked.prompt().render()}
-    (answer,) = System(lm, RAG(), Generation(8)).respond([asked])
-    (plain,) = System(lm, Plain(), Generation(8)).respond([asked])
+    (answer,) = ModelSystem(lm, RAG(), Generation(8)).respond([asked])
+    (plain,) = ModelSystem(lm, Plain(), Generation(8)).respond([asked])
     assert (answer.response, answer.prompt_hash) == (plain.response, plain.prompt_hash)

@@ -27,7 +27,7 @@ from harness.methods.rag import RAG
 from harness.plan import Plan, Stream
 from harness.plugins.registry import MODELS, model_row
 from harness.retrieve import retrieve
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Selection
 from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7
 
@@ -206,7 +206,7 @@ def test_answer_ids_are_those_the_template_gives_an_assistant_turn(load, name, a
 def test_prompt_and_answer_are_joined_as_ids_and_never_tokenised_together(load, name):
     lm = load(name)
     item = Lamp4(data=str(SHARED / "lamp")).items(Selection(limit=1))[0]
-    system = System(lm, Plain(), Generation(8))
+    system = ModelSystem(lm, Plain(), Generation(8))
     ((scored,),) = system.score([item.example], [["News"]])
     prompt = lm.encoder.encode(item.example.prompt().render()).ids
     answer = lm.encoder.answer("News", item.example.prompt().render())
@@ -226,7 +226,7 @@ def _raw(text: str, items: Sequence[Any], summary: str) -> str:
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_a_model_folder_answers_real_questions(load, name):
     items = Lamp7(data=str(SHARED / "lamp")).items(Selection(limit=2))
-    samples = list(System(load(name), RAG(), Generation(3)).respond([item.example for item in items]))
+    samples = list(ModelSystem(load(name), RAG(), Generation(3)).respond([item.example for item in items]))
     assert [sample.error for sample in samples] == [None, None]
     assert all(sample.history_items == 5 and sample.new_tokens == 3 for sample in samples)
 

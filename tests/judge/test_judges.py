@@ -36,7 +36,7 @@ from harness.run.cell import Cell, Settings
 from harness.run.contract import random_lm, toy_examples
 from harness.run.score import score
 from harness.run.steps import run_cell
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import Endpoint, Limits
 from harness.servers.reply_cache import ReplyCache
@@ -67,7 +67,7 @@ class Chatter(Task):
     def generation(self) -> GenerationDefaults:
         return GenerationDefaults(3)
 
-    def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
+    def respond(self, system: ModelSystem, items: Sequence[Labelled]) -> Iterator[Sample]:
         return system.respond([item.example for item in items])
 
     def to_judge(self, sample: Sample) -> Mapping[str, Question]:

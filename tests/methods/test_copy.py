@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.method import Fitted
 from harness.methods.copy import Copy
 from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examples
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation
 
 LAMP = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute() / "lamp"
@@ -67,7 +67,7 @@ def test_it_keeps_what_of_the_contract_has_a_meaning_for_it() -> None:
 
 def test_scored_it_gives_its_answer_all_the_probability_and_reads_no_activation() -> None:
     examples = [item.example for item in toy_examples(2)]
-    system = System(random_lm(), Copy(), Generation(8))
+    system = ModelSystem(random_lm(), Copy(), Generation(8))
     ((own, other), _) = system.score(examples, [[examples[0].query, "else"], ["else"]])
     assert sum(own.logprobs) == 0.0 and sum(other.logprobs) == float("-inf")
     assert [answer.text for answer in system.generate(examples, Generation(1))] == [e.query for e in examples]

@@ -24,7 +24,7 @@ from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings
 from harness.run.contract import check_method, random_lm, toy_examples
 from harness.run.steps import run_cell
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation
 from harness.tasks.lamp import Lamp4
 from harness.tasks.lamp_prompts import LampTemplate
@@ -119,7 +119,7 @@ def test_a_profile_that_cannot_be_written_is_a_failure_with_its_reason(items: in
 def test_a_user_whose_profile_failed_is_an_error_and_the_others_are_answered() -> None:
     lm, (bad, good) = random_lm(), (item.example for item in toy_examples(2))
     personal = {bad.user.id: UserFailed("no profile was written"), good.user.id: Fitted(meta={"summary": "Short."})}
-    system = System(lm, SHORT, Generation(max_new_tokens=3), personal=personal)
+    system = ModelSystem(lm, SHORT, Generation(max_new_tokens=3), personal=personal)
     samples = {sample.id: sample for sample in system.respond([bad, good])}
     assert samples[bad.id].error == "no profile was written"
     assert samples[bad.id].response is None

@@ -35,7 +35,7 @@ from harness.run.batches import Batching
 from harness.run.contract import random_lm
 from harness.run.lm_eval.bridge import MethodLM, generation_of
 from harness.run.lm_eval.contexts import ContextTemplate, UserPool, query, written
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Selection
 from harness.tasks.lm_eval_task import LmEvalTask
 from harness.tasks.mmlu import MMLU
@@ -52,7 +52,7 @@ def hflm(lm: LanguageModel) -> HFLM:
 
 
 def bridge(lm: LanguageModel, method: Method | None = None, users: UserPool | None = None) -> MethodLM:
-    return MethodLM(System(lm, method or Plain(), Generation(8), batching=Batching(4)), users)
+    return MethodLM(ModelSystem(lm, method or Plain(), Generation(8), batching=Batching(4)), users)
 
 
 def ask(pairs: Sequence[tuple[str, Any]], kind: Any = "loglikelihood", same_doc: bool = False) -> list[Instance]:
@@ -334,7 +334,7 @@ def _assert_mmlu_equal(
     bridged = evaluate(bridge(lm), manager, names, **options)
     task = MMLU(str(source), ",".join(subjects), case.shots, limit, case.chat, case.multiturn)
     items = task.items(Selection("test"))
-    system = System(lm, Plain(), Generation(1), batching=Batching(4))
+    system = ModelSystem(lm, Plain(), Generation(1), batching=Batching(4))
     samples = {sample.id: task.grade(sample) for sample in task.respond(system, items)}
     metrics = task.aggregate(list(samples.values()))
     for subject, name in zip(subjects, names, strict=True):
@@ -408,7 +408,7 @@ def _run(lm: LanguageModel, name: str, folder: Path, method: Method | None = Non
     assert isinstance(task, LmEvalTask)
     defaults = task.generation()
     generation = Generation(defaults.max_new_tokens, defaults.stop)
-    system = System(lm, method or Plain(), generation, batching=Batching(4))
+    system = ModelSystem(lm, method or Plain(), generation, batching=Batching(4))
     return task, [task.grade(sample) for sample in task.respond(system, task.items(Selection("test")))]
 
 

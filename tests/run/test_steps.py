@@ -32,7 +32,7 @@ from harness.run.console import Console
 from harness.run.contract import random_lm
 from harness.run.score import score
 from harness.run.steps import run_cell
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.statistics import metrics
 from harness.task import Task
 from harness.tasks.lamp import Lamp1
@@ -185,7 +185,7 @@ def test_ctrl_c_saves_the_status_and_a_bug_saves_the_error(
 ) -> None:
     for error, status in ((KeyboardInterrupt(), "interrupted"), (ZeroDivisionError("by zero"), "failed")):
         with monkeypatch.context() as patch:
-            patch.setattr(System, "_generate", _raise(error))
+            patch.setattr(ModelSystem, "_generate", _raise(error))
             with pytest.raises(type(error)):
                 run_cell(lm, cells(tmp_path))
         record = find_runs(tmp_path)[0]
@@ -205,14 +205,14 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 
 def _memory_for(most: int, patch: pytest.MonkeyPatch) -> None:
     """From now on a batch of more than `most` samples runs out of memory."""
-    generate = System._generate
+    generate = ModelSystem._generate
 
-    def limited(system: System, requests: Sequence[Any], generation: Any) -> Any:
+    def limited(system: ModelSystem, requests: Sequence[Any], generation: Any) -> Any:
         if len(requests) > most:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
         return generate(system, requests, generation)
 
-    patch.setattr(System, "_generate", limited)
+    patch.setattr(ModelSystem, "_generate", limited)
 
 
 def test_auto_doubles_and_backs_off_when_memory_runs_out_and_records_what_it_used(

@@ -18,7 +18,7 @@ from harness.records.store import read_record, read_samples
 from harness.run.cell import Settings, grid
 from harness.run.contract import random_lm, toy_examples
 from harness.run.steps import run_cell
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Sample
 from harness.tasks.delta_vectors import (
     DeltaVectors,
@@ -174,8 +174,8 @@ def test_the_plain_prompt_is_read_without_the_methods_edits() -> None:
     method = ReFT(start="random", epochs=0)
     (example,) = [item.example for item in toy_examples(1, seed=3)]
     (state,) = method.adapt(Kit(lm), [example.user], None)
-    system = System(lm, method, Generation(3), personal={example.user.id: state})
+    system = ModelSystem(lm, method, Generation(3), personal={example.user.id: state})
     site = Site(lm.sites.layers - 1, "block_out")
     (edited,), (plain,) = (system.capture([example], [site], LAST_PROMPT, plain=plain) for plain in (False, True))
-    (bare,) = System(lm, ReFT(), Generation(3)).capture([example], [site], LAST_PROMPT)
+    (bare,) = ModelSystem(lm, ReFT(), Generation(3)).capture([example], [site], LAST_PROMPT)
     assert torch.equal(plain[site], bare[site]) and not torch.allclose(edited[site], bare[site])

@@ -20,7 +20,7 @@ from harness.errors import DataMissing, UsageError
 from harness.methods.plain import Plain
 from harness.run.batches import Batching
 from harness.run.contract import random_lm
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.statistics.intervals import mean_interval
 from harness.task import Generation, Sample, Selection
 from harness.tasks.mmlu import CATEGORIES, LETTERS, MMLU, SUBJECTS
@@ -110,7 +110,7 @@ def test_the_likeliest_text_a_character_wins_in_one_prefill_a_question(csvs: Pat
     lm = random_lm(max_position_embeddings=4096)
     task = MMLU(str(csvs), FIVE, format="cloze")
     items = {item.example.id: item.example for item in task.items(Selection("test"))}
-    system = System(lm, Plain(), Generation(1), batching=Batching(8))
+    system = ModelSystem(lm, Plain(), Generation(1), batching=Batching(8))
     samples = [task.grade(sample) for sample in task.respond(system, task.items(Selection("test")))]
     assert system.decoder.cost.prefill_tokens < 1.05 * sum(sample.prompt_tokens for sample in samples)
     asked = [(sample, choice) for sample in samples for choice in items[sample.id].choices]
@@ -233,7 +233,7 @@ def test_a_question_costs_one_row_and_examples_run_once_a_subject(csvs: Path) ->
     for shots in (0, 5):
         task = MMLU(str(csvs), "virology,sociology", num_fewshot=shots)
         items = task.items(Selection("test"))
-        system = System(lm, Plain(), Generation(1), batching=Batching(6))
+        system = ModelSystem(lm, Plain(), Generation(1), batching=Batching(6))
         samples = list(task.respond(system, items))
         spent[shots] = system.decoder.cost.prefill_tokens, sum(sample.prompt_tokens for sample in samples)
         # letters are two bytes long here: the space before them is read once a question
@@ -245,7 +245,9 @@ def test_a_question_costs_one_row_and_examples_run_once_a_subject(csvs: Path) ->
 def test_contexts_that_were_cut_are_in_the_note(csvs: Path) -> None:
     lm = random_lm(max_position_embeddings=64)
     task = MMLU(str(csvs), "virology")
-    samples = [task.grade(s) for s in task.respond(System(lm, Plain(), Generation(1)), task.items(Selection("test")))]
+    samples = [
+        task.grade(s) for s in task.respond(ModelSystem(lm, Plain(), Generation(1)), task.items(Selection("test")))
+    ]
     assert task.aggregate(samples)["accuracy"].note == "6 of 6 contexts cut from the left"
     assert all(sample.cut_tokens > 0 and sample.prompt_tokens == 63 for sample in samples)
 

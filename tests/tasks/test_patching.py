@@ -28,7 +28,7 @@ from harness.plan import ALL, At, Plan, Site
 from harness.run import patch_runs as patching
 from harness.run.contract import random_lm
 from harness.run.patch_runs import PARTS, POSITIONS, Decision, Experiment, decide, experiment, identity
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation, Sample, Selection
 from harness.tasks.patching import Patching
 
@@ -53,7 +53,7 @@ class As:
 
 def pair(lm: LanguageModel, *, clean: str = "red", corrupted: str = "tin") -> tuple[Decision, Decision]:
     example = Example("x", User("u"), "soup or stew?", "", As(clean), ("say A", "say B", "say C"))
-    system = System(lm, Plain(), Generation(1))
+    system = ModelSystem(lm, Plain(), Generation(1))
     return decide(system, example), decide(system, dataclasses.replace(example, template=As(corrupted)))
 
 
@@ -186,7 +186,7 @@ def test_attention_to_the_identity_is_read_off_the_pattern(queries: int, monkeyp
     lm = random_lm("qwen3")
     clean, _, at, found = patched(lm)
     longer = decide(
-        System(lm, Plain(), Generation(1)), Example("y", User("u"), "much longer?", "", As("old"), ("A", "B"))
+        ModelSystem(lm, Plain(), Generation(1)), Example("y", User("u"), "much longer?", "", As("old"), ("A", "B"))
     )
     together = attention_to(lm, [clean.request, longer.request], [at, at])
     for decision, read in zip((clean, longer), together, strict=True):
@@ -215,13 +215,13 @@ def test_choices_are_read_where_they_first_differ() -> None:
     clean, _ = pair(lm)
     assert lm.encoder.decode(clean.encoded.ids).endswith("say ")
     assert lm.encoder.decode(clean.tokens) == "ABC"
-    system = System(lm, Plain(), Generation(1))
+    system = ModelSystem(lm, Plain(), Generation(1))
     for choices in (("A", "AB"), ("A", "B", "A")):
         with pytest.raises(UsageError, match="no single token decides between the choices"):
             decide(system, Example("x", User("u"), "?", "", As("red"), choices))
     with pytest.raises(UsageError, match="'CAD' is more than one pass"):
         decide(
-            System(lm, CAD(), Generation(1)),
+            ModelSystem(lm, CAD(), Generation(1)),
             Example("x", User("u", (HistoryItem("r", {"text": "t"}, "t"),)), "?", "t", As("red"), ("A", "B")),
         )
 
@@ -250,7 +250,7 @@ def pairs(tmp_path: Path) -> Path:
 def run(task: Patching, **selection: Any) -> list[Sample]:
     items = task.items(Selection("test", **selection))
     lm = random_lm(max_position_embeddings=1024)
-    return [task.grade(sample) for sample in task.respond(System(lm, Plain(), Generation(1)), items)]
+    return [task.grade(sample) for sample in task.respond(ModelSystem(lm, Plain(), Generation(1)), items)]
 
 
 def test_pairs_that_are_not_aligned_are_counted_and_left_out(csvs: Path, pairs: Path) -> None:

@@ -1,6 +1,6 @@
-"""lm-eval asks, a method answers: a `System` as an lm-eval model.
+"""lm-eval asks, a method answers: a `ModelSystem` as an lm-eval model.
 
-    System(lm, method, generation) -> MethodLM(system, users) -> lm_eval.simple_evaluate(model=..., tasks=["mmlu"], ...)
+    ModelSystem(lm, method, generation) -> MethodLM(system, users) -> lm_eval.simple_evaluate(model=..., tasks=["mmlu"], ...)
 
 Code read: EleutherAI/lm-evaluation-harness 0.4.13, api/model.py and models/huggingface.py. With `plain` the numbers are
 HFLM's: context and continuation are tokenised together, a BOS is added as its tokenizer call adds one, and what does not
@@ -25,7 +25,7 @@ from harness.data import Example
 from harness.errors import UsageError
 from harness.plan import Sampling
 from harness.run.lm_eval.contexts import ContextTemplate, UserPool, query, written
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.task import Generation
 
 MAX_GEN_TOKS = 256
@@ -38,7 +38,7 @@ _KNOWN = (*_LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k")
 class MethodLM(LM):
     """An lm-eval model whose answers are a method's."""
 
-    def __init__(self, system: System, users: UserPool | None = None) -> None:
+    def __init__(self, system: ModelSystem, users: UserPool | None = None) -> None:
         """`users` are dealt to documents; without any everyone is a user without a history."""
         super().__init__()
         self.system = system

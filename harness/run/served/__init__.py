@@ -24,7 +24,7 @@ from harness.plan import Plan
 from harness.records.schema import Serving
 from harness.run.answers import Effect
 from harness.run.batches import Batching
-from harness.run.system import System
+from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
 from harness.servers.model import ServedModel, turns
 from harness.task import Generation, Sample
@@ -73,7 +73,7 @@ class _Waiting:
         return turns(self.prompt.first(self.kept).render())
 
 
-class ServedSystem(System):
+class ServedSystem(ModelSystem):
     """A method on a served model, ready to answer."""
 
     def __init__(
