@@ -16,7 +16,7 @@ import torch
 from subject import seconds, settings, write
 
 from harness.engine.loading import load_model
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted
 from harness.methods.dps import DPS
 from harness.plugins.registry import model_row, task_class, task_name
@@ -43,7 +43,7 @@ def main() -> None:
     best = dict.fromkeys(methods, float("inf"))
 
     def fit(name: str) -> None:
-        fitted[name] = methods[name].fit(Kit(lm, max_new_tokens=task.generation().max_new_tokens), train)
+        fitted[name] = methods[name].fit(ModelKit(lm, max_new_tokens=task.generation().max_new_tokens), train)
 
     fit("clusters")  # imports scikit-learn
     for _ in range(args.rounds):

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.engine.loading import load_model
 from harness.fit.heads import mask
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.methods.dps import DPS
 from harness.plan import DECODE, Plan, Stream
 from harness.plugins.registry import model_row, task_class, task_name
@@ -38,7 +38,7 @@ def main() -> None:
     lm = load_model(model_row(args.model))
     task = task_class(task_name(args.task))(**({"data": args.data} if args.data else {}))
     room = task.generation().max_new_tokens
-    kit = Kit(lm, max_new_tokens=room, progress=lambda *state: print(*state, file=sys.stderr))
+    kit = ModelKit(lm, max_new_tokens=room, progress=lambda *state: print(*state, file=sys.stderr))
     method = DPS(heads=args.heads, samples=args.samples)
     shared = method.fit(kit, task.items(Selection("train")))
     sites = lm.sites

@@ -19,7 +19,7 @@ from subject import seconds, settings, write
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.fit.heads import Operator, mask
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.screening import recall
 from harness.method import Retrieval
 from harness.plan import DECODE, Plan, Stream
@@ -48,7 +48,7 @@ def main() -> None:
 
 def compare(lm: LanguageModel, name: str, operator: Operator, args: argparse.Namespace) -> dict[str, Any]:
     task = task_class(name)(**({"data": args.data} if args.data else {}))
-    kit, sites = Kit(lm, max_new_tokens=task.generation().max_new_tokens), lm.sites
+    kit, sites = ModelKit(lm, max_new_tokens=task.generation().max_new_tokens), lm.sites
     items = kit.sample(task.items(Selection(args.split)), args.samples)
     plans = [Plan((Stream(Retrieval().prompt(item.example)),)) for item in items]
     targets = [item.targets[0] for item in items]

@@ -101,7 +101,7 @@ class HeadRanking:
 class Kit(Protocol):
     """What the engine lends a method while it fits and adapts; every draw is decided by `seed`.
 
-    `harness.fit.kit.Kit` is the one that runs bring, and says of each function what it raises.
+    `harness.fit.kit.ModelKit` is the one that runs bring, and says of each function what it raises.
     """
 
     @property

@@ -19,7 +19,7 @@ from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
 from harness.errors import HarnessError
 from harness.fit.difference_vectors import Extraction, Pair, Pooling
-from harness.fit.kit import Kit, by_length
+from harness.fit.kit import ModelKit, by_length
 from harness.method import Fitted
 from harness.plan import GENERATED, LAST_PROMPT, Layout, Plan, Sampling, Site, Stream, Where
 from harness.task import Rating, Sample
@@ -54,7 +54,7 @@ class Answer:
     text: str
 
 
-def contrast(kit: Kit, by_trait: Mapping[str, Sequence[Pair]], how: Extraction) -> Fitted:
+def contrast(kit: ModelKit, by_trait: Mapping[str, Sequence[Pair]], how: Extraction) -> Fitted:
     """Vectors of every trait and pooling; see `Contrasts.fit`. Raises HarnessError where no answer of a side is kept."""
     tensors: dict[str, Tensor] = {}
     yields: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def contrast(kit: Kit, by_trait: Mapping[str, Sequence[Pair]], how: Extraction) 
     return Fitted(tensors, meta)
 
 
-def rollouts(kit: Kit, trait: str, pairs: Sequence[Pair], how: Extraction) -> list[Answer]:
+def rollouts(kit: ModelKit, trait: str, pairs: Sequence[Pair], how: Extraction) -> list[Answer]:
     """Sampled answers to both prompts of every pair, in the order of pairs, rollouts and sides; noise keyed by item."""
     room, sampling = kit.max_new_tokens or 256, Sampling(how.temperature, seed=kit.seed)
     asked: list[Answer] = []
@@ -98,7 +98,7 @@ def rollouts(kit: Kit, trait: str, pairs: Sequence[Pair], how: Extraction) -> li
     return found
 
 
-def _answered(kit: Kit, requests: Sequence[Request], room: int, sampling: Sampling) -> list[Sequence[int]]:
+def _answered(kit: ModelKit, requests: Sequence[Request], room: int, sampling: Sampling) -> list[Sequence[int]]:
     lm = kit.lm
     content = {
         "rollouts": [lm.name, lm.revision, lm.dtype, room, sampling.temperature, sampling.seed],
@@ -119,7 +119,7 @@ def _answered(kit: Kit, requests: Sequence[Request], room: int, sampling: Sampli
 
 
 def _filtered(
-    kit: Kit, trait: str, pairs: Sequence[Pair], answers: Sequence[Answer], how: Extraction
+    kit: ModelKit, trait: str, pairs: Sequence[Pair], answers: Sequence[Answer], how: Extraction
 ) -> tuple[list[Answer], dict[str, Any]]:
     """The answers to extract from, and what became of the others."""
     asked = [a for a in answers if a.text]
@@ -156,7 +156,7 @@ def passes(rated: Mapping[str, Rating], side: int, how: Extraction) -> bool:
 class _Sums:
     """Sums of pooled activations [poolings, layers, D] over answers: by side, by half of the pairs, by shuffled label."""
 
-    def __init__(self, kit: Kit, trait: str, kept: Sequence[Answer]) -> None:
+    def __init__(self, kit: ModelKit, trait: str, kept: Sequence[Answer]) -> None:
         sites = [Site(layer, "block_out") for layer in range(kit.lm.sites.layers)]
         shape = (len(POOLINGS), len(sites), kit.lm.sites.width)
         sides = np.array([a.side for a in kept])

@@ -1,6 +1,6 @@
 """What the engine lends a method while it fits and adapts: the model, writers, variant losses, rankings, progress.
 
-`Kit` keeps the promise of `harness.method.Kit`, which is what a method's signature names. What it has beyond that (the model
+`ModelKit` keeps the promise of `harness.method.Kit`, which is what a method's signature names. What it has beyond that (the model
 itself, screening, clusters, checkpoints) serves the ways of fitting in this folder; `whole(kit)` gives a method that uses them
 all of it.
 """
@@ -37,8 +37,7 @@ from harness.fit.heads import Head, Operator
 from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
 from harness.fit.screening import first_order, shortlist
 from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
-from harness.method import Fitted, HeadRanking, Progress, Writer, Written
-from harness.method import Kit as Lent
+from harness.method import Fitted, HeadRanking, Kit, Progress, Writer, Written
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
 from harness.plugins.registry import model_row
 from harness.servers.model import ServedModel
@@ -47,7 +46,7 @@ from harness.training import Adapter, Learner, Recipe, Shifts
 
 
 @dataclass
-class Kit:
+class ModelKit:
     """One fit or adapt call's tools. `seed` decides every draw."""
 
     lm: LanguageModel
@@ -152,7 +151,7 @@ class Kit:
             return Kept(served, [self.lm.source], self.store)
         if name != "self":
             other = load_model(model_row(name), device=str(self.lm.device))
-            return Kit(other, self.seed, progress=self.progress, store=self.store).writer("self")
+            return ModelKit(other, self.seed, progress=self.progress, store=self.store).writer("self")
         weights = self.lm.revision
         return Kept(self._write, [self.lm.name, weights, self.lm.dtype], self.store) if weights else self._write
 
@@ -363,11 +362,11 @@ class Kit:
         return HeadRanking(heads, mean[order].tolist(), float(np.mean(agreement)))
 
 
-def whole(kit: Lent) -> Kit:
+def whole(kit: Kit) -> ModelKit:
     """The kit with all that this package's own ways of fitting use."""
-    if not isinstance(kit, Kit):
+    if not isinstance(kit, ModelKit):
         raise TypeError(
-            f"{type(kit).__name__} lends what harness.method.Kit names; this method needs harness.fit.kit.Kit"
+            f"{type(kit).__name__} lends what harness.method.Kit names; this method needs harness.fit.kit.ModelKit"
         )
     return kit
 

@@ -28,7 +28,7 @@ from harness.engine.encoder import Encoder
 from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong, HarnessError
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.plan import Plan, Stream, Text
 
 ANSWER_TOKENS = 50
@@ -82,7 +82,7 @@ class _Question:
         return (Message("user", text),)
 
 
-def needle_scores(kit: Kit, texts: Sequence[str], *, tokens: int | None = None, depths: int = 10) -> NeedleScores:
+def needle_scores(kit: ModelKit, texts: Sequence[str], *, tokens: int | None = None, depths: int = 10) -> NeedleScores:
     """Hides every needle in `texts`, at two lengths up to `tokens` and `depths` depths each, and scores all heads.
 
     By default the longest text has 3,579 tokens, as published, or a quarter of a smaller context.
@@ -119,7 +119,7 @@ def needle_scores(kit: Kit, texts: Sequence[str], *, tokens: int | None = None, 
     return NeedleScores(torch.cat(scores), len(tests))
 
 
-def copying_scores(kit: Kit, plans: Sequence[Plan], targets: Sequence[str]) -> Tensor:
+def copying_scores(kit: ModelKit, plans: Sequence[Plan], targets: Sequence[str]) -> Tensor:
     """Share of each reference's tokens that a head copies from the prompt while the model reads it: [n, layers, H].
 
     As a retrieval score, with the whole prompt for a needle. Raises HarnessError where a prompt does not fit.
@@ -140,7 +140,7 @@ def copying_scores(kit: Kit, plans: Sequence[Plan], targets: Sequence[str]) -> T
     return torch.stack(scores)
 
 
-def _request(kit: Kit, key: str, needle: Needle, text: str, depth: float) -> Request:
+def _request(kit: ModelKit, key: str, needle: Needle, text: str, depth: float) -> Request:
     """A needle at a share of the way into a text, at the nearest end of a line before, and the question after it."""
     at = text.rfind("\n", 0, 1 + int(depth * len(text))) + 1 if depth < 1 else len(text)
     question = f"Answer from the text above alone. Question: {needle.question}\nAnswer:"
@@ -193,7 +193,7 @@ def _recall(wanted: str, answer: str) -> float:
     return RougeScorer(["rouge1"]).score(wanted, answer)["rouge1"].recall
 
 
-def _batches(kit: Kit, requests: Sequence[Request]) -> Iterator[list[int]]:
+def _batches(kit: ModelKit, requests: Sequence[Request]) -> Iterator[list[int]]:
     """Numbers of the requests in their order, as many together as one pass may hold tokens."""
     batch: list[int] = []
     for number in range(len(requests)):

@@ -12,7 +12,7 @@ from harness.data import Labelled, User
 from harness.engine.model import LanguageModel
 from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted, Method
 from harness.plugins.returned import adapted, fitted
 from harness.task import Task
@@ -229,9 +229,9 @@ def warnings_of(method: Method, shared: Shared) -> list[str]:
     return [*(shared.state.notes if shared.state else ()), *method.review(shared.state)]
 
 
-def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> Kit:
+def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> ModelKit:
     judged = cell.fit_data.task.to_judge
-    return Kit(lm, cell.settings.seed, max_new_tokens, console.progress, store, to_judge=judged)
+    return ModelKit(lm, cell.settings.seed, max_new_tokens, console.progress, store, to_judge=judged)
 
 
 def _timed(state: Fitted, seconds: float) -> Fitted:

@@ -23,7 +23,7 @@ from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted, Method
 from harness.plan import Generated, Plan, StreamOutput
 from harness.plugins.registry import method_class
@@ -165,7 +165,7 @@ def check_method(
     lm = lm or random_lm()
     before = _fingerprint(lm)
     train, test = toy_examples(4, seed=1), toy_examples(5, seed=2)
-    kit = Kit(lm, seed=0, max_new_tokens=8)
+    kit = ModelKit(lm, seed=0, max_new_tokens=8)
     shared, personal = _learnt(method, kit, train, test)
     plans = [_plan(method, item.example, shared, p) for item, p in zip(test, personal, strict=True)]
 
@@ -225,7 +225,7 @@ def _check_given(
 
 
 def _learnt(
-    method: Method, kit: Kit, train: Sequence[Labelled], test: Sequence[Labelled]
+    method: Method, kit: ModelKit, train: Sequence[Labelled], test: Sequence[Labelled]
 ) -> tuple[Fitted | None, list[Fitted | None]]:
     """What `fit` and `adapt` make, the latter of the test items' users."""
     shared = fitted(method, method.fit(kit, train)) if method.fits() else None
@@ -352,7 +352,7 @@ def _check_normalised(decoder: Decoder, requests: Sequence[Request], generated: 
 
 
 def _check_neutral(neutral: Method, lm: LanguageModel, train: Sequence[Labelled], test: Sequence[Labelled]) -> None:
-    shared, personal = _learnt(neutral, Kit(lm, seed=0, max_new_tokens=8), train, test)
+    shared, personal = _learnt(neutral, ModelKit(lm, seed=0, max_new_tokens=8), train, test)
     decoder = Decoder(lm)
     for item, mine in zip(test, personal, strict=True):
         plan = _plan(neutral, item.example, shared, mine)

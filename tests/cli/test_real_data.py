@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_
 
 from harness.cli.app import main
 from harness.engine.training.train import _School
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.records.store import RunFolder
 from harness.statistics import metrics
 from harness.tasks.lamp_prompts import LABELS
@@ -154,7 +154,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "owner", "name"), [("perfit", _School, "_update"), ("style_vector", Kit, "last_tokens")]
+    ("method", "owner", "name"), [("perfit", _School, "_update"), ("style_vector", ModelKit, "last_tokens")]
 )
 def test_users_adapted_to_and_killed_on_the_way_answer_as_if_nothing_had_been(
     run, tmp_path, monkeypatch, method, owner, name

@@ -15,7 +15,7 @@ from harness.engine.prompt_variants import score_variants
 from harness.engine.sites import FAMILIES
 from harness.errors import UsageError
 from harness.fit.heads import Operator, mask
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.screening import first_order, recall, shortlist
 from harness.method import Fitted, Retrieval
 from harness.methods.dps import DPS
@@ -60,7 +60,7 @@ def test_groups_of_samples_share_a_shortlist():
 
 def test_the_heads_that_matter_to_the_embedded_model_are_on_a_short_list():
     lm, task = load_model(model_row("tiny"), device="cpu"), task_class("lamp3")()
-    kit, sites = Kit(lm, max_new_tokens=8), lm.sites
+    kit, sites = ModelKit(lm, max_new_tokens=8), lm.sites
     items = kit.sample(task.items(Selection("train")), 16)
     plans = [Plan((Stream(Retrieval().prompt(item.example)),)) for item in items]
     targets = [item.targets[0] for item in items]
@@ -76,8 +76,8 @@ def test_the_heads_that_matter_to_the_embedded_model_are_on_a_short_list():
 def test_screened_heads_are_measured_as_without_screening_and_no_others(clusters: int) -> None:
     lm, train = random_lm(), toy_examples(6)
     method = DPS(samples=6, heads=2, clusters=clusters)
-    whole = method.fit(Kit(lm), train).tensors["pcs"]
-    shared = DPS(samples=6, heads=2, clusters=clusters, screen=5).fit(Kit(lm), train)
+    whole = method.fit(ModelKit(lm), train).tensors["pcs"]
+    shared = DPS(samples=6, heads=2, clusters=clusters, screen=5).fit(ModelKit(lm), train)
     pcs, listed = shared.tensors["pcs"], {(layer, head) for layer, head in shared.meta["shortlist"]}
     measured = ~pcs.isnan()
     assert {tuple(head) for head in measured[0].nonzero().tolist()} == listed
@@ -106,10 +106,10 @@ def test_a_shortlist_whose_end_holds_a_preference_head_is_called_too_short():
 def test_heads_that_cannot_be_masked_are_refused_before_a_discovery(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, int], message: str
 ) -> None:
-    monkeypatch.setattr(Kit, "_by_sample", lambda *_: pytest.fail("a discovery began"))
+    monkeypatch.setattr(ModelKit, "_by_sample", lambda *_: pytest.fail("a discovery began"))
     lm = random_lm(num_hidden_layers=10, num_attention_heads=10, num_key_value_heads=5, hidden_size=40)
     with pytest.raises(UsageError, match=message):
-        DPS(samples=2, **options).fit(Kit(lm), toy_examples(2))
+        DPS(samples=2, **options).fit(ModelKit(lm), toy_examples(2))
 
 
 def test_dps_with_screening_keeps_the_engines_promises():

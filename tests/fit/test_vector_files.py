@@ -14,7 +14,7 @@ import torch
 
 from harness.data import Example, User
 from harness.errors import DataMissing, UsageError
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.vector_files import (
     About,
     Vectors,
@@ -73,7 +73,7 @@ def test_the_last_row_of_a_persona_vector_file_is_refused_with_the_reason(tmp_pa
     with pytest.raises(UsageError, match="after the model's final norm"):
         from_persona(path, layers=[2])
     method, lm = PersonaVector(vectors=str(path), layer=2), random_lm()
-    state = method.fit(Kit(lm), [])
+    state = method.fit(ModelKit(lm), [])
     with pytest.raises(UsageError, match="row 3 was taken after the model's final norm"):
         method.plan(_example(), state, None)
     assert len(replace(method, layer=1).plan(_example(), state, None).streams[0].edits) == 1
@@ -190,7 +190,7 @@ def test_files_steer_as_the_fit_they_were_written_from(tmp_path: Path) -> None:
     fitted, path = Fitted(tensors, meta), tmp_path / "calm.safetensors"
     write_vectors(of_fitted(fitted, "calm", "response", model=lm.name, revision=lm.revision, key="key"), path)
     method = PersonaVector(layer=1, vectors=str(path), scale="residual")
-    state = method.fit(Kit(lm), [])
+    state = method.fit(ModelKit(lm), [])
     assert not method.needs_train() and not list(method.review(state))
     (one,), (two,) = (method.plan(_example(), s, None).streams[0].edits for s in (fitted, state))
     assert torch.equal(one.vector, two.vector)  # type: ignore[attr-defined]
@@ -213,7 +213,7 @@ def test_what_a_file_does_not_hold_is_said_when_it_is_needed(tmp_path: Path) -> 
     lm, path = random_lm(), tmp_path / "calm.gguf"
     to_gguf(_vectors(), path)
     method = PersonaVector(layer=1, vectors=str(path))
-    state = method.fit(Kit(lm), [])
+    state = method.fit(ModelKit(lm), [])
     for changed, problem in (
         (replace(method, layer=0), "holds no direction for that block"),
         (replace(method, scale="residual"), "needs the norms"),

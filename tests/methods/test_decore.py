@@ -16,7 +16,7 @@ from harness.engine.decode import Decoder
 from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.fit.heads import read_heads
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.needle import ANSWER_TOKENS, NEEDLES, needle_scores
 from harness.method import Fitted, Method
 from harness.methods.decore import DeCoRe
@@ -134,7 +134,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 # The needle test
 
 
-def _answering(kit: Kit, monkeypatch: pytest.MonkeyPatch, right: set[str]) -> list[str]:
+def _answering(kit: ModelKit, monkeypatch: pytest.MonkeyPatch, right: set[str]) -> list[str]:
     """Makes the model answer the needle tests whose question is in `right`; the prompts are returned as they come."""
     prompts: list[str] = []
 
@@ -152,7 +152,7 @@ def _answering(kit: Kit, monkeypatch: pytest.MonkeyPatch, right: set[str]) -> li
 
 
 def test_a_needle_is_hidden_at_every_depth_and_the_text_keeps_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    kit = Kit(random_lm(max_position_embeddings=2048))
+    kit = ModelKit(random_lm(max_position_embeddings=2048))
     prompts = _answering(kit, monkeypatch, set())
     texts = [f"line {n} of the text goes on" for n in range(40)]
     found = needle_scores(kit, texts, tokens=400, depths=5)
@@ -174,7 +174,7 @@ def test_a_needle_is_hidden_at_every_depth_and_the_text_keeps_its_length(monkeyp
 
 def test_a_head_scores_for_looking_at_the_token_it_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = random_lm(max_position_embeddings=2048)
-    kit = Kit(lm)
+    kit = ModelKit(lm)
     _answering(kit, monkeypatch, {NEEDLES[1].question})
     found = needle_scores(kit, ["some text of a user", "and some more"], tokens=60, depths=2)
     assert found.tests == 12
@@ -201,7 +201,7 @@ def test_a_head_scores_for_looking_at_the_token_it_copies(monkeypatch: pytest.Mo
 
 
 def test_a_test_that_cannot_be_made_says_why() -> None:
-    kit = Kit(random_lm())
+    kit = ModelKit(random_lm())
     with pytest.raises(HarnessError, match="no text to hide a needle in"):
         needle_scores(kit, ["", " "])
     with pytest.raises(HarnessError, match=r"needle tests: .*--set needle_tokens"):
@@ -209,7 +209,7 @@ def test_a_test_that_cannot_be_made_says_why() -> None:
 
 
 def test_heads_are_those_that_copy_from_the_prompt_where_no_needle_is_found() -> None:
-    kit = Kit(random_lm())
+    kit = ModelKit(random_lm())
     train = toy_examples(6, seed=1)
     method = _method(*SMALL)
     shared = method.fit(kit, train)
@@ -332,7 +332,7 @@ def test_published_heads_drive_a_model_of_their_shape() -> None:
     path = _published("retrieval_heads", "Meta-Llama-3-8B-Instruct.json")
     lm = random_lm(num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, hidden_size=64)
     method, (item,) = _method(f"heads_file={path}", preset="released"), toy_examples(1)
-    shared = method.fit(Kit(lm), [])
+    shared = method.fit(ModelKit(lm), [])
     assert method.review(shared) == []
     plan = method.plan(item.example, shared, None)
     masked = [(e.layer, head) for e in plan.streams[1].edits for head, _ in e.scales]  # type: ignore[attr-defined]

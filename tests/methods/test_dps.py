@@ -18,7 +18,7 @@ from harness.engine.prompt_variants import score_variants
 from harness.errors import HarnessError, UsageError
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.heads import mask
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.profiles import cluster_users, distances
 from harness.fit.states import shared_state
 from harness.method import Fitted
@@ -124,7 +124,7 @@ def test_users_are_placed_by_the_encoder_that_made_the_centroids_and_the_record_
     monkeypatch.setattr("harness.fit.profiles.sentence_encoder", encoder)
     monkeypatch.setenv("HARNESS_ENCODER", "some/other-encoder")
     train, method = toy_examples(6), DPS(clusters=2, samples=6, embedding="minilm")
-    shared = method.fit(kit := Kit(random_lm()), train)
+    shared = method.fit(kit := ModelKit(random_lm()), train)
     monkeypatch.delenv("HARNESS_ENCODER")
     (state,) = method.adapt(kit, [train[0].example.user], shared)
     assert state is not None and state.tensors["distances"].shape == (2,)
@@ -142,12 +142,12 @@ def test_one_discovery_serves_all_clusters(lm):
     train = toy_examples(6)
     method = DPS(clusters=2, samples=len(train))
     calls = []
-    kit = Kit(lm, progress=lambda label, done, total: calls.append((label, done, total)))
+    kit = ModelKit(lm, progress=lambda label, done, total: calls.append((label, done, total)))
     shared = method.fit(kit, train)
     assert [(done, total) for label, done, total in calls if label.startswith("head discovery")] == [
         (done, len(train)) for done in range(len(train) + 1)
     ]
-    plain = replace(method, clusters=0).fit(Kit(lm), train)
+    plain = replace(method, clusters=0).fit(ModelKit(lm), train)
     assert torch.equal(shared.tensors["pcs"], plain.tensors["pcs"])
     assert sum(shared.meta["cluster_users"]) == len({item.example.user.id for item in train})
 
@@ -191,13 +191,13 @@ def test_a_published_head_file_drives_a_run_and_another_models_is_refused(lm, tm
     path = tmp_path / "random_LaMP_4_top_heads.json"
     path.write_text(json.dumps({"preference_heads": [[1, 2], [0, 3]]}))
     method = DPS(heads_file=str(path), heads=2)
-    shared = method.fit(Kit(lm), [])
+    shared = method.fit(ModelKit(lm), [])
     assert not method.review(shared)
     assert set(_masked(method.plan(toy_examples(6)[0].example, shared, None))) == {(1, 2), (0, 3)}
     assert method.options()["heads_file"].startswith(path.name)
     path.write_text(json.dumps({"preference_heads": [[31, 2]]}))
     with pytest.raises(UsageError, match="another model"):
-        method.fit(Kit(lm), [])
+        method.fit(ModelKit(lm), [])
 
 
 @pytest.mark.parametrize("method", ["dps", "decore"])

@@ -18,7 +18,7 @@ from harness.engine.model import LanguageModel
 from harness.engine.training.train import train
 from harness.engine.weights.adapters import adapter_identity, read_adapter, write_adapter
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.trains import lora
 from harness.fit.writer import Summaries
 from harness.method import Fitted, Method, Retrieval, Written
@@ -122,7 +122,7 @@ def test_an_adapter_trains_as_peft_trains_it(family: str) -> None:
 def test_parameters_are_those_of_the_published_table() -> None:
     lm = random_lm(num_hidden_layers=2, num_key_value_heads=4)
     for targets, matrices in (("q_proj,k_proj,v_proj", 3), ("q_proj,v_proj", 2)):
-        (state,) = _fitted(LoRAP(targets=targets).adapt(Kit(lm), USERS[:1], None))
+        (state,) = _fitted(LoRAP(targets=targets).adapt(ModelKit(lm), USERS[:1], None))
         assert state.meta["parameters"] == matrices * 2 * 8 * (32 + 32)  # blocks, rank, in + out
 
 
@@ -130,7 +130,7 @@ def test_parameters_are_those_of_the_published_table() -> None:
 
 
 def test_every_user_starts_fresh_whoever_comes_before(lm: LanguageModel) -> None:
-    method, kit = OPPU(**QUICK), Kit(lm)
+    method, kit = OPPU(**QUICK), ModelKit(lm)
     shared = method.fit(kit, TRAIN)
     before = {name: tensor.clone() for name, tensor in shared.tensors.items()}
     forth = _fitted(method.adapt(kit, USERS, shared))
@@ -143,20 +143,20 @@ def test_every_user_starts_fresh_whoever_comes_before(lm: LanguageModel) -> None
 
 def test_another_users_history_changes_no_adapter(lm: LanguageModel) -> None:
     other = User(USERS[1].id, USERS[1].history, tuple(dataclasses.replace(p, targets=("zzz",)) for p in USERS[1].pairs))
-    a, b = (_fitted(LoRAP(**QUICK).adapt(Kit(lm), [USERS[0], user], None)) for user in (USERS[1], other))
+    a, b = (_fitted(LoRAP(**QUICK).adapt(ModelKit(lm), [USERS[0], user], None)) for user in (USERS[1], other))
     assert _equal(a[0], b[0]) and not _equal(a[1], b[1])
 
 
 def test_under_another_users_history_is_that_users_adapter(lm: LanguageModel) -> None:
     method = LoRAP(**QUICK)
-    own, wrong = _fitted(method.adapt(Kit(lm), [USERS[0], User("new", USERS[0].history, USERS[0].pairs)], None))
+    own, wrong = _fitted(method.adapt(ModelKit(lm), [USERS[0], User("new", USERS[0].history, USERS[0].pairs)], None))
     assert _equal(own, wrong)
 
 
 def test_oppu_is_both_adapters_one_on_the_other_as_if_merged_and_merges_nothing(lm: LanguageModel) -> None:
     method = OPPU(**QUICK)
-    shared = method.fit(Kit(lm), TRAIN)
-    (personal,) = _fitted(method.adapt(Kit(lm), USERS[:1], shared))
+    shared = method.fit(ModelKit(lm), TRAIN)
+    (personal,) = _fitted(method.adapt(ModelKit(lm), USERS[:1], shared))
     example = TRAIN[0].example
     weights = {name: value.clone() for name, value in lm.model.state_dict().items()}
     stacked = _logp(lm, method.plan(example, shared, personal))
@@ -170,8 +170,8 @@ def test_oppu_is_both_adapters_one_on_the_other_as_if_merged_and_merges_nothing(
 
 def test_a_user_without_pairs_has_the_collective_adapter_alone(lm: LanguageModel) -> None:
     method = OPPU(**QUICK)
-    shared = method.fit(Kit(lm), TRAIN)
-    states = _fitted(method.adapt(Kit(lm), [User("new"), USERS[0]], shared))
+    shared = method.fit(ModelKit(lm), TRAIN)
+    states = _fitted(method.adapt(ModelKit(lm), [User("new"), USERS[0]], shared))
     counts = [len(method.plan(TRAIN[0].example, shared, state).streams[0].adapters) for state in states]
     assert counts == [1, 2]
 
@@ -183,14 +183,14 @@ def test_missing_adapters_and_targets_are_named(lm: LanguageModel) -> None:
             method.plan(example, None, None)
     for targets in ("q_proj,out_proj", ""):
         with pytest.raises(UsageError, match=r"LoRA target '(out_proj)?' matches no module"):
-            LoRAC(targets=targets).fit(Kit(lm), TRAIN)
+            LoRAC(targets=targets).fit(ModelKit(lm), TRAIN)
 
 
 def test_a_stage_that_fails_is_one_line_that_names_who() -> None:
     lm = random_lm(dtype=torch.float32)
     with pytest.raises(HarnessError, match=r"training 'all users': the .* at step .*; lower the learning rate"):
-        LoRAC(lr=1e30, clip=0.0).fit(Kit(lm), TRAIN)
-    states = LoRAP(lr=1e30, clip=0.0).adapt(Kit(lm), USERS, None)
+        LoRAC(lr=1e30, clip=0.0).fit(ModelKit(lm), TRAIN)
+    states = LoRAP(lr=1e30, clip=0.0).adapt(ModelKit(lm), USERS, None)
     assert [isinstance(state, UserFailed) and user.id in str(state) for state, user in zip(states, USERS, strict=True)]
 
 
@@ -200,7 +200,7 @@ def test_a_stage_that_fails_is_one_line_that_names_who() -> None:
 def test_our_adapter_in_plain_peft_gives_the_same_distributions(lm: LanguageModel, tmp_path: Path) -> None:
     for model, options in ((lm, {}), (random_lm("gpt2"), GPT2)):
         method = LoRAC(**QUICK, alpha=3.0, **options)
-        shared = method.fit(Kit(model), TRAIN)
+        shared = method.fit(ModelKit(model), TRAIN)
         folder = tmp_path / model.name
         write_adapter(shared, folder, model)
         plan = method.plan(TRAIN[0].example, shared, None)
@@ -237,7 +237,7 @@ def test_an_adapter_that_peft_made_runs_as_in_peft(
 ) -> None:
     _peft_folder(lm, tmp_path / "theirs", **settings)
     method = LoRAC(adapter=str(tmp_path / "theirs"))
-    shared = method.fit(Kit(lm), [])
+    shared = method.fit(ModelKit(lm), [])
     plan = method.plan(TRAIN[0].example, shared, None)
     ours = _logp(lm, plan)
     loaded = peft.PeftModel.from_pretrained(lm.model, tmp_path / "theirs", autocast_adapter_dtype=False)
@@ -269,7 +269,7 @@ def test_an_adapter_whose_loading_changes_the_models_weights_is_refused(tmp_path
 
 
 def test_one_adapter_at_two_scales_is_two_in_a_batch(lm: LanguageModel) -> None:
-    shared = LoRAC(**QUICK).fit(Kit(lm), TRAIN)
+    shared = LoRAC(**QUICK).fit(ModelKit(lm), TRAIN)
     states = [dataclasses.replace(shared, meta={**shared.meta, "scale": scale}) for scale in (1.0, 5.0)]
     plans = [LoRAC().plan(TRAIN[0].example, state, None) for state in states]
     decoder = Decoder(lm)
@@ -282,11 +282,11 @@ def test_personal_adapters_are_read_by_user_id_and_who_has_none_is_a_failure(lm:
     for user in USERS[:2]:
         _peft_folder(lm, tmp_path / user.id, r=2, target_modules=["q_proj"])
     method = LoRAP(adapters=str(tmp_path))
-    a, b, missing = method.adapt(Kit(lm), USERS[:3], None)
+    a, b, missing = method.adapt(ModelKit(lm), USERS[:3], None)
     assert isinstance(missing, UserFailed) and f"{USERS[2].id} has no adapter_config.json" in str(missing)
     assert not _equal(*_fitted([a, b]))
     (given,) = method.adapt(
-        Kit(lm), [dataclasses.replace(USERS[2], history=USERS[1].history, pairs=USERS[1].pairs)], None
+        ModelKit(lm), [dataclasses.replace(USERS[2], history=USERS[1].history, pairs=USERS[1].pairs)], None
     )
     assert _equal(*_fitted([b, given]))  # as --control wrong_user has it
     assert (
@@ -404,13 +404,13 @@ def test_history_items_retrieved_for_a_lesson_are_earlier_ones(lm: LanguageModel
 def test_a_profile_stands_before_every_prompt_in_both_stages_and_in_the_answer(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(self: Summaries, kit: Kit, users: Sequence[User]) -> dict[str, Written | UserFailed]:
+    def write(self: Summaries, kit: ModelKit, users: Sequence[User]) -> dict[str, Written | UserFailed]:
         return {u.id: UserFailed("no reply") if u.id == USERS[3].id else Written(f"I am {u.id}.", 1) for u in users}
 
     monkeypatch.setattr(Summaries, "write", write)
     learnt: list[Learner] = []
-    monkeypatch.setattr(Kit, "train", lambda self, own, parts, recipe: learnt.extend(own) or [Fitted()] * len(own))
-    users, kit = {item.example.user.id for item in TRAIN}, Kit(lm)
+    monkeypatch.setattr(ModelKit, "train", lambda self, own, parts, recipe: learnt.extend(own) or [Fitted()] * len(own))
+    users, kit = {item.example.user.id for item in TRAIN}, ModelKit(lm)
     for method in (OPPU(profile="self"), PerFit(profile="self"), PerFit(profile="self", ablation="stage1")):
         learnt.clear()
         method.fit(kit, TRAIN)

@@ -16,7 +16,7 @@ import torch
 from harness.data import Example, HistoryItem, Prompt, User
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.writer import EndpointWriter
 from harness.method import Fitted, Retrieval, Written
 from harness.methods.pag import PAG
@@ -41,7 +41,7 @@ def _example(count: int = 12, words: int = 2) -> Example:
     return Example("e", User("u", history), text, "rain", LampTemplate("lamp4"))
 
 
-def _adapted(method: PAG, kit: Kit, *users: User) -> list[Fitted]:
+def _adapted(method: PAG, kit: ModelKit, *users: User) -> list[Fitted]:
     states = method.adapt(kit, users, None)
     assert all(isinstance(state, Fitted) for state in states)
     return [state for state in states if isinstance(state, Fitted)]
@@ -64,7 +64,7 @@ def test_the_summary_stands_on_a_line_before_the_prompt_with_its_items() -> None
 
 def test_the_writer_reads_seeded_items_newest_first_with_all_their_fields_cut() -> None:
     seen: list[Prompt] = []
-    kit = Kit(random_lm(), seed=3)
+    kit = ModelKit(random_lm(), seed=3)
     kit._writers["self"] = lambda prompts, n: [seen.append(p) or Written("a profile", len(p.items)) for p in prompts]
     for method in (PAG(profile_words=3), PAG(profile_words=3), PAG(profile_items=99)):
         _adapted(method, kit, _example(words=5).user)
@@ -80,15 +80,15 @@ def test_the_writer_reads_seeded_items_newest_first_with_all_their_fields_cut() 
 
 def test_a_user_without_history_gets_no_summary_and_the_plain_prompt() -> None:
     example = _example(0)
-    (state,) = _adapted(SHORT, Kit(random_lm()), example.user)
+    (state,) = _adapted(SHORT, ModelKit(random_lm()), example.user)
     assert SHORT.plan(example, None, state).streams[0].prompt == example.prompt()
 
 
 def test_profiles_of_one_batch_equal_profiles_written_alone() -> None:
     users = [item.example.user for item in toy_examples(4)]
     lm = random_lm()
-    together = _adapted(SHORT, Kit(lm), *users)
-    alone = [_adapted(SHORT, Kit(lm), user)[0] for user in users]
+    together = _adapted(SHORT, ModelKit(lm), *users)
+    alone = [_adapted(SHORT, ModelKit(lm), user)[0] for user in users]
     assert [state.meta for state in together] == [state.meta for state in alone]
     assert len({state.meta["summary"] for state in together}) > 1
 
@@ -111,7 +111,7 @@ def test_a_profile_that_cannot_be_written_is_a_failure_with_its_reason(items: in
     lm = random_lm(max_position_embeddings=512)
     if "empty" in reason:
         lm.encoder.eos_ids = frozenset(range(lm.vocabulary))
-    (state,) = SHORT.adapt(Kit(lm), [_example(items, words).user], None)
+    (state,) = SHORT.adapt(ModelKit(lm), [_example(items, words).user], None)
     assert isinstance(state, UserFailed)
     assert reason in str(state)
 
@@ -136,13 +136,13 @@ def test_another_model_writes_and_its_texts_are_kept_by_weights_and_prompt(tmp_p
     users = [item.example.user for item in toy_examples(2)]
     method = PAG(writer=str(tmp_path / "writer"), instruction="Describe.", profile_tokens=6)
     store = ArtifactStore(tmp_path / "store")
-    kit = Kit(random_lm(seed=1), store=store)
+    kit = ModelKit(random_lm(seed=1), store=store)
     states = _adapted(method, kit, *users)
     assert kit.decoder.cost.forward_passes == 0
-    expected = _adapted(SHORT, Kit(random_lm(seed=5, dtype=other.model.dtype)), *users)
+    expected = _adapted(SHORT, ModelKit(random_lm(seed=5, dtype=other.model.dtype)), *users)
     assert [s.meta["summary"] for s in states] == [s.meta["summary"] for s in expected]
     assert len([path for path in (tmp_path / "store").iterdir() if not path.name.startswith(".")]) == 2
-    again = _adapted(method, Kit(random_lm(seed=2), store=store), *users)
+    again = _adapted(method, ModelKit(random_lm(seed=2), store=store), *users)
     assert [s.cost for s in again] == [s.cost for s in states]  # written for another evaluated model, used for this one
 
 
@@ -201,7 +201,7 @@ def _user(name: str, word: str) -> User:
 
 def test_an_endpoint_writes_each_profile_once_and_says_what_it_took(endpoint: type[_Endpoint], tmp_path: Path) -> None:
     method = PAG(writer="openai/some-model", profile_tokens=50)
-    kit = Kit(random_lm(), store=ArtifactStore(tmp_path))
+    kit = ModelKit(random_lm(), store=ArtifactStore(tmp_path))
     states = _adapted(method, kit, _user("a", "tea"), _user("b", "coffee"))
     assert [s.meta["summary"] for s in states] == ["Likes tea.", "Likes coffee."]
     assert {k: states[0].cost[k] for k in ("prefill_tokens", "decode_tokens")} == {
@@ -212,7 +212,9 @@ def test_an_endpoint_writes_each_profile_once_and_says_what_it_took(endpoint: ty
     assert (request["model"], request["max_tokens"], request["temperature"]) == ("some-model", 50, 0)
     assert [message["role"] for message in request["messages"]] == ["user"]
     assert set(endpoint.keys) == {"Bearer secret"}
-    again = _adapted(method, Kit(random_lm(), store=ArtifactStore(tmp_path)), _user("a", "tea"), _user("b", "coffee"))
+    again = _adapted(
+        method, ModelKit(random_lm(), store=ArtifactStore(tmp_path)), _user("a", "tea"), _user("b", "coffee")
+    )
     assert len(endpoint.asked) == 2
     assert [s.cost for s in again] == [s.cost for s in states]
 
@@ -224,7 +226,7 @@ def test_a_profile_the_endpoint_did_not_write_is_a_failure_and_asked_for_again(
     endpoint: type[_Endpoint], tmp_path: Path, word: str, reason: str
 ) -> None:
     for _ in range(2):
-        kit = Kit(random_lm(), store=ArtifactStore(tmp_path))
+        kit = ModelKit(random_lm(), store=ArtifactStore(tmp_path))
         bad, good = PAG(writer="openai/m").adapt(kit, [_user("a", word), _user("b", "tea")], None)
         assert isinstance(bad, UserFailed) and reason in str(bad)
         assert isinstance(good, Fitted) and good.meta["summary"] == "Likes tea."
@@ -257,7 +259,7 @@ def test_a_run_counts_a_failed_profile_as_errors_and_a_retry_asks_for_that_one_a
 
 
 def test_an_endpoint_without_the_model_stops_the_run(endpoint: type[_Endpoint], tmp_path: Path) -> None:
-    kit = Kit(random_lm(), store=ArtifactStore(tmp_path))
+    kit = ModelKit(random_lm(), store=ArtifactStore(tmp_path))
     with pytest.raises(HarnessError, match=r"openai/missing at http://127\.0\.0\.1.*no such model"):
         PAG(writer="openai/missing").adapt(kit, [_user("a", "tea")], None)
 

@@ -13,7 +13,7 @@ from harness.edits import LowRankShift
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError, UserFailed
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.states import shared_key
 from harness.method import Fitted, Retrieval
 from harness.methods.perfit import PerFit
@@ -79,7 +79,7 @@ def test_perfit_keeps_its_promises_in_its_ablations(preset: str) -> None:
 
 
 def test_stage_2_leaves_stage_1_as_it_is_and_comes_on_top_of_it(lm: LanguageModel) -> None:
-    method, kit = PerFit(rank=3, personal_rank=2, layers=(1, 2), **QUICK), Kit(lm)
+    method, kit = PerFit(rank=3, personal_rank=2, layers=(1, 2), **QUICK), ModelKit(lm)
     shared = method.fit(kit, TRAIN)
     assert shared is not None
     before = {name: tensor.clone() for name, tensor in shared.tensors.items()}
@@ -93,8 +93,8 @@ def test_stage_2_leaves_stage_1_as_it_is_and_comes_on_top_of_it(lm: LanguageMode
 
 def test_the_stages_learn_at_rates_of_their_own(lm: LanguageModel) -> None:
     method = PerFit(collective_lr=0.0, **QUICK)
-    shared = method.fit(Kit(lm), TRAIN)
-    (own,) = _fitted(method.adapt(Kit(lm), USERS[:1], shared))
+    shared = method.fit(ModelKit(lm), TRAIN)
+    (own,) = _fitted(method.adapt(ModelKit(lm), USERS[:1], shared))
     assert shared is not None
     assert torch.allclose(shared.tensors["collective.weight"], shared.tensors["collective.rotation"], atol=1e-6)
     assert not torch.allclose(own.tensors["personal.weight"], own.tensors["personal.rotation"], atol=1e-4)
@@ -104,7 +104,7 @@ def test_the_stages_learn_at_rates_of_their_own(lm: LanguageModel) -> None:
 
 
 def test_the_order_of_users_changes_no_user(lm: LanguageModel) -> None:
-    method, kit = PerFit(rank=3, personal_rank=2, **QUICK), Kit(lm)
+    method, kit = PerFit(rank=3, personal_rank=2, **QUICK), ModelKit(lm)
     shared = method.fit(kit, TRAIN)
     forth = _fitted(method.adapt(kit, USERS, shared))
     back = _fitted(method.adapt(kit, USERS[::-1], shared))[::-1]
@@ -115,8 +115,8 @@ def test_the_order_of_users_changes_no_user(lm: LanguageModel) -> None:
 
 def test_an_untrained_user_is_where_stage_1_ended_and_a_fresh_start_is_not(lm: LanguageModel) -> None:
     def logp(method: PerFit) -> torch.Tensor:
-        shared = method.fit(Kit(lm), TRAIN)
-        (state,) = method.adapt(Kit(lm), USERS[:1], shared)
+        shared = method.fit(ModelKit(lm), TRAIN)
+        (state,) = method.adapt(ModelKit(lm), USERS[:1], shared)
         decoder = Decoder(lm)
         assert isinstance(state, Fitted | None)
         return decoder.distributions([decoder.prepare("x", method.plan(TRAIN[0].example, shared, state), 4)], [(9, 8)])[
@@ -151,19 +151,20 @@ def test_what_stage_1_does_not_read_trains_it_once(lm: LanguageModel, tmp_path: 
     )  # fmt: skip
     assert len({usual, both, key(stage2_init="from_stage1", personal_rank=2), key(rank=2), key(layers=(0,))}) == 5
     one, other = (
-        PerFit(rank=3, **options, **QUICK).fit(Kit(lm), TRAIN) for options in ({}, {"personal_rank": 1, "epochs": 0})
+        PerFit(rank=3, **options, **QUICK).fit(ModelKit(lm), TRAIN)
+        for options in ({}, {"personal_rank": 1, "epochs": 0})
     )  # type: ignore[arg-type]
     assert one is not None and other is not None and _equal(one, other)
 
 
 def test_from_stage1_every_user_goes_on_from_what_all_users_trained(lm: LanguageModel) -> None:
     method = PerFit(rank=3, personal_rank=2, stage2_init="from_stage1", epochs=0, **QUICK)
-    shared = method.fit(Kit(lm), TRAIN)
+    shared = method.fit(ModelKit(lm), TRAIN)
     assert shared is not None and {name.partition(".")[0] for name in shared.tensors} == {"collective", "personal"}
-    for state in _fitted(method.adapt(Kit(lm), USERS[:2], shared)):
+    for state in _fitted(method.adapt(ModelKit(lm), USERS[:2], shared)):
         assert all(torch.equal(tensor, shared.tensors[name]) for name, tensor in state.tensors.items())
         after = method.plan(TRAIN[0].example, shared, state).streams[0].edits
-    (without,) = method.adapt(Kit(lm), [User("new")], shared)
+    (without,) = method.adapt(ModelKit(lm), [User("new")], shared)
     assert isinstance(without, Fitted)
     for a, b in zip(after, method.plan(TRAIN[0].example, shared, without).streams[0].edits, strict=True):
         assert isinstance(a, LowRankShift) and isinstance(b, LowRankShift)
@@ -173,10 +174,10 @@ def test_from_stage1_every_user_goes_on_from_what_all_users_trained(lm: Language
 def test_the_ablations_have_the_ranks_of_table_4(lm: LanguageModel) -> None:
     for ablation, rank in (("stage2_p", 2), ("stage2_cp", 5)):
         method = PerFit(rank=3, personal_rank=2, layers=(0,), ablation=ablation)  # type: ignore[arg-type]
-        assert method.fit(Kit(lm), TRAIN) is None
-        (state,) = _fitted(method.adapt(Kit(lm), USERS[:1], None))
+        assert method.fit(ModelKit(lm), TRAIN) is None
+        (state,) = _fitted(method.adapt(ModelKit(lm), USERS[:1], None))
         assert state.meta["parameters"] == rank * (2 * lm.sites.width + 1)
-    assert list(PerFit(ablation="stage1").adapt(Kit(lm), USERS, None)) == [None] * len(USERS)
+    assert list(PerFit(ablation="stage1").adapt(ModelKit(lm), USERS, None)) == [None] * len(USERS)
     with pytest.raises(UsageError, match="from_stage1 needs both stages"):
         PerFit(stage2_init="from_stage1", ablation="stage1")
 
@@ -198,8 +199,8 @@ def test_a_user_learns_from_pairs_whose_prompts_hold_earlier_items_alone() -> No
 def test_a_user_without_pairs_gets_no_shift_of_their_own(lm: LanguageModel) -> None:
     user = User("new")
     for method, left in ((ReFT(), 0), (PerFit(rank=3, layers=(1,)), 1)):
-        shared = method.fit(Kit(lm), TRAIN)
-        (state,) = _fitted(method.adapt(Kit(lm), [user], shared))
+        shared = method.fit(ModelKit(lm), TRAIN)
+        (state,) = _fitted(method.adapt(ModelKit(lm), [user], shared))
         assert len(method.plan(TRAIN[0].example, shared, state).streams[0].edits) == left
 
 
@@ -219,7 +220,7 @@ def test_first_and_last_positions_never_overlap_and_may_have_weights_of_their_ow
         assert first.sum() == last.sum() == min(3, prompt_len // 2)
         assert ((first | last) == FirstLast(3, 3)(np.arange(12), Layout(prompt_len))).all()
     method = ReFT(rank=2, layers=(0, 1), positions="f3+l3", share_weights=False)
-    (state,) = _fitted(method.adapt(Kit(lm), USERS[:1], None))
+    (state,) = _fitted(method.adapt(ModelKit(lm), USERS[:1], None))
     assert state.tensors["personal.rotation"].shape == (4, 2, lm.sites.width)
     assert [e.where for e in method.plan(TRAIN[0].example, None, state).streams[0].edits] == [
         FirstLast(3, 0), FirstLast(0, 3), FirstLast(3, 0), FirstLast(0, 3),

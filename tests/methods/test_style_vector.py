@@ -14,7 +14,7 @@ from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
 from harness.errors import UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted, Written
 from harness.methods.style_vector import StyleVector, _direction
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream
@@ -57,7 +57,7 @@ def _last(lm: LanguageModel, pair: Labelled, answer: str, layer: int) -> torch.T
 
 
 def test_the_vector_is_the_mean_difference_at_the_last_token_of_own_and_generic_answers(lm: LanguageModel) -> None:
-    states = _fitted(StyleVector(layer=1).adapt(Kit(lm, max_new_tokens=6), USERS, None))
+    states = _fitted(StyleVector(layer=1).adapt(ModelKit(lm, max_new_tokens=6), USERS, None))
     decoder = Decoder(lm)
     for user, state in zip(USERS, states, strict=True):
         differences = []
@@ -95,7 +95,7 @@ def test_the_vector_is_added_after_its_block_at_the_generated_positions(lm: Lang
 
 
 def test_a_stronger_vector_moves_the_answer_towards_the_users_texts(lm: LanguageModel) -> None:
-    (state,) = _fitted(StyleVector(layer=1).adapt(Kit(lm, max_new_tokens=6), USERS[:1], None))
+    (state,) = _fitted(StyleVector(layer=1).adapt(ModelKit(lm, max_new_tokens=6), USERS[:1], None))
     decoder, example = Decoder(lm), USERS[0].pairs[0].example
     vector = state.tensors["vector"].double()
 
@@ -114,11 +114,11 @@ def test_negatives_come_from_the_writer_that_is_named_and_are_kept(lm: LanguageM
     other.encoder.tokenizer.save_pretrained(tmp_path / "writer")
     store = ArtifactStore(tmp_path / "store")
     method = StyleVector(layer=1, negatives=str(tmp_path / "writer"), negative_tokens=5)
-    kit = Kit(lm, max_new_tokens=6, store=store)
+    kit = ModelKit(lm, max_new_tokens=6, store=store)
     theirs = _fitted(method.adapt(kit, USERS[:1], None))
     own = _fitted(StyleVector(layer=1, negative_tokens=5).adapt(kit, USERS[:1], None))
     assert not torch.allclose(theirs[0].tensors["vector"], own[0].tensors["vector"])
-    again = Kit(lm, max_new_tokens=6, store=store)
+    again = ModelKit(lm, max_new_tokens=6, store=store)
     assert torch.equal(_fitted(method.adapt(again, USERS[:1], None))[0].tensors["vector"], theirs[0].tensors["vector"])
     with pytest.raises(UsageError, match="unknown model 'nobody'"):
         StyleVector(negatives="nobody")
@@ -144,7 +144,7 @@ def test_a_pair_without_a_generic_answer_is_left_out_and_a_user_without_any_is_a
         ]
         return User(name, pairs=pairs)
 
-    kit = Kit(lm, max_new_tokens=6)
+    kit = ModelKit(lm, max_new_tokens=6)
     monkeypatch.setattr(kit, "writer", lambda name: _Writes("generic", None, None))
     some, none, empty = StyleVector().adapt(kit, [user("a", 2), user("b", 1), user("c", 0)], None)
     assert isinstance(some, Fitted) and (some.meta["items"], some.meta["left_out"]) == (1, 1)
@@ -154,7 +154,7 @@ def test_a_pair_without_a_generic_answer_is_left_out_and_a_user_without_any_is_a
 
 
 def test_users_read_together_get_what_each_gets_alone_and_only_from_their_newest_items(lm: LanguageModel) -> None:
-    kit, method = Kit(lm, max_new_tokens=6), StyleVector(layer=2, items=2)
+    kit, method = ModelKit(lm, max_new_tokens=6), StyleVector(layer=2, items=2)
     together = _fitted(method.adapt(kit, USERS, None))
     for user, state in zip(USERS, together, strict=True):
         newest = User(user.id, user.history, user.pairs[-2:])

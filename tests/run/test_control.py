@@ -3,7 +3,7 @@
 import pytest
 
 from harness.errors import UsageError
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Retrieval
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
@@ -46,11 +46,11 @@ def test_a_shuffled_history_is_refused_by_a_method_that_learns_from_its_pairs(it
     users = [item.example.user for item in shuffled[:2]]
     made = build_method(method_class(method), method, None, ["rank=1"] if method in ("lora_p", "reft") else [])
     lm = random_lm()
-    shared = made.fit(Kit(lm, max_new_tokens=4), toy_examples(2)) if made.fits() else None
+    shared = made.fit(ModelKit(lm, max_new_tokens=4), toy_examples(2)) if made.fits() else None
     with pytest.raises(
         UsageError, match="whatever their order, so the control would change nothing; give --control wrong"
     ):
-        made.adapt(Kit(lm, max_new_tokens=4), users, shared)
+        made.adapt(ModelKit(lm, max_new_tokens=4), users, shared)
 
 
 def test_a_shuffled_history_is_read_by_a_method_that_puts_it_into_the_prompt(items):

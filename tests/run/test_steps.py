@@ -22,7 +22,7 @@ from harness.data import Example, Labelled, User
 from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.fit.states import Shared, personal_states, shared_state
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
@@ -532,10 +532,10 @@ def test_a_train_example_that_does_not_fit_is_passed_over_and_every_run_says_so(
 ) -> None:
     train = _TASKS["lamp3"].train_items()
     long = replace(train[0], example=replace(train[0].example, text="very long " * 100))
-    kit = Kit(lm, store=store)
+    kit = ModelKit(lm, store=store)
     assert kit.sample([long, *train[:3]], 3) == list(train[:3])
     assert kit.notes == ["1 train examples passed over: longer than 512 tokens"]
-    assert Kit(lm).sample(train, 3) == Kit(lm).sample(train, 3) != Kit(lm, seed=1).sample(train, 3)
+    assert ModelKit(lm).sample(train, 3) == ModelKit(lm).sample(train, 3) != ModelKit(lm, seed=1).sample(train, 3)
     with pytest.raises(HarnessError, match="none of 1 train examples fits the context of 512"):
         kit.sample([long], 3)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.engine.decode import Decoder
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.methods.reft import ReFT
 from harness.plan import LAST_PROMPT, Plan, Site, Stream
 from harness.records.store import read_record, read_samples
@@ -173,7 +173,7 @@ def test_the_plain_prompt_is_read_without_the_methods_edits() -> None:
     lm = random_lm()
     method = ReFT(start="random", epochs=0)
     (example,) = [item.example for item in toy_examples(1, seed=3)]
-    (state,) = method.adapt(Kit(lm), [example.user], None)
+    (state,) = method.adapt(ModelKit(lm), [example.user], None)
     system = ModelSystem(lm, method, Generation(3), personal={example.user.id: state})
     site = Site(lm.sites.layers - 1, "block_out")
     (edited,), (plain,) = (system.capture([example], [site], LAST_PROMPT, plain=plain) for plain in (False, True))

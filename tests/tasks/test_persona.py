@@ -21,7 +21,7 @@ from harness.errors import DataMissing, HarnessError, UsageError
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.difference_vectors import Pair
 from harness.fit.extraction import POOLINGS, Extraction, _WholePrompt, by_length, contrast, passes
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted
 from harness.methods.clamp import PEAKS, Clamp, blocks_of
 from harness.methods.persona_vector import PersonaVector
@@ -88,7 +88,7 @@ def test_a_side_of_a_trait_is_no_answer_to_fit_on(method: str) -> None:
     train = task_class("persona:christianity")().items(Selection(split="train", limit=8))
     assert [item.side for item in train[:2]] == ["pos", "neg"]
     with pytest.raises(UsageError, match=r"no answer.*--fit_task lamp4"):
-        build_method(method_class(method), method, None, []).fit(Kit(random_lm()), train)
+        build_method(method_class(method), method, None, []).fit(ModelKit(random_lm()), train)
 
 
 def test_conditions_are_system_prompts_and_rollouts_have_ids_of_their_own() -> None:
@@ -227,8 +227,8 @@ def _pairs(count: int = 3) -> list[Pair]:
     ]
 
 
-def _kit(tmp_path: Path, lm: LanguageModel | None = None, **options: Any) -> Kit:
-    return Kit(lm or random_lm(), max_new_tokens=6, store=ArtifactStore(tmp_path), **options)
+def _kit(tmp_path: Path, lm: LanguageModel | None = None, **options: Any) -> ModelKit:
+    return ModelKit(lm or random_lm(), max_new_tokens=6, store=ArtifactStore(tmp_path), **options)
 
 
 ONCE = Extraction(rollouts=2, paired=False)
@@ -313,7 +313,7 @@ def test_the_filter_keeps_coherent_answers_that_show_their_side(
 
 
 def test_a_pair_goes_out_whole_and_the_yield_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rate(self: Kit, judge: str, samples: list[Sample]) -> list[dict[str, Rating]]:
+    def rate(self: ModelKit, judge: str, samples: list[Sample]) -> list[dict[str, Rating]]:
         scores = [90.0 if "pos" in sample.id else 60.0 if sample.id == "t/neg1" else 10.0 for sample in samples]
         same = Rating("rated", 90.0, key="same", input_tokens=100, output_tokens=1)
         return [
@@ -321,7 +321,7 @@ def test_a_pair_goes_out_whole_and_the_yield_is_told(tmp_path: Path, monkeypatch
             for sample, s in zip(samples, scores, strict=True)
         ]
 
-    monkeypatch.setattr(Kit, "rate", rate)
+    monkeypatch.setattr(ModelKit, "rate", rate)
     how = Extraction(rollouts=1, judge="lexicon")
     paired = contrast(_kit(tmp_path), {"t": _pairs()}, how)
     assert paired.meta["yields"]["t"]["kept"] == [2, 2] and paired.meta["yields"]["t"]["answers"] == 6

@@ -1,4 +1,4 @@
-"""The report page: a folder of static files that opens from the disk, `harness report --output report/`.
+"""The report page: a folder of static files that opens from the disk, `harness report --output_path report/`.
 
 `index.html` loads what every view needs (`data/*.js`); samples, queries with their histories, and full records are one script
 file each, loaded when they are looked at. Script files, since a page from the disk may fetch nothing. Nothing in them is
@@ -79,7 +79,7 @@ def _check(output: Path) -> None:
     """Raises UsageError where a report would take the place of something else."""
     there = output.is_dir() and any(output.iterdir())
     if (there and not (output / "data" / "runs.js").is_file()) or (output.exists() and not output.is_dir()):
-        raise UsageError(f"{output} holds something else than a report; give --output another folder, or empty it")
+        raise UsageError(f"{output} holds something else than a report; give --output_path another folder, or empty it")
 
 
 def _keep_others(output: Path, draft: Path) -> None:
