@@ -287,6 +287,6 @@ def test_an_option_that_a_record_cannot_hold_is_one_line(lm: LanguageModel, tmp_
 
 
 def test_an_instance_is_its_options(lm: LanguageModel) -> None:
-    assert replace(Plain(), context=replace(Plain().context, k=2)).options()["k"] == 2
+    assert replace(Plain(), retrieval=replace(Plain().retrieval, k=2)).options()["k"] == 2
     with pytest.raises(UsageError):
         method_class("no_such_method")
