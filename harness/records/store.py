@@ -1,5 +1,7 @@
 """Run records on disk: run.json and samples.jsonl, written so that a killed run can go on, read by everything else.
 
+While a run goes on, what its finished batches took is in a log beside run.json (`harness.records.log`).
+
 A record lies in `results/<model>/<task>/<method>-<hash8>/`. Two processes never write the same one.
 
 Resume: batches are planned from the full selection and stored in the record before they run. A batch is done when every
@@ -24,6 +26,7 @@ from harness.errors import HarnessError
 from harness.files import Lock, append, replace_file, writing
 from harness.files.json_files import instance, parse, problem_of, read_bytes
 from harness.files.shown import message, say, without_credentials
+from harness.records.log import drop_log, log_batch, mend_log, read_log, with_log
 from harness.records.schema import (
     Batching,
     Cost,
@@ -95,8 +98,8 @@ def safe_name(name: str) -> str:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record in `folder`. Raises HarnessError, naming file and field, where it cannot be read."""
-    path = folder / "run.json"
+    """The record in `folder`, with what its log has. Raises HarnessError, naming file and field, where it cannot be read."""
+    path, logged = folder / "run.json", read_log(folder)
     try:
         record = RunRecord.model_validate(parse(read_bytes(path)))
     except OSError as error:
@@ -106,7 +109,7 @@ def read_record(folder: Path) -> RunRecord:
     except ValueError as error:
         raise HarnessError(f"{path}: not JSON: {error}") from error
     record.folder = folder
-    return record
+    return with_log(record, logged)
 
 
 def models_first_to_last(records: Iterable[RunRecord]) -> list[str]:
@@ -190,6 +193,7 @@ class RunFolder:
             folder = cls(path, Lock.take(path / "lock"))
         try:
             folder.keep(folder.samples())  # a line that was cut off must not run into the next one
+            mend_log(path)
         except HarnessError:
             folder.close()
             raise
@@ -221,9 +225,14 @@ class RunFolder:
         """Add samples; they are on disk when this returns, and none of them is if it raises."""
         append(self.path / "samples.jsonl", b"".join(_line(sample) for sample in samples))
 
+    def log(self, record: RunRecord, first: str) -> None:
+        """Add what the batch that begins with sample `first` took to the log; it is on disk when this returns."""
+        log_batch(self.path, first, record.batch_costs[first], record.cost.peak_memory_bytes or 0)
+
     def write(self, record: RunRecord) -> None:
         """Replace run.json; a reader sees the old record or the new one, never half of either."""
         replace_file(self.path / "run.json", record.to_json().encode())
+        drop_log(self.path)  # a record that was read from here holds it
 
     def close(self) -> None:
         if self._lock is not None:

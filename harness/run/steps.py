@@ -1,9 +1,9 @@
 """One cell of a grid: fit, answer, grade, aggregate, record; resumable at any moment.
 
 Order of things: the record's folder is locked; the fitted state is found in the artifact store or made; all batches are
-planned into the record before the first one runs; a batch's samples are on disk before the next one starts, and all of
-them before a judge is asked; metrics, health and cost are computed from what is on disk, so a killed run ends like an
-unbroken one.
+planned into the record before the first one runs; what a batch took and its samples are on disk before the next one starts,
+and all of them before a judge is asked; metrics, health and cost are computed from what is on disk, so a killed run ends like
+an unbroken one.
 """
 
 from __future__ import annotations
@@ -238,10 +238,11 @@ def _answer(
         record.batches = batching.planned
         record.batch.requested = str(batching.size or "auto")
         record.batch.sizes = batching.sizes()
-        record.cost.peak_memory_bytes = max(provenance.peak_memory_bytes(lm), record.cost.peak_memory_bytes or 0)
         folder.write(record)
 
     batching.changed = save
+    if batching.planned:
+        save()
     yield
     means = _Means(console, finished)
     spent, start, saved, elsewhere = replace(system.decoder.cost), time.perf_counter(), replace(system.saved), 0.0
@@ -254,8 +255,9 @@ def _answer(
         if system.saved != saved:
             less = {f"saved_{name}": getattr(system.saved, name) - getattr(saved, name) for name in _SAVED}
             record.batch_costs[first] |= less
+        record.cost.peak_memory_bytes = max(provenance.peak_memory_bytes(lm), record.cost.peak_memory_bytes or 0)
         finished = [graded(cell.task, sample) for sample in batch]
-        save()  # before the samples: a batch on disk without its cost would not be run again
+        folder.log(record, first)  # before the samples: a batch on disk without its cost would not be run again
         folder.append(finished)
         means.add(finished)
         yield

@@ -120,3 +120,9 @@ def test_patching_in_rows_gives_what_a_loop_over_hooks_gives(bench: Callable) ->
     found = bench("patching.py --size toy --tokens 16 --loop_runs 40")
     assert found["results"]["max_difference_nats"] < 1e-5
     assert found["results"]["batched"]["forward_passes"] < found["settings"]["patched_runs"] / 3
+
+
+def test_a_record_at_batch_one_writes_little_more_than_itself(bench: Callable) -> None:
+    found = bench("record_bytes.py --model tiny --samples 20 --of 20 --rewriting 10")["results"]
+    assert found["log"]["extrapolated"] is False
+    assert found["log"]["times_the_record"] < 4 < found["rewriting"]["times_the_record"]

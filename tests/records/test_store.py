@@ -247,11 +247,55 @@ def test_a_cut_last_line_is_left_out_and_the_next_sample_starts_a_line(tmp_path:
         assert [s.id for s in folder.samples()] == ["a", "c"]
 
 
+# What batches took, logged until run.json holds it
+
+
+def record_of(run_config: Configs, *firsts: str) -> RunRecord:
+    costs = {first: {"flops": 7, "seconds": 0.5} for first in firsts}
+    return RunRecord(config=run_config(), batches=[["a"], ["é"], ["c"]], batch_costs=costs)
+
+
+def test_a_record_is_read_with_what_its_log_has_and_written_it_needs_no_log(folder: RunFolder, run_config: Configs):
+    folder.write(record_of(run_config))
+    whole = record_of(run_config, "a", "é")
+    whole.cost.peak_memory_bytes = 9
+    for first in whole.batch_costs:
+        folder.log(whole, first)
+    size = (folder.path / "run.json").stat().st_size
+    assert folder.record() == whole.model_copy(update={"folder": folder.path})
+    assert (folder.path / "run.json").stat().st_size == size
+    logged = (folder.path / "batches.jsonl").read_bytes()
+    folder.write(whole)
+    assert not (folder.path / "batches.jsonl").exists()
+    assert folder.record() == whole.model_copy(update={"folder": folder.path})
+    (folder.path / "batches.jsonl").write_bytes(logged)  # as a kill before it was dropped leaves it
+    assert folder.record() == whole.model_copy(update={"folder": folder.path})
+
+
+def test_a_log_cut_at_any_byte_has_the_batches_before_the_cut_and_goes_on(tmp_path: Path, run_config: Configs):
+    with RunFolder.open(tmp_path, run_config()) as folder:
+        folder.write(record_of(run_config))
+        for first in ("a", "é"):
+            folder.log(record_of(run_config, first), first)
+    log = folder.path / "batches.jsonl"
+    content = log.read_bytes()
+    first_line = content.index(b"\n") + 1
+    for cut in range(0, len(content), 3):
+        log.write_bytes(content[:cut])
+        with RunFolder.open(tmp_path, run_config()) as folder:
+            folder.log(record_of(run_config, "c"), "c")
+            assert list(read_record(folder.path).batch_costs) == (["a", "c"] if cut >= first_line else ["c"])
+
+
 def test_a_bad_line_in_the_middle_is_named(folder: RunFolder):
     path = folder.path / "samples.jsonl"
     path.write_text('{"id": "a", "user": "u"}\nrubbish\n{"id": "b", "user": "u"}\n')
     with pytest.raises(HarnessError, match=r"samples\.jsonl, line 2"):
         folder.samples()
+    (folder.path / "run.json").write_text("{}")
+    (folder.path / "batches.jsonl").write_text('{"first": "a", "costs": {"flops": "7"}}\n{}\n')
+    with pytest.raises(HarnessError, match=r"batches\.jsonl, line 1: not a batch: field costs"):
+        folder.record()
 
 
 def test_a_full_disk_loses_nothing_that_was_there(folder: RunFolder):

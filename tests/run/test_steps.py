@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from harness.fit.kit import ModelKit
 from harness.fit.states import Shared, personal_states, shared_state
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
-from harness.records.store import find_runs, read_record, read_samples
+from harness.records.store import RunFolder, find_runs, read_record, read_samples
 from harness.run.cell import Cell, Settings, grid
 from harness.run.console import Console
 from harness.run.contract import random_lm
@@ -34,7 +35,7 @@ from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import ModelSystem
 from harness.statistics import metrics
-from harness.task import Task
+from harness.task import Sample, Task
 from harness.tasks.lamp import Lamp1
 from harness.tasks.lamp_prompts import LABELS
 
@@ -146,6 +147,56 @@ def test_a_run_killed_at_any_moment_ends_like_an_unbroken_one(
             with pytest.raises(Killed):
                 run_cell(lm, cell)
         assert outcome(run_cell(lm, cell).folder) == whole, f"killed at event {moment}"
+
+
+def test_a_run_cut_at_any_byte_of_its_files_ends_like_an_unbroken_one(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outcome(run_cell(lm, cells(tmp_path / "whole")).folder)
+    append, kept = RunFolder.append, tmp_path / "kept"
+
+    def second_batch(folder: RunFolder, samples: Sequence[Sample]) -> None:
+        append(folder, samples)
+        if len(folder.samples()) == 4:
+            shutil.copytree(folder.path, kept)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", second_batch)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(lm, cells(tmp_path / "killed"))
+    (folder,) = (tmp_path / "killed").glob("*/*/*")
+    (kept / "lock").unlink()
+    log, samples = ((kept / name).read_bytes() for name in ("batches.jsonl", "samples.jsonl"))
+    assert log.count(b"\n") == 2
+    # samples follow their batch's line in the log: cut within it, only the first batch's are there
+    first = b"".join(samples.splitlines(keepends=True)[:2])
+    cuts = [(log[:cut], first) for cut in range(log.index(b"\n") + 1, len(log), 61)]
+    cuts += [(log, samples[:cut]) for cut in range(0, len(samples), 211)]
+    for log_left, samples_left in cuts:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        (folder / "batches.jsonl").write_bytes(log_left)
+        (folder / "samples.jsonl").write_bytes(samples_left)
+        assert outcome(run_cell(lm, cells(tmp_path / "killed")).folder) == whole
+        assert sorted(path.name for path in folder.iterdir()) == ["run.json", "samples.jsonl"]
+
+
+def test_run_json_is_written_at_the_start_and_at_the_end_however_many_batches_there_are(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = RunFolder.write
+    monkeypatch.setattr(
+        RunFolder, "write", lambda folder, record: (written.append(record.status), write(folder, record))
+    )
+    counts = []
+    for limit in (2, 8):
+        written.clear()
+        run_cell(lm, cells(tmp_path, limit=limit, batch_size=1))
+        counts.append(len(written))
+    assert counts[0] == counts[1]
+    assert written[-1] == "complete"
 
 
 def test_a_run_killed_twice_ends_like_an_unbroken_one(
