@@ -364,6 +364,16 @@ def test_a_missing_metric_says_why(tmp_path: Path, save, run_config: Configs, ru
     assert "-†a" in render(["1"], tmp_path)  # where the other cells of the line have no footnote
 
 
+@pytest.mark.parametrize("split", ["train", "tune"])
+def test_what_a_method_scores_on_the_split_its_rate_was_chosen_on_is_in_no_cell(
+    tmp_path: Path, save, run_config: Configs, run_record: Records, split: str
+):
+    config = run_config()
+    chosen = config.model_copy(update={"data": config.data.model_copy(update={"split": split})})
+    save(run_record(chosen, rouge1=0.9))
+    assert "0.9000" not in render(["1"], tmp_path)
+
+
 def test_measured_cells_are_ranked_only_where_they_saw_the_same_samples(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):

@@ -15,6 +15,9 @@ from harness.records.schema import MethodConfig, MetricValue, RunRecord
 OTHER_METHODS = ("control", "ablation")
 """Options that make another thing of a method: unless `none`, a run with them is never the method's own number."""
 
+CHOSEN_ON = ("train", "tune")
+"""Splits that settings are chosen on: what a method scores there is no result of it."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -49,6 +52,8 @@ def shown_runs(records: Sequence[RunRecord], table: Table) -> Mapping[tuple[str,
     for record in records:
         config = record.config
         if config.task.name not in tasks or not record.metrics or record.status not in ("complete", "partial"):
+            continue
+        if config.data.split in CHOSEN_ON:
             continue
         variant, options = _variant(record, table)
         if not is_another_method(record, options) and has_options(record, table):
