@@ -1,10 +1,11 @@
 """How the streams of a plan become next-token log-probabilities.
 
-First            the first stream alone
-Contrast         (1 + w) l_0 - w l_1, CAD (Shi et al. 2024) and DPS (eq. 8) with constant w
-EntropyContrast  the same with w = H(p_0) in nats, per position (DeCoRe, the released DPS)
-ContextSum       l_0 + sum_i w_i (l_i - l_0), context steering with several contexts (He et al. 2025)
-LayerContrast    l_0 - log p_M over the plausible tokens, M the layer farthest from the last (DoLa)
+First              the first stream alone
+Contrast           (1 + w) l_0 - w l_1, CAD (Shi et al. 2024) and DPS (eq. 8) with constant w
+EntropyContrast    the same with w = H(p_0) in nats, per position (DeCoRe, the released DPS)
+ContextSum         l_0 + sum_i w_i (l_i - l_0), context steering with several contexts (He et al. 2025)
+PlausibleContrast  log p_0 - w log p_1 over the plausible tokens (CoPe, Bu et al. 2025)
+LayerContrast      l_0 - log p_M over the plausible tokens, M the layer farthest from the last (DoLa)
 
 All return normalised log-probabilities [R, T, V]. Working on raw logits or on log-softmax gives the same result after
 normalisation, because the weight is constant within a position. Methods import this module at their top and
@@ -82,6 +83,30 @@ class ContextSum:
             if weight:
                 mixed = mixed + weight * output.logits
         return mixed.log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class PlausibleContrast:
+    """log p_0 - weight * log p_1 over the tokens with p_0(x) >= relative_top * max p_0; p_i is stream i's own distribution.
+
+    Other tokens get probability 0. With a floor they stay: p_0 is 0 for them and made to sum to 1 without them, and both
+    logarithms are of p + floor, as the released code of CoPe computes them.
+    """
+
+    weight: float
+    relative_top: float = 0.0
+    floor: float = 0.0
+
+    def __call__(self, outputs: Sequence[StreamOutput]) -> Tensor:
+        first, second = (output.logits.log_softmax(-1) for output in outputs)
+        implausible = first == -math.inf
+        if self.relative_top:
+            implausible = implausible | (first < first.amax(-1, keepdim=True) + math.log(self.relative_top))
+        if self.floor:
+            kept = first.masked_fill(implausible, -math.inf).softmax(-1)
+            return ((kept + self.floor).log() - self.weight * (second.exp() + self.floor).log()).log_softmax(-1)
+        mixed = first - self.weight * second if self.weight else first  # 0 * -inf would be NaN
+        return mixed.masked_fill(implausible, -math.inf).log_softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -17,5 +17,6 @@ METHODS: dict[str, str] = {
     "lora_c": "harness.methods.lora_c:LoRAC",
     "lora_p": "harness.methods.lora_p:LoRAP",
     "oppu": "harness.methods.oppu:OPPU",
+    "cope": "harness.methods.cope:CoPe",
     "style_vector": "harness.methods.style_vector:StyleVector",
 }

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import Example, Labelled, Prompt, User
 from harness.engine.weights.adapters import adapter_identity as adapter_identity
-from harness.errors import UsageError, UserFailed
+from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.writer import Summaries
 from harness.method import Fitted, Kit, Method, Retrieval, Written
 from harness.plan import Edit, LoRA, Stream
+from harness.plugins.options import Count, Finite
 from harness.training import PEFT_A, Adapter, Learner, Lesson, Recipe, Shifts, peft_name
 
 if TYPE_CHECKING:
@@ -142,6 +143,70 @@ class TrainsUsers(Trains):
             )
             for user in users
         ]
+
+
+@dataclass(frozen=True)
+class TrainsTwice(TrainsUsers):
+    """Base of the methods with two stages: an adapter that all users share, and one of each user's own on top of it."""
+
+    collective_epochs: int = 3
+    collective_lr: float | None = None
+    """Of the collective stage, which takes a hundred times the steps; None = lr, as published."""
+    targets: str = "q_proj,k_proj,v_proj"
+    """Linear modules of the collective adapter, by the ends of their names."""
+    personal_targets: str = "q_proj,v_proj"
+    rank: Count = 8
+    alpha: Finite = 8.0
+    """An adapter's output is scaled by alpha / rank."""
+    adapter: str | None = None
+    """A PEFT folder to use as the collective adapter."""
+    adapters: str | None = None
+    """A folder of PEFT folders named by user id, to use as personal adapters."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("collective_epochs", "collective_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{name} {value} is not valid; allowed: {name} >= 0")
+
+    def options(self) -> dict[str, Any]:
+        """As ever, but folders by name and content, which decide the numbers and are the same everywhere."""
+        folders = {"adapter": self.adapter, "adapters": self.adapters}
+        named = {name: adapter_identity(folder) if folder else None for name, folder in folders.items()}
+        return {**super().options(), **named}
+
+    def needs_train(self) -> bool:
+        return self.adapter is None
+
+    def personal_only(self) -> frozenset[str]:
+        return frozenset({"epochs", "items", "personal_targets", "adapters"})
+
+    def fit(self, kit: Kit, train: Sequence[Labelled]) -> Fitted:
+        """Stage 1: the collective adapter."""
+        if self.adapter is not None:
+            return kit.read_adapter(self.adapter)
+        part = Adapter.of(self.targets, self.rank, self.alpha)
+        (state,) = kit.train(
+            [self.collective(kit, train)], [part], self.recipe(self.collective_epochs, self.collective_lr)
+        )
+        if isinstance(state, UserFailed):
+            raise HarnessError(str(state))
+        return state
+
+    def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
+        """Stage 2: the user's adapter; no tensors where the task makes no pairs of the history."""
+        if self.adapters is not None:
+            return self.with_summaries(users, kit.read_adapters(self.adapters, users), self.summaries(kit, users))
+        part = Adapter.of(self.personal_targets, self.rank, self.alpha)
+        return self.personal(kit, users, part, adapters=(self.of_all(shared),))
+
+    def of_all(self, shared: Fitted | None) -> LoRA:
+        """The collective adapter. Raises HarnessError where there is none."""
+        if shared is None or not shared.tensors:
+            name = type(self).__name__.lower()
+            raise HarnessError(f"{name}: no collective adapter was trained; run 'harness fit --method {name}' first")
+        return lora(shared)
 
 
 def _text(written: Written | UserFailed | None) -> str:

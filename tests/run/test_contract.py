@@ -32,6 +32,7 @@ SMALL: Mapping[str, Sequence[str]] = {
     "dps": ("samples=2", "heads=2"),
     "decore": ("heads=2", "samples=2"),
     "oppu": ("rank=2", "collective_epochs=1", "epochs=1"),
+    "cope": ("rank=2", "collective_epochs=1", "epochs=1"),
     "perfit": ("rank=2", "personal_rank=1", "collective_epochs=1", "epochs=1"),
     "lora_c": ("rank=2", "epochs=1"),
     "lora_p": ("rank=2", "epochs=1"),
