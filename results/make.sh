@@ -29,11 +29,12 @@ harness run --method dps --task lamp2m --set control=random_mask
 harness sweep --method dps --task lamp2m --set "heads=2|4|8"
 harness sweep --method dps --task lamp2m --set clusters=4 --set samples=200 --set "routing=soft|hard"
 
-# what is trained: on other users (lora_c), for a user (perfit, oppu), at rates chosen on users of the test split
+# what is trained: on other users (lora_c), for a user (perfit, oppu, cope), at rates chosen on users of the test split
 collective="--set collective_lr=0.003 --set collective_epochs=1"
 trained="--set lr=0.01 --set epochs=2 --set batch_size=4 $collective"
 harness run --method lora_c $lamp --set lr=0.003 --set epochs=1 --set batch_size=4
 for control in none wrong_user; do harness run --method perfit --method oppu $lamp $trained --control $control; done
+for control in none wrong_user; do harness run --method cope --task lamp4 $trained --control $control; done
 # Figure 10 of PerFit, then its Table 1 and Figures 2 and 4
 harness sweep --method perfit --users 60 $trained --task lamp2m --set "rank=1|16" --set "personal_rank=1|16"
 for task in lamp2n lamp7; do
