@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError, UsageError
-from harness.fit.kit import Kit
+from harness.fit.kit import ModelKit
 from harness.method import Fitted
 from harness.methods.cope import CoPe
 from harness.methods.oppu import OPPU
@@ -46,8 +46,8 @@ def test_a_floor_keeps_what_is_not_plausible_as_the_released_code_does() -> None
 def test_the_user_is_contrasted_with_what_all_users_share() -> None:
     lm, train = random_lm(), toy_examples(4, seed=1)
     method = CoPe(**QUICK)
-    shared = method.fit(Kit(lm), train)
-    (personal,) = method.adapt(Kit(lm), [train[0].example.user], shared)
+    shared = method.fit(ModelKit(lm), train)
+    (personal,) = method.adapt(ModelKit(lm), [train[0].example.user], shared)
     assert isinstance(personal, Fitted)
     user, base = method.plan(train[0].example, shared, personal).streams
     assert user.prompt == base.prompt and user.adapters[:1] == base.adapters and len(user.adapters) == 2

@@ -307,7 +307,7 @@ def _cope_loop(*, released: bool) -> Callable[[Subject, Example], list[int]]:
         if id(subject) not in models:
             models[id(subject)] = _merged(subject, *SEEDS), _merged(subject, SEEDS[0])
         pair = models[id(subject)]
-        ids = subject.ids(Context(k=ITEMS).prompt(example).render())
+        ids = subject.ids(Retrieval(k=ITEMS).prompt(example).render())
         caches, token, answer = [one.prefilled(ids) for one in pair], ids[-1], list[int]()
         while len(answer) < NEW_TOKENS and (not answer or answer[-1] not in subject.ends):
             outputs = [
