@@ -196,6 +196,11 @@ class Method(ABC):
 
     retrieval: Retrieval = Retrieval()
 
+    @property
+    def context(self) -> Retrieval:
+        """`retrieval` by its first name, which methods of strangers read."""
+        return self.retrieval
+
     @abstractmethod
     def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
         """The forward passes and the mix for one example. Pure and cheap: no model call, equal arguments equal plans."""

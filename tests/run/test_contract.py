@@ -291,3 +291,12 @@ def test_an_instance_is_its_options(lm: LanguageModel) -> None:
     assert replace(Plain(), retrieval=replace(Plain().retrieval, k=2)).options()["k"] == 2
     with pytest.raises(UsageError):
         method_class("no_such_method")
+
+
+class ByItsFirstName(Plain):
+    def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
+        return Plan((Stream(self.context.prompt(example)),))
+
+
+def test_a_method_that_says_context_retrieves_as_one_that_says_retrieval(lm: LanguageModel) -> None:
+    check_method(ByItsFirstName(), lm=lm)
