@@ -80,8 +80,8 @@ class Prompt:
 @dataclass(frozen=True)
 class User:
     id: str
-    history: tuple[HistoryItem, ...] = ()
-    """Oldest first where the data has dates, else in file order."""
+    history: Sequence[HistoryItem] = ()
+    """Oldest first where the data has dates, else in file order. Of a large file it is read when it is looked at."""
     pairs: Sequence[Labelled] = field(default=(), repr=False, compare=False)
     """(input, output) examples the task makes from the history, each seeing earlier records only."""
 

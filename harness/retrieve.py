@@ -126,29 +126,31 @@ def use_encoder(encoder: Encoder | None) -> None:
 
 _encoder_in_use: Encoder | None = None
 _CACHED_HISTORIES = 256
-_cached: OrderedDict[tuple[str, int], tuple[tuple[HistoryItem, ...], Any]] = OrderedDict()
+_cached: OrderedDict[tuple[str, int], tuple[Sequence[HistoryItem], Any]] = OrderedDict()
 """(kind, id of the history) -> the history, held so that its id stays its own, and what was computed from it."""
 _newest: dict[int, tuple[str, int]] = {}
 """Id of a history's first record -> where in `_cached` the newest BM25 index of such a history lies."""
 
 
-def _per_history(kind: str, history: tuple[HistoryItem, ...], make: Callable[[], Any]) -> Any:
+def _per_history(kind: str, history: Sequence[HistoryItem], make: Callable[[], Any]) -> Any:
     key = kind, id(history)
     if key not in _cached:
         _cached[key] = history, make()
         if len(_cached) > _CACHED_HISTORIES:
             gone, (oldest, _) = _cached.popitem(last=False)
-            if _newest.get(id(oldest[0])) == gone:
+            if isinstance(oldest, tuple) and _newest.get(id(oldest[0])) == gone:
                 del _newest[id(oldest[0])]
     _cached.move_to_end(key)
     return _cached[key][1]
 
 
-def _index(history: tuple[HistoryItem, ...]) -> Bm25:
+def _index(history: Sequence[HistoryItem]) -> Bm25:
     """An index of the history: that of the history it goes on from where there is one, grown, else a new one.
 
     The items of a user that a method learns from are asked about one after another, each with those before it as history.
     """
+    if not isinstance(history, tuple):  # its items are made anew when they are looked at
+        return Bm25(item.document for item in history)
     before, index = _cached.get(_newest.get(id(history[0]), ("", 0)), ((), None))
     if index is not None and len(before) <= len(history) and all(map(operator.is_, before, history)):
         del _cached[_newest[id(history[0])]]

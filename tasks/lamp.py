@@ -15,20 +15,21 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 
-from harness.data import Example, HistoryItem, Labelled, User
+from harness.data import Example, Labelled, User
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 from harness.tasks import lamp_prompts, oppu_data
-from harness.tasks.lamp_export import content_of, golds_of, official_name, parsed_json, sha256_of
+from harness.tasks.lamp_export import official_name
+from harness.tasks.lamp_files import Question, QuestionFile, Split, Synthetic, content_of, parsed_json, sha256_of
 
 SPLITS = ("train", "dev", "test")
 MINI = "lamp-mini"
@@ -69,24 +70,28 @@ class Lamp(Task):
         self.most_active = most_active
         self.train_from = train_from
         self.complete = complete
-        self._splits: dict[str, _Split] = {}
+        self._splits: dict[str, Split] = {}
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
         split = self._split(selection.split)
-        chosen: list[int] = []
+        active = self._active if self.most_active else frozenset()
+        chosen: list[Labelled] = []
         users: set[str] = set()
-        for index, question in self._questions(selection.split):
-            user = _user_id(question)
+        questions = self._questions(selection.split)
+        for question in questions:
+            user = question.user
             if selection.limit is not None and len(chosen) >= selection.limit:
                 break
             full = selection.users is not None and len(users) >= selection.users
             if user in selection.exclude_users or (full and user not in users):
                 continue
-            if self.most_active and (user in self._active) == (selection.split == "train"):
+            if self.most_active and (user in active) == (selection.split == "train"):
                 continue
             users.add(user)
-            chosen.append(index)
-        return [self._labelled(split, index) for index in chosen]
+            chosen.append(self._labelled(split, question))
+        for _ in questions:  # a file that is read for the first time is checked to its end
+            pass
+        return chosen
 
     def fingerprint(self, selection: Selection) -> str:
         sha256 = self._split(selection.split).sha256
@@ -109,9 +114,8 @@ class Lamp(Task):
     def _active(self) -> frozenset[str]:
         """The users with the longest histories among the dev questions, the first in file order of equals."""
         longest: dict[str, int] = {}
-        for _, question in self._questions("dev"):
-            user = _user_id(question)
-            longest[user] = max(len(question["profile"]), longest.get(user, 0))
+        for question in self._questions("dev"):
+            longest[question.user] = max(question.items, longest.get(question.user, 0))
         return frozenset(sorted(longest, key=lambda user: -longest[user])[: self.most_active])
 
     def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
@@ -151,22 +155,21 @@ class Lamp(Task):
     def _provenance(self, split: str) -> bytes:
         return content_of(self.questions_file(self._source(split)).with_name("profile_provenance.json"))
 
-    def _questions(self, split: str) -> list[tuple[int, dict[str, Any]]]:
-        """With their places; under `complete` those whose profile is whole."""
-        every = list(enumerate(self._split(split).questions))
+    def _questions(self, split: str) -> Iterator[Question]:
+        """Under `complete` those whose profile is whole."""
         if not self.complete:
-            return every
+            return iter(self._split(split))
         about = parsed_json(
             self.questions_file(self._source(split)).with_name("profile_provenance.json"), self._provenance(split)
         )
         if not isinstance(about, dict) or not all(isinstance(said, dict) for said in about.values()):
             raise DataMissing(f'{self.name}: profile_provenance.json should be as in {{"610": {{"complete": true}}}}')
-        return [(index, one) for index, one in every if about.get(str(one["id"]), {}).get("complete")]
+        return (one for one in self._split(split) if about.get(str(one.id), {}).get("complete"))
 
     def _source(self, split: str) -> str:
         return self.train_from if split == "train" else split
 
-    def _split(self, split: str) -> _Split:
+    def _split(self, split: str) -> Split:
         if split not in SPLITS:
             hint = did_you_mean(split, SPLITS)
             raise UsageError(f"{self.name} has no split {split!r}{hint} it has {', '.join(SPLITS)}")
@@ -178,20 +181,13 @@ class Lamp(Task):
             self._splits[split] = read(self, split)
         return self._splits[split]
 
-    def _labelled(self, split: _Split, index: int) -> Labelled:
-        question = split.questions[index]
-        text, user = question["input"], _user_id(question)
-        profile = question["profile"]
-        try:
-            if id(profile) not in split.histories:
-                split.histories[id(profile)] = lamp_prompts.history(self.name, profile, dated=self.split_by == "time")
-        except ValueError as problem:
-            raise split.broken(index, str(problem)) from None
-        history = split.histories[id(profile)]
+    def _labelled(self, split: Split, question: Question) -> Labelled:
+        text, user = split.text(question), question.user
+        history = split.history(question)
         pairs = lamp_prompts.HistoryPairs(self.name, user, lamp_prompts.frame(self.name, text), history)
         query, template = lamp_prompts.query(self.name, text), lamp_prompts.LampTemplate(self.name)
         labels = lamp_prompts.LABELS.get(self.name, ())
-        example = Example(str(question["id"]), User(user, history, pairs), text, query, template, labels=labels)
+        example = Example(str(question.id), User(user, history, pairs), text, query, template, labels=labels)
         return Labelled(example, () if split.golds is None else (split.golds[example.id],))
 
 
@@ -355,57 +351,23 @@ def _unparsed(parsed: Sequence[Any], consequence: str) -> str:
     return f"{count} of {len(parsed)} unparsed, {consequence}" if count else ""
 
 
-@dataclass(frozen=True)
-class _Split:
-    """One split's records, checked; profiles are checked when they are used."""
-
-    source: str
-    """Where the questions come from, for messages."""
-    questions: list[dict[str, Any]]
-    golds: dict[str, str] | None
-    sha256: str
-    histories: dict[int, tuple[HistoryItem, ...]] = field(default_factory=dict)
-    """Of profiles by their id(): OPPU's questions of one user share theirs, and what retrieval makes of it."""
-
-    def broken(self, index: int, problem: str) -> DataMissing:
-        return DataMissing(f"{self.source}: record {index} (id {self.questions[index].get('id')!r}): {problem}")
-
-
-def _user_id(question: Mapping[str, Any]) -> str:
-    return str(question.get("user_id", question["id"]))
-
-
-def _read_mini(task: Lamp, split: str) -> _Split:
+def _read_mini(task: Lamp, split: str) -> Split:
     from harness.tiny import lamp_mini
 
     questions, golds = lamp_mini.load(task.name, cast("lamp_mini.Split", split))
     canonical = json.dumps([questions, golds], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return _Split(MINI, questions, {gold["id"]: gold["output"] for gold in golds}, sha256_of(canonical.encode()))
+    sha256 = sha256_of(canonical.encode())
+    return Synthetic(task.name, questions, {gold["id"]: gold["output"] for gold in golds}, sha256)
 
 
-def _read_files(task: Lamp, split: str) -> _Split:
-    questions_file = task.questions_file(split)
-    content = content_of(questions_file)
-    parsed, own_golds = parsed_json(questions_file, content), None
-    if oppu_data.is_oppu(questions_file):
-        try:
-            parsed, own_golds = oppu_data.questions(parsed)
-        except ValueError as problem:
-            raise DataMissing(f"{questions_file}: {problem}") from None
-    checked = _Split(str(questions_file), _questions(task, questions_file, parsed), None, sha256_of(content))
-    if own_golds is not None:
-        return replace(checked, golds=golds_of(task.name, questions_file, {"golds": own_golds}))
-    golds_file = questions_file.with_name(f"{split}_outputs.json")
-    if not golds_file.is_file():
-        if split == "test":  # LaMP keeps these for its leaderboard
-            return checked
-        raise DataMissing(f"{task.name}: {questions_file} has no {golds_file.name} beside it; fetch that file too")
-    gold_content = content_of(golds_file)
-    golds = golds_of(task.name, golds_file, parsed_json(golds_file, gold_content))
-    for index, question in enumerate(checked.questions):
-        if str(question["id"]) not in golds:
-            raise checked.broken(index, f"{golds_file.name} has no gold for this id; do the two files belong together?")
-    return replace(checked, golds=golds, sha256=sha256_of(content, gold_content))
+def _read_files(task: Lamp, split: str) -> Split:
+    questions = task.questions_file(split)
+    golds: Path | None = questions.with_name(f"{split}_outputs.json")
+    if oppu_data.is_oppu(questions) or (split == "test" and not golds.is_file()):
+        golds = None  # they stand in OPPU's file; LaMP keeps those of its test split for its leaderboard
+    elif not golds.is_file():
+        raise DataMissing(f"{task.name}: {questions} has no {golds.name} beside it; fetch that file too")
+    return QuestionFile(task.name, questions, golds, dated=task.split_by == "time")
 
 
 def _find(task: Lamp, file: str, split: str) -> Path:
@@ -423,20 +385,3 @@ def _find(task: Lamp, file: str, split: str) -> Path:
         f"{task.name}: {root} has no {file} (looked for: {looked}); 'harness data get {task.name} --split "
         f"{task.split_by}' {how} then give the folder as --data or $HARNESS_DATA"
     )
-
-
-def _questions(task: Lamp, file: Path, questions: Any) -> list[dict[str, Any]]:
-    if not isinstance(questions, list):
-        raise DataMissing(f"{file}: expected a list of questions, found {type(questions).__name__}")
-    seen: set[str] = set()
-    for index, question in enumerate(questions):
-        ident = question.get("id") if isinstance(question, dict) else None
-        problem = lamp_prompts.problem(task.name, question, dated=task.split_by == "time")
-        if not problem and str(ident) in seen:
-            problem = "field 'id' is taken by an earlier record"
-        if not problem and ("user_id" in question) != ("user_id" in questions[0]):
-            problem = "field 'user_id' is in some records and not in others; whose question is this?"
-        if problem:
-            raise DataMissing(f"{file}: record {index} (id {ident!r}): {problem}")
-        seen.add(str(ident))
-    return questions

@@ -214,7 +214,7 @@ class HistoryPairs(Sequence[Labelled]):
     user: str
     frame: str
     """The input sentence, with `{text}` for the text."""
-    history: tuple[HistoryItem, ...]
+    history: Sequence[HistoryItem]
 
     def __len__(self) -> int:
         return len(self.history) if self.task in _PAIRS else 0
@@ -231,7 +231,7 @@ class HistoryPairs(Sequence[Labelled]):
         record = self.history[i]
         source, target = _PAIRS[self.task]
         text = self.frame.replace("{text}", record.fields[source]) if source else _REQUEST
-        user, template = User(self.user, self.history[:i]), LampTemplate(self.task)
+        user, template = User(self.user, tuple(self.history[:i])), LampTemplate(self.task)
         labels = LABELS.get(self.task, ())
         example = Example(f"{self.user}/{record.id}", user, text, query(self.task, text), template, labels=labels)
         return Labelled(example, (record.fields[target],))

@@ -38,22 +38,19 @@ def is_oppu(file: Path) -> bool:
     return any(file.name in names for names in FILES.values())
 
 
-def questions(users: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions and golds in LaMP's shape; a user's questions share one profile object.
+def questions(user: Any, place: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions and golds of the user at this place of the file, in LaMP's shape; they share one profile object.
 
-    Raises ValueError saying which user lacks what.
+    Raises ValueError saying what the user lacks.
     """
-    if not isinstance(users, list):
-        raise ValueError(f"expected a list of users, found {type(users).__name__}")
+    for field, kind in (("user_id", (str, int)), ("profile", list), ("query", list)):
+        if not isinstance(user, dict) or not isinstance(user.get(field), kind):
+            raise ValueError(f"user {place} has no field {field!r} of OPPU's format (user_id, profile, query)")
     asked: list[dict[str, Any]] = []
     golds: list[dict[str, Any]] = []
-    for place, user in enumerate(users):
-        for field, kind in (("user_id", (str, int)), ("profile", list), ("query", list)):
-            if not isinstance(user, dict) or not isinstance(user.get(field), kind):
-                raise ValueError(f"user {place} has no field {field!r} of OPPU's format (user_id, profile, query)")
-        for query in user["query"]:
-            if not isinstance(query, dict) or not {"id", "input", "gold"} <= set(query):
-                raise ValueError(f"user {place} (user_id {user['user_id']!r}): a query should have id, input and gold")
-            asked.append({**query, "user_id": user["user_id"], "profile": user["profile"]})
-            golds.append({"id": query["id"], "output": query["gold"]})
+    for query in user["query"]:
+        if not isinstance(query, dict) or not {"id", "input", "gold"} <= set(query):
+            raise ValueError(f"user {place} (user_id {user['user_id']!r}): a query should have id, input and gold")
+        asked.append({**query, "user_id": user["user_id"], "profile": user["profile"]})
+        golds.append({"id": query["id"], "output": query["gold"]})
     return asked, golds

@@ -10,6 +10,7 @@ import pytest
 
 from harness.errors import DataMissing
 from harness.files.json_files import DEPTH, instance, parse, read_bytes, read_json
+from harness.files.json_lists import NotAList, elements
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,81 @@ def test_what_is_json_is_read_as_python_reads_it() -> None:
     assert parse("[" * DEPTH + "]" * DEPTH)
     assert parse('"é"') == "é"
     assert parse(b'["\\ud83d"]', surrogates=True) == ["\ud83d"]  # a model may have written it
+
+
+def listed(file: Path, content: bytes) -> object:
+    """What `elements` makes of the content, or what it says."""
+    file.write_bytes(content)
+    seen: list[bytes] = []
+    try:
+        found = list(elements(file, seen.append))
+    except NotAList as other:
+        return f"no list but {other}"
+    except ValueError as error:
+        return str(error)
+    assert b"".join(seen) == content
+    for element in found:
+        assert parse(content[element.start : element.start + element.size]) == element.value
+    return [element.value for element in found]
+
+
+def parsed(content: bytes) -> object:
+    try:
+        value = parse(content)
+    except ValueError as error:
+        return str(error)
+    return value if isinstance(value, list) else f"no list but {type(value).__name__}"
+
+
+@pytest.mark.parametrize("window", [1, 3, 30, 1 << 20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"\xef\xbb\xbf\r\n [ ] \t",
+        b'[1, -2.5e3, 12345678901234567890, true,null , "\\u00e9\\ud83d\\ude00"]',
+        '\ufeff[{"é": ["ü☕", {}]},\n  [[]], "x\U0001f600"]'.encode(),
+        b"{}",
+        b'"text"',
+        b"",
+        b"[",
+        b"[1",
+        b"[1,",
+        b"[1 2]",
+        b"[1,]",
+        b"[,1]",
+        b"[] 1",
+        b"[1] ]",
+        b'[{"a": 1},\n\n  {"a" 2}, 3]',
+        b'[{"a": 1},\n "it stops',
+        b'["a\nb"]',
+        b'["\\x"]',
+        b"[tru]",
+        b"[1, NaN]",
+        b"[1e400]",
+        b"[" + b"9" * 400 + b"]",
+        b'[{"a": 1, "a": 2}]',
+        b'[0, {"b": ["\\ud83d"]}]',
+        b"[" * 101 + b"]" * 101,
+        b"[" * 100 + b"]" * 100,
+        b"[" * 5000,
+        b"[1, \xff]",
+        '["é'.encode()[:-1],
+    ],
+)  # fmt: skip
+def test_a_list_read_in_parts_is_the_list_read_whole_and_so_is_what_is_refused(tmp_path, monkeypatch, content, window):
+    monkeypatch.setattr("harness.files.json_lists.WINDOW", window)
+    found = listed(tmp_path / "list.json", content)
+    assert found == parsed(content)
+
+
+def test_a_fault_early_in_a_long_list_is_found_without_reading_the_rest(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("harness.files.json_lists.WINDOW", 100)
+    (tmp_path / "long.json").write_bytes(b'[{"a": 1 "b"},' + b" " * 10**5)
+    seen: list[bytes] = []
+    with pytest.raises(ValueError, match="line 1 column 10"):
+        list(elements(tmp_path / "long.json", seen.append))
+    assert sum(map(len, seen)) < 1000
 
 
 def test_a_folder_a_pipe_and_a_file_too_large_are_no_files_to_read(tmp_path: Path, monkeypatch) -> None:

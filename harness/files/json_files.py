@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import stat
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 DEPTH = 100
 """Lists and objects inside each other."""
+BOM = b"\xef\xbb\xbf"
+WHITE = re.compile(r"[ \t\n\r]*")
 LARGEST = 4 << 30
 """Bytes of a file: far above any benchmark's, far below what would fill a machine."""
 _HALF_ESCAPED = re.compile(
@@ -51,33 +54,45 @@ def parse(content: bytes | str, *, surrogates: bool = False) -> Any:
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogatepass")
     try:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogatepass" if surrogates else "strict")
-        value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_no_number, parse_int=_whole, parse_float=_finite
-        )
+        text = content.removeprefix(BOM).decode("utf-8", "surrogatepass" if surrogates else "strict")
+        value, end = STRICT.raw_decode(text, WHITE.match(text, 0).end())  # type: ignore[union-attr]
+        end = WHITE.match(text, end).end()  # type: ignore[union-attr]
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is no UTF-8") from None
     except RecursionError:
         raise ValueError(f"nested more than {DEPTH} deep") from None
-    if not surrogates and b"\\u" in content and _HALF_ESCAPED.search(content):
-        _no_halves(value)
+    check(value, b"" if surrogates else content)
+    return value
+
+
+def check(value: Any, content: bytes, where: str = "", depth: int = DEPTH) -> None:
+    """Raises ValueError for halves of surrogate pairs, which only escapes in `content` can have made, and for nesting."""
+    if b"\\u" in content and _HALF_ESCAPED.search(content):
+        _no_halves(where, value)
     level = [value] if isinstance(value, list | dict) else []
-    for _ in range(DEPTH):
+    for _ in range(depth):
         level = [part for outer in level for part in _parts(outer) if type(part) in (list, dict)]
     if level:
         raise ValueError(f"nested more than {DEPTH} deep")
-    return value
 
 
 def read_bytes(file: Readable) -> bytes:
     """Raises OSError where it cannot be read, ValueError where it is no file or too large to be what it should be."""
     if isinstance(file, Path):
-        about = file.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no file")
+        about = status(file)
         if about.st_size > LARGEST:
             raise ValueError(f"it has {about.st_size / 2**30:.1f} GiB, more than {LARGEST >> 30}")
     return file.read_bytes()
+
+
+def status(file: Path) -> os.stat_result:
+    """Raises OSError where there is none, ValueError where it is no file."""
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no file")
+    return about
 
 
 def read_json(file: Readable, shape: type[T] | Any, what: str, expected: str) -> T:
@@ -95,7 +110,7 @@ def read_json(file: Readable, shape: type[T] | Any, what: str, expected: str) ->
     except ValueError as error:
         raise DataMissing(f"{what} {file} is not valid JSON ({error})") from None
     try:
-        found: T = TypeAdapter(shape).validate_json(content.removeprefix(b"\xef\xbb\xbf"), strict=True)
+        found: T = TypeAdapter(shape).validate_json(content.removeprefix(BOM), strict=True)
     except ValidationError as error:
         raise DataMissing(f"{what} {file}: {problem_of(error)}; expected {expected}") from None
     return found
@@ -211,8 +226,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _no_halves(value: Any) -> None:
-    waiting: list[tuple[str, Any]] = [("", value)]
+def _no_halves(where: str, value: Any) -> None:
+    waiting: list[tuple[str, Any]] = [(where, value)]
     while waiting:
         where, value = waiting.pop()
         if isinstance(value, list | dict):
@@ -222,3 +237,6 @@ def _no_halves(value: Any) -> None:
         elif isinstance(value, str) and not value.isascii() and _HALF.search(value):
             place = f"field {ascii(where[:80])[1:-1]} holds" if where else "it is"
             raise ValueError(f"{place} half of a surrogate pair, which is no character")
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)

@@ -162,7 +162,14 @@ def _check_item(who: str, item: object) -> None:
         if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
             raise _wrong(f"{where}: {name} is", values, "a tuple of texts, as in ('gold answer',)")
     history = example.user.history
-    if not isinstance(history, tuple | list) or not all(isinstance(record, HistoryItem) for record in history):
+    seen = (
+        history if isinstance(history, tuple | list) else ()
+    )  # others read a file when they are looked at, as LaMP's do
+    if (
+        not isinstance(history, Sequence)
+        or isinstance(history, str)
+        or not all(isinstance(record, HistoryItem) for record in seen)
+    ):
         raise _wrong(f"{where}: its user's history is", history, "a tuple of HistoryItem")
     if not callable(example.template):
         raise _wrong(f"{where}: template is", example.template, "a Template, called with text, items and summary")

@@ -21,7 +21,7 @@ from harness.data import Example, HistoryItem
 from harness.errors import DataMissing, UsageError
 from harness.statistics import metrics
 from harness.task import Sample, Selection
-from harness.tasks import TASKS, lamp_prompts
+from harness.tasks import TASKS, lamp_files, lamp_prompts
 from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp2N, Lamp3, Lamp4, Lamp5, Lamp6, Lamp7
 from harness.tasks.lamp_export import export_lamp
 
@@ -378,14 +378,18 @@ def test_a_truncated_file_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["dev_questions.json", "dev_outputs.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, name):
     write(tmp_path, [question()])
+    opened = Path.open
 
-    def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(self, *mode, **named):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *mode, **named)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(DataMissing, match=r"dev_questions.json cannot be read \(Permission denied\)"):
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataMissing, match=rf"{name} cannot be read \(Permission denied\)"):
         load(tmp_path)
 
 
@@ -402,6 +406,103 @@ def test_a_split_that_is_not_there_says_where_it_was_looked_for_and_what_to_do(t
     (tmp_path / "dev_outputs.json").unlink()
     with pytest.raises(DataMissing, match=r"no dev_outputs.json beside it"):
         load(tmp_path)
+
+
+# Large files
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of 9 users' questions that counts as large, written long ago; two of their histories fit in memory."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    asked = [question(str(n), [item(f"é{n}{i}") for i in range(n)]) for n in range(9)]
+    folder = write(tmp_path / "data", asked)
+    monkeypatch.setattr("harness.files.json_lists.WINDOW", 50)
+    monkeypatch.setattr(lamp_files, "KEPT", sum(len(json.dumps(one)) for one in asked[:2]))
+    monkeypatch.setattr(lamp_files, "LARGE", 100)
+    for file in folder.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    return folder
+
+
+def test_a_large_file_has_the_items_of_a_small_one_and_its_histories_lie_in_it(large, monkeypatch):
+    items = load(large)
+    assert [type(one.example.user.history) is tuple for one in items] == [True] * 2 + [False] * 7
+    again = load(large)
+    assert items == again and again == items
+    last = items[8].example.user
+    assert len(last.history) == 8 and last.history[::-1][0].id == "é87" and next(iter(last.history)).id == "é80"
+    assert repr(last.history) == "<8 items>"
+    assert pickle.loads(pickle.dumps(last)) == last
+    assert last.pairs[7].example.user.history == last.history[:7]
+    monkeypatch.setattr(lamp_files, "KEPT", 10**9)
+    assert load(large) == items
+    assert type(load(large)[8].example.user.history) is tuple
+
+
+def test_of_a_large_file_that_was_checked_only_the_records_asked_for_are_read(large, monkeypatch):
+    whole = Lamp4(data=str(large)).fingerprint(Selection())
+    read: list[str] = []
+
+    def spied(self, asked, read_record=lamp_files.QuestionFile._read):
+        read.append(asked.id)
+        return read_record(self, asked)
+
+    monkeypatch.setattr(lamp_files.QuestionFile, "_read", spied)
+    monkeypatch.setattr(lamp_files, "elements", None)
+    again = Lamp4(data=str(large))
+    assert [one.example.id for one in again.items(Selection(limit=2))] == ["0", "1"]
+    assert again.fingerprint(Selection()) == whole
+    assert read == ["0", "1"]
+    (most,) = Lamp4(data=str(large), most_active=1).items(Selection())
+    assert (most.example.id, read[2:]) == ("8", ["8"])
+    assert not load(large)[8].example.user.history[:0]
+
+
+def test_a_large_file_is_checked_again_where_it_or_what_was_kept_has_changed(large, tmp_path):
+    whole = Lamp4(data=str(large)).fingerprint(Selection())
+    (kept,) = (tmp_path / "cache/lamp").iterdir()
+    kept.write_text("[")
+    assert Lamp4(data=str(large)).fingerprint(Selection()) == whole
+    late = Lamp4(data=str(large))
+    items = late.items(Selection())
+    file = large / "dev_questions.json"
+    file.write_text(file.read_text().replace("A dog ran", "A cat ran", 1))
+    with pytest.raises(DataMissing, match="was written while it was read; run the command again"):
+        list(items[7].example.user.history)
+    assert Lamp4(data=str(large)).fingerprint(Selection()) != whole
+    assert (
+        len(list((tmp_path / "cache/lamp").iterdir())) == 1
+    )  # written just now: the next writing may have this time too
+    os.utime(file, (1_000_000_001, 1_000_000_001))
+    (large / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_4", "golds": []}))
+    with pytest.raises(DataMissing, match="has no gold"):
+        load(large)
+
+
+def test_a_large_file_is_checked_whole_whatever_is_asked_for(large):
+    file = large / "dev_questions.json"
+    broken = json.loads(file.read_text())
+    file.write_text(json.dumps([*broken, broken[0]]))
+    with pytest.raises(DataMissing, match=r"record 9 \(id '0'\): field 'id' is taken"):
+        Lamp4(data=str(large)).items(Selection(limit=1))
+
+
+def test_oppus_questions_of_a_user_share_a_history_that_lies_in_its_file(large):
+    asked = [{"id": str(n), "input": f"{HEADLINE}A dog ran.", "gold": f"gold {n}"} for n in range(3)]
+    users = [
+        {"user_id": n, "profile": [item(f"{n}{i}") for i in range(20)], "query": query}
+        for n, query in enumerate((asked[:2], asked[2:]))
+    ]
+    folder = large / "news_headline"
+    folder.mkdir()
+    (folder / "user_top_100_history.json").write_text(json.dumps(users))
+    os.utime(folder / "user_top_100_history.json", (1_000_000_000, 1_000_000_000))
+    for _ in range(2):
+        items = load(folder)
+        asked_of = [(one.example.user.id, one.targets) for one in items]
+        assert asked_of == [("0", ("gold 0",)), ("0", ("gold 1",)), ("1", ("gold 2",))]
+        assert items[0].example.user.history is items[1].example.user.history
 
 
 def test_the_time_split_insists_on_users_and_dates(tmp_path):
