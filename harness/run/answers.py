@@ -82,6 +82,12 @@ class Asked:
         return max((request.tokens for request in self.requests), default=0)
 
     @property
+    def rows(self) -> int:
+        """Of a batch: one a stream, and of choices one for each beginning that they do not share."""
+        beginnings = {c[:-1] for c in self.choices} or {()}
+        return len(beginnings) * max((len(request.plan.streams) for request in self.requests), default=0)
+
+    @property
     def cut_tokens(self) -> int:
         """Cut from the left of the contexts, over the streams of the request that lost most."""
         return max((sum(prompt.cut for prompt in different(request)) for request in self.requests), default=0)

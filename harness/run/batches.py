@@ -18,6 +18,8 @@ class Batching:
     size: int | None = None
     """Samples a batch; None = auto, which doubles from batch to batch."""
     planned: list[list[str]] = field(default_factory=list)
+    fits: int | None = None
+    """Samples a batch under auto that the memory holds, where that is known."""
     done: frozenset[str] = frozenset()
     """Samples of planned batches that need not run again."""
     changed: Callable[[], None] = lambda: None
@@ -31,12 +33,21 @@ class Batching:
         """Cut `ids` into batches, in their order. Does nothing where batches are planned already."""
         if self.planned:
             return
-        size, start = self.size or AUTO_START, 0
+        most = self.most(device)
+        size, start = self.size or min(AUTO_START, most), 0
         while start < len(ids):
             self.planned.append(list(ids[start : start + size]))
             start += size
-            size = self.size or min(2 * size, AUTO_MOST[device])
+            size = self.size or min(2 * size, most)
         self.changed()
+
+    def most(self, device: str) -> int:
+        """Samples of the largest batch."""
+        if self.size is not None:
+            return self.size
+        # a power of two, so that a little more or less free memory plans the same batches
+        fits = AUTO_MOST[device] if self.fits is None else 2 ** (max(1, self.fits).bit_length() - 1)
+        return min(AUTO_MOST[device], fits)
 
     def halve(self, at: int) -> None:
         """Memory ran out in batch `at`: half as many samples a batch for it and all that come after it."""

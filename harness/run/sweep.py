@@ -25,7 +25,6 @@ from harness.judge.judges import Judge
 from harness.plan import Generated
 from harness.records.store import Outcome, read_samples
 from harness.run.answers import Answer, Asked
-from harness.run.batches import AUTO_MOST
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import cell_steps
@@ -120,7 +119,8 @@ class _Joint:
             waiting = [point, *(p for p in self.points if p is not point and p.waits_for(ids))]
             asked = [[p._ask(self.examples[i]) for i in ids] for p in waiting]
             before = _minus(point.decoder.cost, Cost())
-            rows = POINT_ROWS * (point.batching.size or AUTO_MOST[point.lm.device.type])
+            rows = POINT_ROWS * point.batching.most(point.lm.device.type)
+            rows = min(rows, max(len(ids), point.fits([one for part in asked for one in part]) or rows))
             start = time.perf_counter()
             found = list(point._in_pieces([one for part in asked for one in part], rows, point.answer_alone))
             seconds = time.perf_counter() - start

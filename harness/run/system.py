@@ -20,6 +20,7 @@ from harness.data import Example, Joint
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.encoder import CutPrompt, Encoded
+from harness.engine.memory import rows_that_fit
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
@@ -29,7 +30,7 @@ from harness.plan import Generated, Plan, Scored, Site, Sites, Stream, Where
 from harness.plugins.returned import plan_of
 from harness.records.schema import Serving
 from harness.run.answers import RULED_OUT, Answer, Asked, Chosen, Difference, Effect, different, response_of
-from harness.run.batches import AUTO_MOST, Batching
+from harness.run.batches import Batching
 from harness.task import TOO_LARGE, Generation, Sample, System
 
 EFFECT_BATCH = 8
@@ -100,6 +101,7 @@ class ModelSystem:
             raise UsageError("two examples of the selection have the same id")
         asked = {example.id: self._try(example) for example in examples}
         ready = {i: one for i, one in asked.items() if isinstance(one, Asked)}
+        self.batching.fits = self.fits(list(ready.values()))
         names = list(ready)
         order = _order([alike(by_id[i]) for i in names], [ready[i].tokens for i in names])
 
@@ -136,6 +138,15 @@ class ModelSystem:
             number += 1
             finished += len(batch)
             self.progress("answering", finished, len(ids))
+
+    def fits(self, asked: Sequence[Asked]) -> int | None:
+        """How many samples as large as the largest of these the memory holds; None where that is not known."""
+        sizes = [(one.rows, one.tokens) for one in asked if one.requests]
+        if not sizes:
+            return None
+        new = max(self.generation.max_new_tokens, *(len(c) for one in asked for c in one.choices), 1)
+        found = rows_that_fit(self.lm, max(tokens for _, tokens in sizes), new)
+        return None if found is None else max(1, found // max(rows for rows, _ in sizes))
 
     def _attempt(self, run: Callable[[], Result]) -> Result | None:
         """What `run` returns; None, and nothing spent, where memory did not suffice."""
@@ -256,7 +267,8 @@ class ModelSystem:
         self, order: Sequence[int], asked: Sequence[Asked], run: Callable[[Sequence[Asked]], Sequence[Result]]
     ) -> list[Result]:
         """What `run` gives for each of `asked`, run in `order` as memory allows."""
-        size = self.batching.size or AUTO_MOST[self.lm.device.type]
+        self.batching.fits = self.fits(asked)
+        size = self.batching.most(self.lm.device.type)
         found = dict(zip(order, self._in_pieces([asked[n] for n in order], size, run), strict=True))
         return [found[n] for n in range(len(asked))]
 

@@ -1,0 +1,76 @@
+"""How many rows of a batch the machine's memory holds, from the model's sizes and the longest prompt. For models on a CPU.
+
+A GPU says when its memory is full, and a batch is halved; a CPU's process is killed instead. `bench/memory.py` holds the
+estimate against what a process takes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.engine.model import LanguageModel
+
+SHARE = 0.7
+"""Of the free memory that a batch may take; the rest is for what else grows."""
+_FIXED = 128 << 20
+"""Bytes of a pass whatever its rows: the allocator's own."""
+
+
+def rows_that_fit(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> int | None:
+    """Rows of so many tokens that the free memory holds, at least 1; None where that is not known, or not needed."""
+    free = free_bytes() if lm.device.type == "cpu" else None
+    if free is None:
+        return None
+    return max(1, int((SHARE * free - _FIXED) // row_bytes(lm, prompt_tokens, new_tokens)))
+
+
+def row_bytes(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> int:
+    """What a row takes at its most: keys and values of all blocks, what one block computes of a prompt, and logits."""
+    sizes, tokens = lm.sizes, prompt_tokens + new_tokens
+    attends, reads = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    kept = 2 * sizes.layers * reads * tokens
+    one_block = prompt_tokens * (6 * sizes.width + 4 * sizes.mlp + 3 * (attends + 2 * reads)) + 2 * tokens * attends
+    masks = 5 * prompt_tokens**2  # which token sees which: as truth values, and as numbers to add
+    return (kept + one_block) * lm.model.dtype.itemsize + masks + 6 * 4 * sizes.vocabulary
+
+
+def free_bytes(root: Path = Path("/")) -> int | None:
+    """What this process can still take: the machine's available memory, or what its control groups leave if that is less.
+
+    Weights that lie in a file's pages count as available there, and are taken off. None where the system says nothing.
+    """
+    available = _numbers(root / "proc/meminfo").get("MemAvailable")
+    if available is None:
+        return None
+    mapped = _numbers(root / "proc/self/status").get("RssFile", 0)
+    return max(0, min([(available - mapped) * 1024, *_left_by_groups(root)]))
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What the limits of the process's control groups, old and new, and of those around them leave."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        old = "memory" in kinds.split(",")
+        if kinds and not old:
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if old else "")
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+        for inner in [Path(path.strip("/")), *Path(path.strip("/")).parents]:
+            numbers = [_text(base / inner / name).strip() for name in (limit, used)]
+            if all(number.isdigit() for number in numbers):  # "max" is no limit
+                can_go = _numbers(base / inner / "memory.stat").get("inactive_file", 0)
+                yield int(numbers[0]) - int(numbers[1]) + can_go
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Lines as in `MemAvailable:  123 kB` or `inactive_file 123`."""
+    return {name: int(value) for name, value in re.findall(r"^(\w+):?\s+(\d+)\b", _text(file), re.MULTILINE)}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
