@@ -55,6 +55,8 @@ class Decoder:
         self.cost = Cost()
         # a sliding window counts columns of the cache, and padding behind a shared beginning would be counted with them
         self._begins_once = not any(layer.is_sliding for layer in lm.new_cache().layers)
+        self._begun: tuple[tuple[int, ...], Any] = (), None
+        """The beginning that a batch's prompts shared last, with its keys and values: the next batch's may be the same."""
 
     def chooser(self, sampling: Sampling, requests: Sequence[Request], steps: int) -> Chooser:
         """What chooses the samples' tokens."""
@@ -240,11 +242,21 @@ class Decoder:
         return state
 
     def _beginning(self, row: Rows, ids: Sequence[int]) -> Any:
-        """Keys and values of the tokens a family's prompts begin with, [1, ...]."""
-        cache, tokens = self.lm.new_cache(), np.asarray([ids])
+        """Keys and values of the tokens a family's prompts begin with, [1, ...]. Those of the last family without edits and
+        adapters there are kept, and taken where the tokens are the very same: so they are bit for bit what a pass gives."""
+        begun, tokens = tuple(ids), np.asarray([ids])
+        bare = row.bare_below(len(ids))
         with self.passes(self.lm, row, self.cost) as current:
+            positions = np.arange(len(ids))[None]
             everything = torch.ones(tokens.shape, dtype=torch.long, device=self.lm.device)
-            current.run(tokens, np.arange(len(ids))[None], everything, cache, keep=slice(0))
+            if bare and self._begun[0] == begun:
+                # counted with each batch, so that a run that was killed costs what an unbroken one does
+                current.count(tokens, positions, everything)
+                return self._begun[1]
+            cache = self.lm.new_cache()
+            current.run(tokens, positions, everything, cache, keep=slice(0))
+        if bare:
+            self._begun = begun, cache
         return cache
 
     def _mixed(self, current: Pass, mixes: Sequence[Mix], hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -120,6 +120,10 @@ class Rows:
                     alone += same
         return [*found, (0, sorted(alone))] if alone else found
 
+    def bare_below(self, end: int) -> bool:
+        """Whether no row has adapters, or an edit that touches a position below `end`."""
+        return all(self._acting_before(row, end) == ((), ()) for row in range(len(self.streams)))
+
     def _acting_before(self, row: int, end: int) -> tuple[Any, ...]:
         """The adapters of a row, and the edits that touch a position below `end` with the positions they touch."""
         stream, layout = self.streams[row], self.prompts[row].encoded.layout()

@@ -12,7 +12,7 @@ from harness.data import Example, HistoryItem, Prompt, User
 from harness.edits import AddVector, ScaleHeads
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Request
+from harness.engine.rows import Pass, Request
 from harness.engine.sites import FAMILIES
 from harness.method import Fitted
 from harness.methods.cad import CAD
@@ -222,3 +222,30 @@ def test_examples_that_are_alike_run_next_to_each_other() -> None:
     system = ModelSystem(lm, Plain(), Generation(4), batching=Batching(2))
     list(system.respond(examples, alike=lambda example: "odd" if int(example.id) % 2 else "even"))
     assert system.batching.planned == [["3", "1"], ["2", "0"]]
+
+
+@pytest.mark.parametrize("edits", [(), (ScaleHeads(1, ((0, 0.0),), 8, DECODE),), (ScaleHeads(1, ((0, 0.0),), 8, ALL),)])
+def test_a_beginning_that_batches_share_runs_once_and_every_bit_is_as_if_it_ran_again(monkeypatch, edits):
+    lm = random_lm()
+    one, ran = Decoder(lm), []
+
+    def spied(self, ids, *rest, keep=slice(None), run=Pass.run, **named):
+        ran.extend([ids.shape] if keep == slice(0) else [])
+        return run(self, ids, *rest, keep=keep, **named)
+
+    monkeypatch.setattr(Pass, "run", spied)
+    asked = [_requests(one, [f"{n} question", f"{n + 1} other"], [edits, edits]) for n in (1, 3, 5)]
+    answers = [tuple(lm.encoder.answer(text, "")) for text in ("yes", "no")]
+    together = [one.score(requests, answers) for requests in asked]
+    generated = one.generate(asked[0], max_new_tokens=3)
+    runs, cost = len(ran), one.cost
+    apart = []
+    alone = [Decoder(lm) for _ in asked]
+    for decoder, requests in zip(alone, asked, strict=True):
+        apart.append(decoder.score(requests, answers))
+    assert together == apart
+    assert generated == alone[0].generate(asked[0], max_new_tokens=3)
+    assert cost.flops == sum(decoder.cost.flops for decoder in alone)
+    assert cost.forward_passes == sum(decoder.cost.forward_passes for decoder in alone)
+    touched = bool(edits) and edits[0].where is ALL
+    assert (runs, len(ran) - runs) == ((4, 4) if touched else (1, 3))
