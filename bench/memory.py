@@ -1,4 +1,4 @@
-"""What a batch takes of a CPU's memory against what `--batch_size auto` reckons with (`harness.engine.memory`).
+"""What a batch takes of a CPU's memory against what `--batch_size auto` reckons with (`harness.engine.machine`).
 
     python bench/memory.py [--size 50m --tokens 256 1024 --batch_sizes 4 16]
 
@@ -19,7 +19,7 @@ from subject import SIZES, model, settings, write
 
 from harness.data import Prompt
 from harness.engine.decode import Decoder
-from harness.engine.memory import row_bytes
+from harness.engine.machine import row_bytes
 from harness.engine.model import LanguageModel
 from harness.plan import Plan, Stream
 from harness.run.contract import ToyTemplate

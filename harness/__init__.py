@@ -7,6 +7,7 @@
 that `import harness` costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ from harness.records.version import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
     from harness.cli.python import Run, compare, evaluate, load, read, records, table
+
+# read where torch loads: its threads sleep while they wait, and leave the processor to others
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 __all__ = ["HarnessError", "Run", "compare", "evaluate", "load", "read", "records", "table"]
 

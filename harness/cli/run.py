@@ -386,10 +386,12 @@ def load(model: str, given: Options, console: Console, *, served: bool = False) 
     row = model_row(model, path_text(asked["model_path"]))
     console.say(f"loading {row.name}")
     lm = load_model(row, dtype=asked["dtype"], device=asked["device"], device_map=asked["device_map"])  # type: ignore[arg-type]
-    if lm.device.type == "cpu" and lm.parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
+    if lm.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
-        torch.set_num_threads(1)
+        from harness.engine.machine import free_cores
+
+        torch.set_num_threads(1 if lm.parameters < SMALL else min(free_cores(), torch.get_num_threads()))
     return lm
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from harness.engine import memory
-from harness.engine.memory import free_bytes, row_bytes, rows_that_fit
+from harness.engine import machine as here
+from harness.engine.machine import free_bytes, free_cores, row_bytes, rows_that_fit
 from harness.methods.cad import CAD
 from harness.methods.plain import Plain
 from harness.run.batches import Batching
@@ -44,6 +47,35 @@ def test_what_is_free_is_the_least_that_the_machine_and_its_control_groups_leave
     assert free_bytes(machine(tmp_path, files)) == free
 
 
+@pytest.mark.parametrize(
+    ("load", "files", "cores"),
+    [
+        (0.4, {}, 8),
+        (5.2, {}, 3),
+        (30.0, {}, 1),
+        (0.0, {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "250000 100000\n"}, 2),
+        (0.0, {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/cpu.max": "max 100000\n"}, 8),
+        (0.0, {"proc/self/cgroup": "5:cpu,cpuacct:/b\n", "sys/fs/cgroup/cpu/b/cpu.cfs_quota_us": "50000\n",
+          "sys/fs/cgroup/cpu/b/cpu.cfs_period_us": "100000\n"}, 1),
+    ],
+)  # fmt: skip
+def test_threads_are_as_many_as_cores_that_are_free_and_allowed(tmp_path, monkeypatch, load, files, cores):
+    monkeypatch.setattr(here.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(here.os, "sched_getaffinity", lambda process: range(8), raising=False)
+    monkeypatch.setattr(here.os, "getloadavg", lambda: (load, 0, 0))
+    assert free_cores(machine(tmp_path, files)) == cores
+    monkeypatch.setattr(here.os, "sched_getaffinity", lambda process: range(2), raising=False)
+    assert free_cores(tmp_path) == min(cores, 2)
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, policy):
+    code = "import harness, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))}
+    done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == policy
+
+
 def test_where_the_system_says_nothing_nothing_is_limited(tmp_path):
     assert free_bytes(tmp_path) is None
 
@@ -53,7 +85,7 @@ def test_auto_plans_batches_that_the_free_memory_holds(monkeypatch):
     examples = [item.example for item in toy_examples(40)]
 
     def planned(method: Plain | CAD, free: int | None, size: int | None = None) -> list[int]:
-        monkeypatch.setattr(memory, "free_bytes", lambda: free)
+        monkeypatch.setattr(here, "free_bytes", lambda: free)
         system = ModelSystem(lm, method, Generation(1), batching=Batching(size))
         assert len(list(system.respond(examples))) == 40
         return [len(batch) for batch in system.batching.planned]
@@ -61,7 +93,7 @@ def test_auto_plans_batches_that_the_free_memory_holds(monkeypatch):
     longest = max(ModelSystem(lm, Plain(), Generation(1)).prompt(example).encoded.ids.__len__() for example in examples)
 
     def free_for(rows: float) -> int:
-        return int((rows * row_bytes(lm, longest, 1) + memory._FIXED) / memory.SHARE) + 2
+        return int((rows * row_bytes(lm, longest, 1) + here._FIXED) / here.SHARE) + 2
 
     assert planned(Plain(), None) == [8, 16, 16]
     assert planned(Plain(), 10**12) == [8, 16, 16]

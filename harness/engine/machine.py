@@ -1,11 +1,13 @@
-"""How many rows of a batch the machine's memory holds, from the model's sizes and the longest prompt. For models on a CPU.
+"""What the machine has free for a model on a CPU: the rows of a batch that its memory holds, and cores.
 
 A GPU says when its memory is full, and a batch is halved; a CPU's process is killed instead. `bench/memory.py` holds the
-estimate against what a process takes.
+estimate against what a process takes. A thread more than there are free cores waits at every step for one that does not
+run: `bench/threads.py` measures what that costs.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,17 +50,38 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min([(available - mapped) * 1024, *_left_by_groups(root)]))
 
 
-def _left_by_groups(root: Path) -> Iterator[int]:
-    """What the limits of the process's control groups, old and new, and of those around them leave."""
+def free_cores(root: Path = Path("/")) -> int:
+    """Cores that nothing else computes on, of those this process may use; at least 1. By the load of the last minute."""
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min([allowed, round(cores - os.getloadavg()[0]), *map(int, _shares_by_groups(root))]))
+
+
+def _shares_by_groups(root: Path) -> Iterator[float]:
+    """Cores that the limits of the process's control groups come to."""
+    for base, path in _groups(root, "cpu"):
+        for inner in [path, *path.parents]:
+            old = [_text(base / inner / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+            numbers = _text(base / inner / "cpu.max").split() or old
+            if all(number.isdigit() for number in numbers):  # "max" and -1 are no limit
+                yield int(numbers[0]) / int(numbers[1])
+
+
+def _groups(root: Path, kind: str) -> Iterator[tuple[Path, Path]]:
+    """The process's control groups for `kind`, new and old: (the folder they lie in, the path inside it)."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
-        old = "memory" in kinds.split(",")
-        if kinds and not old:
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if old else "")
-        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
-        for inner in [Path(path.strip("/")), *Path(path.strip("/")).parents]:
-            numbers = [_text(base / inner / name).strip() for name in (limit, used)]
+        if not kinds or kind in kinds.split(","):
+            yield root / "sys/fs/cgroup" / (kind if kinds else ""), Path(path.strip("/"))
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What the limits of the process's control groups, old and new, and of those around them leave."""
+    for base, path in _groups(root, "memory"):
+        for inner in [path, *path.parents]:
+            old = [_text(base / inner / f"memory.{name}_in_bytes").strip() for name in ("limit", "usage")]
+            new = [_text(base / inner / f"memory.{name}").strip() for name in ("max", "current")]
+            numbers = new if any(new) else old
             if all(number.isdigit() for number in numbers):  # "max" is no limit
                 can_go = _numbers(base / inner / "memory.stat").get("inactive_file", 0)
                 yield int(numbers[0]) - int(numbers[1]) + can_go
