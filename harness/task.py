@@ -243,6 +243,8 @@ class Task(ABC):
     """Options that leave the train split as it is: what was fitted is reused where they change."""
     closed: ClassVar[bool] = False
     """Whether answers come from a short list, as labels do: then a history that has one gives nothing away by itself."""
+    how_to_get: ClassVar[str] = ""
+    """Of data that `harness data get` does not fetch: its licence, and a command."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
     per_sample: ClassVar[Mapping[str, str]] = {}

@@ -23,6 +23,7 @@ from typing import Any
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.files.json_files import parse
+from harness.plugins.registry import TASKS, task_class
 
 BASE_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
 PARTS = ("train", "dev", "test")
@@ -94,6 +95,8 @@ def get(
 def _folder(task: str, split: str) -> str:
     if task == "lamp6":
         raise DataMissing(_LAMP6)
+    if task.partition(":")[0] in TASKS and (how := task_class(task.partition(":")[0]).how_to_get):
+        raise DataMissing(f"{task}: {how}")
     if task not in _FOLDERS:
         raise UsageError(f"unknown task {task!r}{did_you_mean(task, _FOLDERS)} Choose from: {', '.join(_FOLDERS)}")
     if split not in ("user", "time"):

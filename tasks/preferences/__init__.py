@@ -1,0 +1,1 @@
+"""Benchmarks that ask whether what a user said before is kept to."""
