@@ -251,7 +251,16 @@ class Method(ABC):
     def options(self) -> dict[str, Any]:
         """Every option with its value, those of `retrieval` among them: what a record holds."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "retrieval"}
-        return {**{f.name: getattr(self.retrieval, f.name) for f in fields(Retrieval)}, **own}
+        found = {**{f.name: getattr(self.retrieval, f.name) for f in fields(Retrieval)}, **own}
+        if "dense" in self.retrievers():
+            from harness.retrieve import encoder_identity
+
+            found["encoder"] = encoder_identity()
+        return found
+
+    def retrievers(self) -> tuple[str, ...]:
+        """Every retriever it may use."""
+        return (self.retrieval.retriever,)
 
     def identity(self) -> dict[str, Any]:
         """The options that name a record and a fitted state: all but those of `later` that are as they ever were."""

@@ -8,6 +8,8 @@ without replacement.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import operator
 import os
@@ -15,6 +17,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
 
@@ -28,12 +31,14 @@ RETRIEVERS: Mapping[str, str] = {
     "profile": "the first k items in the history's order (file order; oldest first where items have dates)",
     "recency": "the newest k items, newest first; needs dates (the time split)",
     "random": "k items drawn without replacement, the same for an example and a seed in every process",
-    "dense": "dot product of sentence embeddings (facebook/contriever or $HARNESS_ENCODER); needs the 'dense' extra",
+    "dense": "dot product of embeddings by $HARNESS_ENCODER (facebook/contriever; a folder, ONNX too); needs the 'dense' extra",
 }
 """Name -> one line for `harness list retrievers`."""
 
 Encoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> one row of floats each."""
+ENCODER_TOKENS, ENCODER_BATCH = 512, 32
+"""Of an ONNX encoder: tokens of a text that it reads, and texts at once."""
 
 
 def retrieve(name: str, example: Example, k: int, *, seed: int = 0) -> tuple[HistoryItem, ...]:
@@ -213,12 +218,41 @@ _ORDERS: Mapping[str, Callable[[Example, int], Sequence[int]]] = {
 
 
 def _default_encoder() -> Encoder:
-    return sentence_encoder(os.environ.get("HARNESS_ENCODER", "facebook/contriever"), "retriever 'dense'")
+    return sentence_encoder(_encoder_name(), "retriever 'dense'")
+
+
+def _encoder_name() -> str:
+    return os.environ.get("HARNESS_ENCODER", "facebook/contriever")
+
+
+def encoder_identity() -> str:
+    """What `dense` encodes with, for a record: a hub id, or a folder's name and the hash of its content."""
+    if _encoder_in_use is not None:
+        return "given by the program"
+    folder = Path(_encoder_name()).expanduser()
+    return f"{folder.name} {_content_hash(folder)}" if folder.is_dir() else _encoder_name()
+
+
+@cache
+def _content_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as content:
+            digest.update(
+                path.relative_to(folder).as_posix().encode() + hashlib.file_digest(content, "sha256").digest()
+            )
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 @cache
 def sentence_encoder(name: str, wanted_by: str) -> Encoder:
-    """A sentence-transformers model by hub id or folder. Raises DataMissing where it or the extra is not there."""
+    """A sentence-transformers model by hub id or folder, or a folder that holds an ONNX model and its tokenizer.json.
+
+    Raises DataMissing where it or the extra is not there.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and (model := _onnx_file(folder)):
+        return _onnx_encoder(folder, model, wanted_by)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -226,10 +260,62 @@ def sentence_encoder(name: str, wanted_by: str) -> Encoder:
             f"{wanted_by} needs sentence-transformers: pip install 'personalization-harness[dense]'"
         ) from None
     try:
-        model = SentenceTransformer(name)
+        loaded = SentenceTransformer(str(folder) if folder.is_dir() else name)
     except Exception as error:
         raise DataMissing(
             f"{wanted_by} cannot load the encoder {name!r} ({type(error).__name__}); download it once, or point "
-            "$HARNESS_ENCODER at a local sentence-transformers model"
+            "$HARNESS_ENCODER at a folder with a sentence-transformers or ONNX model"
         ) from error
-    return lambda texts: np.asarray(model.encode(list(texts), show_progress_bar=False))
+    return lambda texts: np.asarray(loaded.encode(list(texts), show_progress_bar=False))
+
+
+def _onnx_file(folder: Path) -> Path | None:
+    """The ONNX model of a folder that has no weights of another kind."""
+    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+        return None
+    return next((path for path in (folder / "model.onnx", folder / "onnx" / "model.onnx") if path.is_file()), None)
+
+
+def _onnx_encoder(folder: Path, model: Path, wanted_by: str) -> Encoder:
+    """The mean of the last hidden states over a text's tokens, or the first one where 1_Pooling/config.json asks for it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise DataMissing(f"{wanted_by} needs onnxruntime: pip install 'personalization-harness[dense]'") from None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        pooling = folder / "1_Pooling" / "config.json"
+        first = pooling.is_file() and bool(
+            json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_cls_token")
+        )
+    except Exception as error:
+        raise DataMissing(
+            f"{wanted_by} cannot load the encoder {str(folder)!r} ({type(error).__name__}: {error}); it should hold model.onnx and "
+            "tokenizer.json"
+        ) from error
+    padding = tokenizer.token_to_id("[PAD]") or 0
+    tokenizer.enable_padding(pad_id=padding)
+    tokenizer.enable_truncation(ENCODER_TOKENS)
+    wanted = {given.name for given in session.get_inputs()}
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        found = []
+        for start in range(0, len(texts), ENCODER_BATCH):
+            made = tokenizer.encode_batch(list(texts[start : start + ENCODER_BATCH]))
+            mask = np.array([one.attention_mask for one in made], dtype=np.int64)
+            feed = {
+                "input_ids": np.array([one.ids for one in made], dtype=np.int64),
+                "attention_mask": mask,
+                "token_type_ids": np.zeros_like(mask),
+            }
+            states = np.asarray(session.run(None, {name: feed[name] for name in feed if name in wanted})[0])
+            if states.ndim == 3:
+                weights = mask[:, :, None]
+                states = states[:, 0] if first else (states * weights).sum(1) / np.maximum(weights.sum(1), 1)
+            found.append(states)
+        return np.concatenate(found)
+
+    return encode

@@ -4,6 +4,7 @@ METHODS: dict[str, str] = {
     "copy": "harness.methods.copy:Copy",
     "plain": "harness.methods.plain:Plain",
     "rag": "harness.methods.rag:RAG",
+    "rspg": "harness.methods.rspg:RSPG",
     "cad": "harness.methods.cad:CAD",
     "dps": "harness.methods.dps:DPS",
     "decore": "harness.methods.decore:DeCoRe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import subprocess
@@ -139,6 +140,84 @@ def test_dense_ranks_by_dot_product_with_any_encoder():
         assert chosen("dense", example("a", "bb", "aaa", query="a")) == ["2", "0", "1"]
     finally:
         use_encoder(None)
+
+
+TOY_ONNX = (
+    "CAg6ywEKKQoBdwoJaW5wdXRfaWRzEhFsYXN0X2hpZGRlbl9zdGF0ZSIGR2F0aGVyEgN0b3kqKwgECAIQAUIBd0ogAAAAAAAAAAAAABBBAAAQQQAAgD8AAAAAAAAAAAAA"
+    "gD9aHQoJaW5wdXRfaWRzEhAKDggHEgoKAxIBQgoDEgFUWiIKDmF0dGVudGlvbl9tYXNrEhAKDggHEgoKAxIBQgoDEgFUYikKEWxhc3RfaGlkZGVuX3N0YXRlEhQK"
+    "EggBEg4KAxIBQgoDEgFUCgIIAkIECgAQDQ=="
+)
+"""An encoder of four tokens: [PAD] is (0, 0), [UNK] (9, 9), `a` (1, 0) and `b` (0, 1)."""
+
+
+def onnx_folder(folder: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(base64.b64decode(TOY_ONNX))
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_dense_reads_a_folder_with_an_onnx_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra 'dense' is not installed")
+    monkeypatch.setenv("HARNESS_ENCODER", str(onnx_folder(tmp_path / "toy")))
+    encode = module.sentence_encoder(str(tmp_path / "toy"), "the test")
+    np.testing.assert_allclose(
+        encode(["a", "a b", "b b a b"]), [[1, 0], [0.5, 0.5], [0.25, 0.75]]
+    )  # padding weighs nothing
+    asked = example("a b", "a a", "b", query="a")
+    assert chosen("dense", asked, 3) == ["1", "0", "2"]
+    (tmp_path / "toy" / "1_Pooling").mkdir()
+    (tmp_path / "toy" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    module.sentence_encoder.cache_clear()
+    np.testing.assert_allclose(module.sentence_encoder(str(tmp_path / "toy"), "the test")(["a b"]), [[1, 0]])
+    (tmp_path / "toy" / "tokenizer.json").unlink()
+    module.sentence_encoder.cache_clear()
+    with pytest.raises(DataMissing, match=r"cannot load the encoder .*it should hold model.onnx and tokenizer.json"):
+        module.sentence_encoder(str(tmp_path / "toy"), "the test")
+
+
+def test_dense_reads_a_folder_of_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = pytest.importorskip("sentence_transformers", reason="the extra 'dense' is not installed")
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    parts = library.models if hasattr(library, "models") else library.sentence_transformer.modules
+    word = parts.Transformer(str(tmp_path / "bert"))
+    model = library.SentenceTransformer(modules=[word, parts.Pooling(8), parts.Normalize()], device="cpu")
+    model.save(str(tmp_path / "encoder"))
+    monkeypatch.setenv("HARNESS_ENCODER", str(tmp_path / "encoder"))
+    encode = module.sentence_encoder(str(tmp_path / "encoder"), "the test")
+    np.testing.assert_allclose(encode(["a b"]), model.encode(["a b"]), atol=1e-6)
+    assert chosen("dense", example("b b", "a a b", "a", query="a"), 1) == ["2"]
+
+
+def test_a_record_says_which_encoder_found_the_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.method import Retrieval
+    from harness.methods.rag import RAG
+    from harness.methods.rspg import RSPG
+
+    assert "encoder" not in RAG().options()
+    dense = RAG(retrieval=Retrieval("dense"))
+    monkeypatch.delenv("HARNESS_ENCODER", raising=False)
+    assert dense.options()["encoder"] == "facebook/contriever"
+    monkeypatch.setenv("HARNESS_ENCODER", str(onnx_folder(tmp_path / "toy")))
+    named = dense.options()["encoder"]
+    assert named.startswith("toy sha256:") and RSPG(pool="none,dense").options()["encoder"] == named
+    (tmp_path / "toy" / "model.onnx").write_bytes(b"another")
+    module._content_hash.cache_clear()
+    assert dense.options()["encoder"] != named
 
 
 def test_dense_without_its_extra_says_what_to_install(monkeypatch):
