@@ -28,7 +28,9 @@ PAIRS = {
 }
 ProfileItems = Annotated[int, typer.Option("--profile_items", min=0, help="Newest items of the user's history shown.")]
 
-judge_app = commands.app(help="Compare two runs pair by pair, blind: by a language model or by people.")
+judge_app = commands.app(
+    help="Compare two runs pair by pair, blind, by a language model or by people; rate one by ExPerT."
+)
 
 
 @judge_app.callback(invoke_without_command=True)
@@ -120,6 +122,47 @@ def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: U
     if missing:
         console.say(f"warning: {missing} pairs are in no number: the judge refused or gave no ratings in one order")
     raise typer.Exit(3 if record.status == "partial" else 0)
+
+
+@judge_app.command()
+@with_options(
+    "judge",
+    "judge_base_url",
+    "judge_set",
+    "data",
+    "limit",
+    limit=None,
+    help_limit="At most this many samples, the first ones.",
+    help_data=PAIRS["help_data"],
+)
+def expert(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A record's folder, or its hash.")],
+    **given: Unpack[Command],
+) -> None:
+    """ExPerT: how far answers speak about what the user's own text does, in content and in style, aspect by aspect."""
+    from harness.judge.expert import judge_run
+    from harness.judge.judges import open_judge
+    from harness.publish.show import expert_table
+    from harness.records.select import find_run
+    from harness.run.console import Terminal
+
+    if given["judge"] is None:
+        raise UsageError("give --judge openai/<model> or hf/<model>, which lists and compares aspects")
+    console, run = Terminal(), find_run(run_folder)
+    opened = open_judge(given["judge"], given["judge_base_url"], pairs_of(given["judge_set"]))
+    folder, found = judge_run(
+        run, opened, limit=given["limit"], data=path_text(given["data"]), progress=console.progress
+    )
+    console.close()
+    say(expert_table(found))
+    say(folder)
+    if found["unread"]:
+        console.say(f"warning: {found['unread']} replies could not be read and count as no counterpart or no agreement")
+    if found["missing"]:
+        console.say(
+            f"warning: {found['missing']} of {found['samples']} samples are missing; the same command asks again"
+        )
+    raise typer.Exit(3 if found["missing"] else 0)
 
 
 @judge_app.command()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -56,6 +57,13 @@ def pairs_table(record: PairRecord) -> str:
     rows += [[name, "", "", _with_interval(metric)] for name, metric in record.metrics.get("both", {}).items()]
     n = f"n = {record.compared} of {record.pairs} pairs"
     return tabulate(rows, headers=[n, *names, f"{names[1]} - {names[0]}"], disable_numparse=True)
+
+
+def expert_table(found: Mapping[str, Any]) -> str:
+    """What ExPerT's judge came to, each value a mean over answers with its interval over users."""
+    rows = [[name, _with_interval(MetricValue(**value))] for name, value in found["metrics"].items()]
+    n = f"n = {found['samples'] - found['missing']} of {found['samples']}"
+    return tabulate(rows, headers=[n, "F1 of aspects"], disable_numparse=True)
 
 
 def _with_interval(metric: MetricValue | None) -> str:
