@@ -91,7 +91,7 @@ class LampQA(Task):
         ] = "all",
     ) -> None:
         """`data`, or $HARNESS_LAMP_QA: a folder of LaMP-QA's files; else they come from the hub, or its cache here."""
-        self.categories = CATEGORIES if category == "all" else (category,)
+        self.categories: tuple[str, ...] = CATEGORIES if category == "all" else (category,)
         self.source = Source(HUB, data or os.environ.get("HARNESS_LAMP_QA"), GET)
 
     def items(self, selection: Selection) -> Sequence[Labelled]:

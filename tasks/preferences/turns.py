@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from harness.data import HistoryItem, Message
 from harness.errors import DataMissing
 
-ROLES = ("system", "user", "assistant")
+Role: TypeAlias = Literal["system", "user", "assistant"]
+ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,7 @@ def exchanges(turns: Iterable[tuple[str, str]], where: str) -> tuple[HistoryItem
 
 
 def _turns(item: HistoryItem) -> list[Message]:
-    found = []
-    for name, content in item.fields.items():
-        role = name.partition(" ")[2]
-        assert role == "system" or role == "user" or role == "assistant"
-        found.append(Message(role, content))
-    return found
+    return [Message(ROLES[name.partition(" ")[2]], content) for name, content in item.fields.items()]
 
 
 def _place(item: HistoryItem) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from harness.method import Retrieval
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
 from harness.task import Rating, Sample, Selection, Task
-from tests.judge.chat_server import Server, serving
 
 PARTS = {
     "abstract": "abstract_generation",
@@ -225,16 +225,9 @@ def test_each_aspect_is_a_question_to_the_judge_and_their_mean_is_the_score(tmp_
     assert (found.value, found.n, found.note) == (0.75, 1, "1 of 2 lack a rating and are left out")
 
 
-def test_lamp_qa_runs_with_a_judge(
-    harness: Callable[[str], Any], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lamp_qa_runs_with_a_judge(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
     lampqa_files(tmp_path)
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with serving(Server(writes=lambda prompt: "50", gives_logprobs=False)) as server:
-        judge = f"--judge openai/x --judge_base_url {server.url}"
-        done = harness(
-            f"run --method rag --task lamp_qa --task_set category=Society_and_Culture --model {toy} --data . --limit 3 "
-            f"--max_new_tokens 3 --output_path kept {judge}"
-        )
+    common = f"--task_set category=Society_and_Culture --model {toy} --data . --limit 3 --max_new_tokens 3 --output_path kept"
+    done = harness(f"run --method rag --task lamp_qa {common} --judge lexicon")
     assert done.code == 0, done.err
-    assert "aspects" in done.out and "0.5000" in done.out and len(server.prompts()) == 4
+    assert re.search(r"aspects +[01]\.\d+ .* 3\n", done.out)

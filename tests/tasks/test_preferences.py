@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from harness.method import Retrieval
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
 from harness.task import Rating, Sample, Selection, Task
-from tests.judge.chat_server import Server, serving
 
 WHOLE = Retrieval("profile", k=1000)
 
@@ -139,22 +139,17 @@ def test_a_judge_reads_answers_for_four_questions_and_followed_is_helpful_and_no
     assert (found.value, found.n, found.note) == (0.0, 1, "1 of 2 have no rating and are left out")
 
 
-def test_prefeval_runs_with_and_without_a_judge(
-    harness: Callable[[str], Any], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prefeval_runs_with_and_without_a_judge(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
     prefeval_files(tmp_path / "data", 3)
     common = "--data data --limit 3 --output_path kept"
     chosen = harness(f"run --method rag --task prefeval --model tiny --set retriever=profile {common}")
     assert chosen.code == 0, chosen.err
     assert "accuracy" in chosen.out
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with serving(Server(writes=lambda prompt: "80")) as server:
-        judged = f"--judge openai/x --judge_base_url {server.url}"
-        made = harness(
-            f"run --method rag --task prefeval_generation --model {toy} --max_new_tokens 3 {common} {judged}"
-        )
-    assert made.code == 0, made.err
-    assert "followed" in made.out and len(server.prompts()) == 12
+    answered = f"run --method plain --task prefeval_generation --model {toy} --max_new_tokens 3 {common}"
+    assert "no judge was asked" in harness(answered).out
+    judged = harness(f"{answered} --judge lexicon")
+    assert judged.code == 0, judged.err
+    assert re.search(r"followed +[01]\.\d+ .* 3\n", judged.out) and "hallucinated" in judged.out
 
 
 @pytest.mark.parametrize(
