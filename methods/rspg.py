@@ -127,7 +127,10 @@ class RSPG(Method):
         return {"retriever": max(self.names, key=lambda name: scores[name]), "scored": len(items), "scores": scores}
 
     def _prompt(self, example: Example, name: str) -> Prompt:
-        return example.prompt() if name == NONE else replace(self.retrieval, retriever=name).prompt(example)
+        if name == NONE:
+            return example.prompt()
+        chosen: Any = name  # checked where the pool is read
+        return replace(self.retrieval, retriever=chosen).prompt(example)
 
     def _fallback(self) -> str:
         return FALLBACK if FALLBACK in self.names else self.names[0]

@@ -56,7 +56,7 @@ def say(prompt: str) -> str:
         made = [{"aspect": part.strip(), "description": "d", "evidence": [part]} for part in text.split(";")]
         return f"```json\n{json.dumps(made)}\n```"
     if "\nLIST\n" in prompt:
-        one = prompt.split("\nASPECT\n")[1].split(":")[0]
+        one = prompt.split("\nASPECT\n")[1].split("\n")[0]
         listed = re.findall(r"^(\d+)\. (.*)$", prompt.split("\nLIST\n")[1], re.MULTILINE)
         return json.dumps({"match": next((int(n) for n, title in listed if title == one), 0), "reason": "r"})
     return json.dumps({"agree": "same about it" in prompt, "reason": "r"})
