@@ -191,12 +191,10 @@ def _score(sample: Sample, name: str) -> float | None:
 def _mean(graded: Sequence[Sample]) -> Metric:
     rated = [sample for sample in graded if sample.metrics["aspects"] is not None]
     left = len(graded) - len(rated)
-    note = "" if not left else NO_JUDGE if not rated else f"{left} of {len(graded)} lack a rating and are left out"
-    return (
-        replace(metrics.mean(rated, "aspects", bounds=UNIT), note=note)
-        if rated
-        else Metric(None, 0, note=note or NO_JUDGE)
-    )
+    if left and not rated:
+        return Metric(None, 0, note=NO_JUDGE)
+    note = f"{left} of {len(graded)} lack a rating and are left out" if left else ""
+    return metrics.mean(rated, "aspects", note=note, bounds=UNIT)
 
 
 def _filled(prompt: str, words: Mapping[str, str]) -> str:

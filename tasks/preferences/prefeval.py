@@ -324,6 +324,8 @@ def _rated(graded: Sequence[Sample], name: str, higher: bool = True) -> Metric:
     rated = [sample for sample in graded if sample.metrics[name] is not None]
     left = len(graded) - len(rated)
     note = "" if not left else NO_JUDGE if not rated else f"{left} of {len(graded)} have no rating and are left out"
+    if left and not rated:
+        return Metric(None, 0, higher_is_better=higher, note=note)
     return replace(metrics.mean(rated, name, note=note, bounds=UNIT), higher_is_better=higher)
 
 
