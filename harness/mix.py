@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.plan import StreamOutput, _First
 
@@ -44,6 +44,10 @@ def entropy_nats(logits: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Contrast:
     """(1 + weight) * stream 0 - weight * stream 1, on logits."""
+
+    linear: ClassVar[bool] = True
+    """Whether it is a sum of the streams' logits with constant weights. What that gives a few tokens is then known, up to a
+    number they share, from their log-probabilities alone: all that a server returns of a prompt."""
 
     weight: float
 
@@ -72,6 +76,8 @@ class EntropyContrast:
 @dataclass(frozen=True)
 class ContextSum:
     """l_0 + sum_i weights[i] (l_i - l_0) on logits: stream 0 has no context, stream i >= 1 has context i."""
+
+    linear: ClassVar[bool] = True
 
     weights: tuple[float, ...]
 

@@ -247,6 +247,8 @@ class Task(ABC):
     """Of data that `harness data get` does not fetch: its licence, and a command."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
+    reads_model: ClassVar[bool] = False
+    """Whether it reads activations or edits them itself: then a model behind a server cannot run it."""
     per_sample: ClassVar[Mapping[str, str]] = {}
     """Metric -> the number of a sample that it is the mean of, where that has another name."""
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

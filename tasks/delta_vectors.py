@@ -44,6 +44,7 @@ class DeltaVectors(Task):
 
     name = "delta_vectors"
     default_split = "train"
+    reads_model = True
 
     def __init__(
         self, data: str | None = None, task: str = "lamp4", split_by: str = "user", layer: int | None = None

@@ -92,6 +92,7 @@ class Patching(Task):
 
     name = "patching"
     default_split = "test"
+    reads_model = True
 
     def __init__(
         self,

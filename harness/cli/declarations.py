@@ -81,6 +81,17 @@ class Options(Judged, total=False):
     model_base_url: Annotated[
         str | None, Option("Server of an openai/<name> model [default: $OPENAI_BASE_URL].", WHAT, metavar="URL")
     ]
+    model_set: Annotated[
+        Pairs,
+        Option(
+            "Of an openai/<name> model: concurrency, timeout, retries, backoff, price_in or price_out (US dollars a million "
+            "tokens) = value. Repeatable.",
+            WHAT,
+            (),
+            metavar="KEY=VALUE",
+            cli=list[str],
+        ),
+    ]
     model_path: Annotated[
         AnyPath | None, Option("Local weights: folder or .gguf file.", WHAT, metavar="FOLDER", cli=str | None)
     ]

@@ -47,6 +47,7 @@ RUN = (
     "task",
     "model",
     "model_base_url",
+    "model_set",
     "model_path",
     "set",
     "preset",
@@ -84,7 +85,7 @@ FIT = tuple(
     for name in RUN
     if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "batch_size", "output_path", "json"}
     and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed", "exclude_leaks"}
-    and name != "model_base_url"
+    and name not in {"model_base_url", "model_set"}
 )
 
 
@@ -380,9 +381,10 @@ def load(model: str, given: Options, console: Console, *, served: bool = False) 
             raise UsageError(
                 f"{model} is behind a server, which only 'harness run' can ask; name a model on this machine"
             )
-        return _served(model.removeprefix(ENDPOINT), asked["model_base_url"], console)
-    if asked["model_base_url"]:
-        raise UsageError(f"--model_base_url is where an {ENDPOINT}<name> model is; {model} has no server")
+        return _served(model.removeprefix(ENDPOINT), asked["model_base_url"], pairs(asked["model_set"]), console)
+    for option in ("model_base_url", "model_set"):
+        if asked[option]:
+            raise UsageError(f"--{option} is about the server of an {ENDPOINT}<name> model; {model} has no server")
     row = model_row(model, path_text(asked["model_path"]))
     console.say(f"loading {row.name}")
     lm = load_model(row, dtype=asked["dtype"], device=asked["device"], device_map=asked["device_map"])  # type: ignore[arg-type]
@@ -395,13 +397,13 @@ def load(model: str, given: Options, console: Console, *, served: bool = False) 
     return lm
 
 
-def _served(name: str, base_url: str | None, console: Console) -> LanguageModel:
+def _served(name: str, base_url: str | None, settings: Sequence[str], console: Console) -> LanguageModel:
     """A model behind a server, which answers where it stands for one with weights what it can."""
     from harness.servers.model import ServedModel
 
     if not name:
         raise UsageError(f"--model {ENDPOINT} names no model; give one as in {ENDPOINT}gpt-4.1-mini")
-    served = ServedModel(name, base_url)
+    served = ServedModel.open(name, base_url, settings)
     console.say(f"asking {served.source}")
     served.check()
     return cast(Any, served)

@@ -21,7 +21,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -29,7 +29,8 @@ from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.records.schema import JudgeConfig
 from harness.servers import remembered
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.servers.endpoint import ENDPOINT, OPENAI, Endpoint, Limits
+from harness.servers.endpoint import ENDPOINT, Endpoint
+from harness.servers.prices import Price, limits_of, price_of, settings_of
 from harness.servers.remembered import Asker, Remembered
 from harness.servers.reply_cache import ReplyCache
 from harness.task import REFUSAL, Question, Rating
@@ -41,13 +42,6 @@ FLOOR = 0.25
 TEXT_TOKENS = 64
 """Of an answer whose number is read from its text: room for a judge that says more than the number."""
 CALIBRATION = "Repeat these two numbers and write nothing else: 57 100"
-
-PRICES: Mapping[str, tuple[float, float]] = {
-    "gpt-4.1-mini": (0.40, 1.60),
-    "gpt-4o-mini": (0.15, 0.60),
-    "gpt-5.2": (1.75, 14.00),
-}
-"""US dollars per million input and output tokens, list prices of 2026, of the judges of the papers."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,9 +105,9 @@ class ModelJudge:
         cache: ReplyCache | None = None,
         *,
         mode: str = "auto",
-        price: tuple[float, float] | None = None,
+        price: Price | None = None,
     ) -> None:
-        """`identity` is what a reply depends on beside the request; `price` is in US dollars per million tokens."""
+        """`identity` is what a reply depends on beside the request."""
         self.config = config
         self._model = Remembered(asker, config.name, identity, cache or ReplyCache(), "judging")
         self._mode, self._price = mode, price
@@ -163,9 +157,7 @@ class ModelJudge:
         return [Heard(heard.reply, heard.key, heard.cached) for heard in found]
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:
-        if self._price is None:
-            return None
-        return (input_tokens * self._price[0] + output_tokens * self._price[1]) / 1e6
+        return self._price.usd(input_tokens, output_tokens) if self._price else None
 
 
 class LexiconJudge:
@@ -205,17 +197,9 @@ def open_judge(
     if base_url and not name.startswith(ENDPOINT):
         raise UsageError(f"--judge_base_url is where an {ENDPOINT}<model> judge is; {name} has no server")
     if name.startswith(ENDPOINT) and model:
-        allowed = {
-            "mode": Literal["auto", "logprobs", "text"],
-            **dict.fromkeys(("concurrency", "retries"), int),
-            **dict.fromkeys(("timeout", "backoff", "price_in", "price_out"), float),
-        }
-        given = parse(settings, allowed, f"judge {name!r}")
-        limits = Limits(**{key: given[key] for key in asdict(Limits()) if key in given})
-        endpoint = Endpoint(model, "judge", base_url, limits)
-        listed = PRICES.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model)) if endpoint.base_url == OPENAI else None
-        priced = {"price_in", "price_out"} & given.keys()
-        price = (given.get("price_in", 0.0), given.get("price_out", 0.0)) if priced else listed
+        given = settings_of(settings, f"judge {name!r}", {"mode": Literal["auto", "logprobs", "text"]})
+        endpoint = Endpoint(model, "judge", base_url, limits_of(given))
+        price = price_of(given, model, endpoint.base_url)
         mode = given.get("mode", "auto")
         config = JudgeConfig(name=name, options={"mode": mode}, base_url=endpoint.base_url)
         identity = {"judge": name, "server": endpoint.base_url}

@@ -211,6 +211,7 @@ def _facts(record: RunRecord, folder: Path, width: int) -> str:
         "cost": "; ".join(cost_in_words(record)),
         "judge": f"{config.judge.name} {_pairs(config.judge.options)}" if config.judge else "",
         "judging": _pairs(record.judging.model_dump()) if record.judging else "",
+        "server": "; ".join(serving_in_words(record)),
         "notes": "; ".join(record.notes),
     }
     return _lines([[k, v] for k, v in facts.items() if v], width)
@@ -262,6 +263,23 @@ def cost_in_words(record: RunRecord) -> list[str]:
     if cost.peak_memory_bytes is not None:
         said.append(f"at most {_large(cost.peak_memory_bytes)}B of memory")
     return said
+
+
+def serving_in_words(record: RunRecord) -> list[str]:
+    """What a model behind a server was asked, and what that cost; nothing of one on this machine."""
+    serving = record.serving
+    if serving is None:
+        return []
+    said = [serving.base_url, f"{serving.requests} requests, {serving.cached} of them answered for an earlier run"]
+    said.append(f"paid for: {serving.input_tokens} tokens read, {serving.output_tokens} written")
+    said += [dollars(serving.usd)] if serving.usd is not None else []
+    said += [f"{serving.retries} tries failed"] if serving.retries else []
+    return said + ([f"choices by {serving.scoring}"] if serving.scoring else [])
+
+
+def dollars(usd: float) -> str:
+    """`$0.0123`: two digits that count."""
+    return f"${usd:.2f}" if usd >= 1 or not usd else f"${usd:.2g}"
 
 
 def _large(number: float) -> str:

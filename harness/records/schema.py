@@ -296,6 +296,10 @@ class Serving(_Part):
     input_tokens: int = 0
     """Paid for by this run, as are the output tokens."""
     output_tokens: int = 0
+    usd: Number = None
+    """None where no price is known."""
+    scoring: str = ""
+    """How choices were scored; empty where none were."""
     sent: list[dict[str, Any]] = []
     """What requests said beside their messages and seeds, each set of fields once."""
 

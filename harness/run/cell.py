@@ -22,7 +22,7 @@ from harness.plugins.returned import generation_of, items_of
 from harness.records.select import OWN
 from harness.run.control import Control, controlled
 from harness.run.leaks import check_apart, without_leaks
-from harness.task import Selection, Task
+from harness.task import Generation, Selection, Task
 
 
 @dataclass(frozen=True)
@@ -299,3 +299,8 @@ def _share_of_users(task: Task, split: str, fraction: float, seed: int) -> froze
     count = max(1, round(fraction * len(users)))
     chosen = np.random.Generator(np.random.Philox(seed)).choice(len(users), count, replace=False)
     return frozenset(users[i] for i in chosen)
+
+
+def generation_of_cell(cell: Cell) -> Generation:
+    """How the cell's responses are decoded."""
+    return Generation(cell.max_new_tokens, generation_of(cell.task).stop, cell.settings.sampling())

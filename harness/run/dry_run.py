@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from harness.data import Example
@@ -13,13 +15,20 @@ from harness.fit.states import shared_key, stored_state
 from harness.method import Fitted, Method
 from harness.plan import Plan, Stream
 from harness.plugins.returned import plan_of
-from harness.run.cell import Cell
+from harness.run.cell import Cell, generation_of_cell
+from harness.run.console import Console
+from harness.run.served.estimate import estimate
+from harness.run.served.refusals import check_served
+from harness.servers.model import ServedModel
 
 
 def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -> str:
     """What a run of the cell would do, without fitting, generating or writing anything."""
     store = store or ArtifactStore()
     lines = [f"{cell.method_name} on {cell.task_name} with {lm.name}: {len(cell.items)} items"]
+    served = isinstance(lm, ServedModel)
+    if served and not cell.method.adapts():
+        check_served(cast(ServedModel, lm), cell, generation_of_cell(cell), store, Console())
     example = cell.items[0].example
     method, key = cell.method, shared_key(lm, cell) if cell.method.fits() else None
     shared = store.get(key) if key else None
@@ -27,7 +36,7 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
         fit = cell.fit_data
         on = f" on {fit.split} of {fit.task_name}, {len(fit.items())} items" if fit.split else ""
         lines.append(f"not fitted yet: a run first fits{on}")
-        lines += _fit_costs(lm, cell)
+        lines += [] if served else _fit_costs(lm, cell)
     fitted = shared is not None or not method.fits()
     personal = stored_state(lm, cell, key, example.user.id, store) if fitted and method.adapts() else None
     if fitted and method.adapts() and personal is None:
@@ -41,6 +50,13 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
     if plan is not None and plan.answer is not None:
         return "\n".join([*lines, "--- no forward pass: the answer is", plan.answer])
     plan = plan or Plan((Stream(method.retrieval.prompt(example)),))
+    if served:
+        examples, learnt = [item.example for item in cell.items], whole and not method.adapts()
+        found = [
+            plan_of(method, method.plan(e, shared, None)) if learnt else Plan((Stream(method.retrieval.prompt(e)),))
+            for e in examples[:SOME]
+        ]
+        return "\n".join([*lines, *estimate(cast(ServedModel, lm), examples, [plan, *found[1:]], cell.max_new_tokens)])
     request = Decoder(lm).prepare(example.id, plan, cell.max_new_tokens)
     for number, (stream, prompt) in enumerate(zip(plan.streams, request.prompts, strict=True)):
         what = f", {len(stream.edits)} edits, {len(stream.adapters)} adapters" if whole else ""
@@ -67,7 +83,7 @@ def _plan(
 
 
 SOME = 16
-"""Train items whose prompts are measured."""
+"""Items whose prompts are measured."""
 
 
 def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:

@@ -22,7 +22,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
-from harness.plugins.returned import generation_of, graded, options_of, plan_of, samples_of
+from harness.plugins.returned import graded, options_of, plan_of, samples_of
 from harness.records import provenance
 from harness.records.store import (
     DataConfig,
@@ -35,14 +35,19 @@ from harness.records.store import (
     SamplingConfig,
     SelectionConfig,
     TaskConfig,
+    folder_of,
     json_value,
+    read_record,
 )
 from harness.run.batches import Batching
-from harness.run.cell import Cell, Settings
+from harness.run.cell import Cell, Settings, generation_of_cell
 from harness.run.console import Console
 from harness.run.leaks import leaks
+from harness.run.served import ServedSystem
+from harness.run.served.refusals import check_served
 from harness.run.system import ModelSystem
-from harness.task import Generation, Sample
+from harness.servers.model import ServedModel
+from harness.task import Sample
 
 EFFECT_SAMPLES = 32
 """Samples on which the method is compared with the unedited model."""
@@ -82,7 +87,11 @@ def cell_steps(
 ) -> Generator[None, None, Outcome]:
     """`run_cell`, with a pause before the first batch and after each; closed in one, it leaves an interrupted record."""
     console, config = console or Console(), _config(lm, cell, judge)
-    make_system = make_system or _system_of(lm, cell, config)
+    if make_system is None and isinstance(lm, ServedModel):
+        make_system = partial(ServedSystem, payer=config.hash8())
+        if not _finished(cell, config):
+            check_served(lm, cell, generation_of_cell(cell), store or ArtifactStore(), console)
+    make_system = make_system or ModelSystem
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
         finished = record is not None and record.status in ("complete", "partial")
@@ -96,22 +105,10 @@ def cell_steps(
         return Outcome(record, folder.path, _exit_code(record, cell.settings))
 
 
-def _system_of(lm: LanguageModel, cell: Cell, config: RunConfig) -> Callable[..., ModelSystem]:
-    """What runs the cell. Raises UsageError where a server cannot, before there is a record."""
-    from harness.servers.model import ServedModel
-
-    if not isinstance(lm, ServedModel):
-        return ModelSystem
-    from harness.run.served import ServedSystem
-
-    if not (cell.method.fits() or cell.method.adapts()):
-        ServedSystem(lm, cell.method, _generation(cell)).plan(cell.items[0].example)
-    return partial(ServedSystem, payer=config.hash8())
-
-
-def _generation(cell: Cell) -> Generation:
-    """How the cell's responses are decoded."""
-    return Generation(cell.max_new_tokens, generation_of(cell.task).stop, cell.settings.sampling())
+def _finished(cell: Cell, config: RunConfig) -> bool:
+    """Whether the record is there and whole, so that nothing is asked."""
+    folder = folder_of(Path(cell.settings.output_path), config)
+    return (folder / "run.json").exists() and read_record(folder).status == "complete"
 
 
 def _run(
@@ -227,7 +224,7 @@ def _answer(
     system = make_system(
         lm,
         cell.method,
-        _generation(cell),
+        generation_of_cell(cell),
         shared=shared.state,
         personal=personal.states,
         batching=batching,
@@ -331,7 +328,7 @@ def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
     options = options_of(cell.method)
     if cell.method_source is not None:
         options["source_sha256"] = cell.method_source
-    settings, fit, decoding = cell.settings, cell.fit_data, _generation(cell)
+    settings, fit, decoding = cell.settings, cell.fit_data, generation_of_cell(cell)
     return RunConfig(
         model=ModelConfig(name=lm.name, id=_model_id(lm.source), revision=lm.revision, dtype=lm.dtype),
         method=MethodConfig(name=cell.method_name, options=options, preset=cell.preset),

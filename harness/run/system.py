@@ -54,7 +54,9 @@ class ModelSystem:
         personal: Mapping[str, Fitted | UserFailed | None] | None = None,
         batching: Batching | None = None,
         progress: Progress = lambda label, done, total: None,
+        payer: str = "",
     ) -> None:
+        """`payer` names the record that pays for the answers of a model behind a server."""
         self.lm = lm
         self.method = method
         self.generation = generation
@@ -62,13 +64,17 @@ class ModelSystem:
         self.personal = personal or {}
         self.batching = batching or Batching()
         self.progress = progress
-        self.decoder = Decoder(lm)
+        self.payer = payer
+        self.decoder = self._made_decoder()
         self.saved = Cost()
         """What sharing forward passes with other systems saved; `decoder.cost` counts what this one costs alone."""
         self.elsewhere = 0.0
         """Seconds of this system's part of what others ran, less theirs of what it ran."""
         self.cut_tokens: dict[str, int] = {}
         """Of the examples asked so far whose context was cut from the left: the tokens cut, over all streams."""
+
+    def _made_decoder(self) -> Decoder:
+        return Decoder(self.lm)
 
     @property
     def sites(self) -> Sites:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 TOP = 20
 """Candidates for the first token that a server is asked for: as many as OpenAI gives."""
@@ -34,6 +34,28 @@ _THOUGHTS = re.compile(
 )
 
 
+class ScoredToken(NamedTuple):
+    """A token of a prompt."""
+
+    token: str
+    logprob: float | None
+    """In nats; None of the first one, which nothing stands before."""
+    likeliest: bool | None
+    """Whether no token is more likely there; None where the server does not say."""
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A context and an answer to it whose tokens' log-probabilities are asked for (see `harness.servers.echo`)."""
+
+    prompt: tuple[int, ...] | str
+    """Both, as ids where the server's tokenizer says them, else as text."""
+    answer: int | str = 0
+    """The answer's part of it: its last so many ids, or the text it ends with."""
+    whole: bool = False
+    """Whether the numbers of the context are kept too, and the token that the server would go on with."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """One request."""
@@ -49,6 +71,14 @@ class Ask:
     """Those of them without which it would be another request: where one is refused, so is the request."""
     room_for_thoughts: bool = True
     """Whether a model that thinks gets more tokens than `max_tokens` for that."""
+    echo: Echo | None = None
+    """A prompt whose log-probabilities are asked for; there are no messages then."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What a server may repeat of the request."""
+        prompt = self.echo.prompt if self.echo else ""
+        return (*(content for _, content in self.messages), prompt if isinstance(prompt, str) else str(list(prompt)))
 
 
 @dataclass(frozen=True)
@@ -70,6 +100,8 @@ class Reply:
     input_tokens: int = 0
     output_tokens: int = 0
     retries: int = 0
+    scored: tuple[ScoredToken, ...] = ()
+    """Of a prompt that was to be scored: the tokens of its answer."""
 
     @property
     def answer(self) -> str:
@@ -188,7 +220,7 @@ def refused_fields(status: int, body: object, sent: Mapping[str, Any], ask: Ask)
     if named & sent.keys():
         return named & sent.keys()
     text = " ".join(_words(body))
-    for _, content in ask.messages:  # what a server repeats of the request complains of nothing
+    for content in ask.texts:  # what a server repeats of the request complains of nothing
         for form in (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]):
             text = text.replace(form, " ") if form else text
     text = re.sub(r"\{.*\}|\w+\([^)]*\)|\w+=[^\s,)]+|\w+[\"']?\s*:\s*-?\d", " ", text, flags=re.DOTALL)

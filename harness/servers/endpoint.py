@@ -31,6 +31,7 @@ from urllib.parse import urlencode
 from harness.errors import DataMissing
 from harness.servers.address import Address
 from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields
+from harness.servers.echo import read_echo
 
 if TYPE_CHECKING:
     import openai
@@ -49,7 +50,7 @@ _START = 10
 """Requests that are sent at once before anything is known of a server."""
 _OPENAI_FIELDS = frozenset(
     ("max_tokens", "max_completion_tokens", "temperature", "seed", "logprobs", "top_logprobs", "top_p", "stop",
-     "presence_penalty", "frequency_penalty")
+     "presence_penalty", "frequency_penalty", "echo")
 )  # fmt: skip
 """What OpenAI's own client has names for."""
 
@@ -213,28 +214,37 @@ class Endpoint:
     def _fields(self, ask: Ask, dialect: _Dialect) -> dict[str, Any]:
         """What a request says beside its messages."""
         room = ask.max_tokens + (THOUGHTS if dialect.roomy and ask.room_for_thoughts else 0)
-        fields = {"max_completion_tokens" if dialect.renamed else "max_tokens": room, **ask.sampling}
+        renamed = dialect.renamed and ask.echo is None
+        fields = {"max_completion_tokens" if renamed else "max_tokens": room, **ask.sampling}
         if ask.numbers:
             fields |= {"logprobs": True, "top_logprobs": TOP}
-        return {name: value for name, value in fields.items() if name not in dialect.without}
+        return {n: value for n, value in fields.items() if n not in dialect.without or n in ask.required}
 
     async def _send(self, client: openai.AsyncOpenAI, ask: Ask, dialect: _Dialect) -> Reply:
         fields = self._fields(ask, dialect)
+        known = {name: value for name, value in fields.items() if name in _OPENAI_FIELDS}
+        others = {name: value for name, value in fields.items() if name not in _OPENAI_FIELDS} or None
+        if ask.echo is not None:
+            prompt: Any = ask.echo.prompt if isinstance(ask.echo.prompt, str) else list(ask.echo.prompt)
+            said: Any = await client.completions.with_raw_response.create(
+                model=self.model, prompt=prompt, extra_body=others, **known
+            )
+            reply = read_echo(said.http_response.content, ask.echo)
+            return replace(reply, sent=fields, model=self.shown(reply.model))
         # a model may have answered half a surrogate pair, which cannot be sent
         messages: Any = [{"role": r, "content": c.encode(errors="replace").decode()} for r, c in ask.messages]
-        known = {name: value for name, value in fields.items() if name in _OPENAI_FIELDS}
-        others = {name: value for name, value in fields.items() if name not in _OPENAI_FIELDS}
         raw = await client.chat.completions.with_raw_response.create(
-            model=self.model, messages=messages, extra_body=others or None, **known
+            model=self.model, messages=messages, extra_body=others, **known
         )
         reply = read_reply(raw.http_response.content, strict=ask.numbers == "needed")
-        return replace(reply, sent=fields, model=self._shown(reply.model))
+        return replace(reply, sent=fields, model=self.shown(reply.model))
 
     def _line(self, error: Exception) -> str:
         """An error in one line, as it may be shown."""
-        return self._shown(" ".join(str(error).split()))[:200] or type(error).__name__
+        return self.shown(" ".join(str(error).split()))[:200] or type(error).__name__
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
+        """As it may be shown: without credentials."""
         return self._server.hide(text, self._key or "")
 
 

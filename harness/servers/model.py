@@ -1,28 +1,28 @@
 """A model behind a server: what a prompt-only plan needs of one, `--model openai/<name> --model_base_url URL`.
 
-The server renders the messages with its own template and cuts nothing. Where it tells a prompt's tokens and its context
-(vLLM's `/tokenize`), prompts are counted before they are sent; elsewhere its refusals say which are too long.
+The server renders the messages with its own template and cuts nothing. Where it lends its tokenizer (vLLM's `/tokenize`),
+prompts are counted before they are sent; elsewhere its refusals say which are too long.
 """
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from harness.data import Joint, Rendered
 from harness.errors import HarnessError, UsageError
 from harness.files.user_cache import user_cache
 from harness.servers.chat import Ask, NoReply
 from harness.servers.endpoint import ENDPOINT, Endpoint, Limits
+from harness.servers.prices import Price, limits_of, price_of, settings_of
 from harness.servers.remembered import Remembered
 from harness.servers.reply_cache import ReplyCache
+from harness.servers.scoring import Scoring
+from harness.servers.tokenizer import ServerTokenizer, Tokens, at_once
 
 CONCURRENCY = 128
-ALLOWED = "plain, rag, pag and copy"
+ALLOWED = "plain, rag, pag and copy, and cad and cos where the answer is chosen from choices of one token"
 
 
 @dataclass(frozen=True)
@@ -40,51 +40,63 @@ class ServedModel:
     """A server does not say which weights it has; the record says its address and what it calls the model."""
     parameters = 0
 
-    def __init__(self, model: str, base_url: str | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, model: str, base_url: str | None = None, limits: Limits | None = None, price: Price | None = None
+    ) -> None:
         """Raises DataMissing without a server or key, UsageError for an address that is none."""
-        self.endpoint = Endpoint(model, "model", base_url, limits or Limits(concurrency=CONCURRENCY))
-        self._base_url = base_url
+        limits = limits or Limits(concurrency=CONCURRENCY)
+        self.endpoint = Endpoint(model, "model", base_url, limits)
+        self._once = Endpoint(model, "model", base_url, replace(limits, retries=min(1, limits.retries)))
         self.name = f"{ENDPOINT}{model}"
         self.source = f"{self.name} at {self.endpoint.base_url}"
         self.device = Device()
+        self.price = price
         identity = {"model": self.name, "server": self.endpoint.base_url}
         self.replies = Remembered(
             self.endpoint, self.name, identity, ReplyCache(user_cache() / "served.sqlite"), "asking the server"
         )
-        self._counts: bool | None = None
+        self.tokenizer = ServerTokenizer(self.endpoint)
+        self.scoring = Scoring(self.name, self.endpoint, self._once, self.tokenizer)
+
+    @classmethod
+    def open(cls, model: str, base_url: str | None, settings: Sequence[str] = ()) -> ServedModel:
+        """`settings` are `key=value`. Raises as `__init__`, and UsageError for a setting that is not known or not valid."""
+        given = settings_of(settings, f"model '{ENDPOINT}{model}'")
+        found = cls(model, base_url, limits_of(given, Limits(concurrency=CONCURRENCY)))
+        found.price = price_of(given, model, found.endpoint.base_url)
+        return found
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise UsageError(
             f"this method or task needs the weights of {self.name}, which a server does not give; a served model answers "
-            f"{ALLOWED} on tasks whose answers are written, anything else needs a model on this machine"
+            f"{ALLOWED}; anything else needs a model on this machine"
         )
 
     def check(self) -> None:
         """Raises HarnessError where the server does not answer, or not this model."""
-        once = Endpoint(self.endpoint.model, "model", self._base_url, replace(self.endpoint.limits, retries=1))
-        (reply,) = once.ask([Ask((("user", "Say yes."),), 4)])
+        (reply,) = self._once.ask([Ask((("user", "Say yes."),), 4)])
         if isinstance(reply, NoReply):
             raise HarnessError(f"{self.name} at {self.endpoint.base_url} does not answer: {reply.reason}")
 
-    def room(self, prompts: Sequence[Sequence[tuple[str, str]]]) -> list[int | None]:
-        """Tokens that each conversation leaves of the context; None where the server does not count."""
-        if self._counts is None:
-            self._counts = bool(prompts) and self._left(prompts[0]) is not None
-        if not self._counts:
+    def room(self, prompts: Sequence[Rendered], *, scored: bool) -> list[int | None]:
+        """Tokens that each prompt leaves of the context; None where the server does not count."""
+        if not prompts or not self.tokenizer.lent:
             return [None] * len(prompts)
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(self._left, prompts))
+        counted = at_once(lambda rendered: self.count(rendered, scored=scored), prompts)
+        return [None if one is None else one.context - len(one.ids) for one in counted]
 
-    def _left(self, messages: Sequence[tuple[str, str]]) -> int | None:
-        turns = [{"role": r, "content": c.encode(errors="replace").decode()} for r, c in messages]
+    def count(self, rendered: Rendered, *, scored: bool) -> Tokens | None:
+        """A prompt in the server's ids; None where it does not say them: asked all the same, it says what is too long.
+
+        A prompt that an answer is `scored` after stands as it is; one that is to be answered is a conversation.
+        """
+        if not self.tokenizer.lent:
+            return None
         try:
-            found: Any = self.endpoint.post(
-                "/tokenize", {"model": self.endpoint.model, "messages": turns, "add_generation_prompt": True}
-            )
-            return int(found["max_model_len"]) - int(found["count"])
-        except (OSError, urllib.error.URLError, ValueError, KeyError, TypeError):
+            return self.tokenizer.prompt(rendered) if scored else self.tokenizer.chat(turns(rendered))
+        except HarnessError:
             return None
 
 

@@ -83,4 +83,5 @@ class Remembered:
     def _content(self, ask: Ask) -> dict[str, Any]:
         content = {"messages": ask.messages, "max_tokens": ask.max_tokens, "numbers": bool(ask.numbers)}
         sampling = {} if ask.sampling is GREEDY else {"sampling": dict(ask.sampling)}
-        return {**self.identity, **content, **sampling}
+        echo = {"prompt": ask.echo.prompt, "answer": ask.echo.answer} if ask.echo else {}
+        return {**self.identity, **content, **sampling, **echo}

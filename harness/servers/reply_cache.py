@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.files.user_cache import user_cache
-from harness.servers.chat import Reply
+from harness.servers.chat import Reply, ScoredToken
 
 _WAIT = 60.0
 """Seconds for another process to finish its write."""
@@ -70,7 +70,9 @@ class Rows:
             fields = json.loads(row[0])
             candidates = fields["candidates"]
             pairs = None if candidates is None else tuple((token, logprob) for token, logprob in candidates)
-            return Kept(Reply(**{**fields, "candidates": pairs, "tokens": tuple(fields["tokens"])}), row[1])
+            whole = {"candidates": pairs, "tokens": tuple(fields["tokens"])}
+            scored = tuple(ScoredToken(*token) for token in fields.pop("scored", ()))
+            return Kept(Reply(**{**fields, **whole}, scored=scored), row[1])
         except (ValueError, KeyError, TypeError):  # of another version
             return None
 

@@ -3,30 +3,35 @@
 Differs from the engine: the server's chat template renders the messages, its sampler draws (each sample with a seed of its
 own), and there is no comparison with the unedited model. All sampling fields are sent, since servers apply a model's own
 generation_config where one is missing. A reply that was kept is not paid for again, so a killed run goes on for nothing.
+
+Choices are scored where the server returns the log-probabilities of a prompt (`harness.servers.scoring`). Several prompts and a
+mix that is `linear` (CAD, context steering) are then exact too, where every choice is one token: such a mix of the choices'
+log-probabilities is that of the whole vocabulary up to a number that all of them share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn, cast
 
-from harness.data import Example, Joint, Prompt
+from harness.data import Example, Joint, Prompt, Rendered
 from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
-from harness.method import Fitted, Method, Progress
 from harness.mix import First
 from harness.plan import Plan
 from harness.records.schema import Serving
-from harness.run.answers import Effect
-from harness.run.batches import Batching
+from harness.run.answers import RULED_OUT, Effect, response_of
+from harness.run.served.choices import chosen, why_not_mixed
 from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
 from harness.servers.model import ServedModel, turns
+from harness.servers.tokenizer import at_once
 from harness.task import Generation, Sample
 
 _TOO_LONG = re.compile(r"context.{0,40}(length|window|size)|too long|max(imum)?[ _](model|context|seq)|exceed", re.I)
@@ -56,7 +61,14 @@ _LEDGER: Mapping[str, str] = {
 class _Spent:
     """Stands where a decoder does: what was spent."""
 
+    model: ServedModel
     cost: Cost = field(default_factory=Cost)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        getattr(self.model, name)
+        raise AssertionError
 
 
 @dataclass
@@ -66,54 +78,79 @@ class _Waiting:
     example: Example
     prompt: Prompt
     kept: int
-    heard: Reply | NoReply | None = None
+    asks: Sequence[Ask] = ()
+    """One of its own to be answered, or one for each choice to be scored."""
+    heard: Sequence[Reply | NoReply] = ()
 
     @property
-    def messages(self) -> tuple[tuple[str, str], ...]:
-        return turns(self.prompt.first(self.kept).render())
+    def rendered(self) -> Rendered:
+        return self.prompt.first(self.kept).render()
+
+    @property
+    def failed(self) -> str:
+        """Why there is no answer; empty where there is."""
+        return next((reply.reason for reply in self.heard if isinstance(reply, NoReply)), "")
+
+    @property
+    def replies(self) -> list[Reply]:
+        return [reply for reply in self.heard if isinstance(reply, Reply)]
 
 
 class ServedSystem(ModelSystem):
     """A method on a served model, ready to answer."""
 
-    def __init__(
-        self,
-        lm: ServedModel,
-        method: Method,
-        generation: Generation,
-        *,
-        shared: Fitted | None = None,
-        personal: Mapping[str, Fitted | UserFailed | None] | None = None,
-        batching: Batching | None = None,
-        progress: Progress = lambda label, done, total: None,
-        payer: str = "",
-    ) -> None:
-        self.lm = lm  # type: ignore[assignment]
-        self.model = lm
-        self.method, self.generation = method, generation
-        self.shared, self.personal = shared, personal or {}
-        self.batching, self.progress, self.payer = batching or Batching(), progress, payer
-        self.decoder = _Spent()  # type: ignore[assignment]
-        self.saved, self.elsewhere = Cost(), 0.0
-        self.cut_tokens = {}
+    model: ServedModel
+
+    def _made_decoder(self) -> Any:
+        self.model = cast(ServedModel, self.lm)
         self.ledger: Counter[str] = Counter()
         """Requests, those that another run paid for, tries that failed, tokens paid for: since it was last read."""
         self.sent: dict[str, dict[str, Any]] = {}
         """What requests said beside their messages."""
+        self.scoring = ""
+        """How choices were scored, where some were."""
         self.models: set[str] = set()
         """How the server names those that answered."""
+        return _Spent(self.model)
 
     def plan(self, example: Example) -> Plan:
-        """Raises UsageError for a plan that is more than a prompt."""
+        """Raises UsageError for a plan that is more than a server can answer."""
         plan = super().plan(example)
-        (stream, *more) = plan.streams
-        if plan.answer is None and (more or stream.edits or stream.adapters or stream.exits or plan.mix != First()):
-            what = "several passes" if more else "edits, adapters or early exits" if plan.mix == First() else "a mix"
+        if plan.answer is not None:
+            return plan
+        bare = not any(s.edits or s.adapters or s.exits or s.early for s in plan.streams)
+        what = "several passes" if len(plan.streams) > 1 else "a mix" if bare else "edits, adapters or early exits"
+        why = ""
+        if not bare:
+            why = "which need a model's weights"
+        elif len(plan.streams) > 1 or plan.mix != First():
+            why = why_not_mixed(plan.mix, example)
+        if why:
             raise UsageError(
-                f"method {type(self.method).__name__!r} asks for {what}, which need a model's weights; {self.model.name} is "
-                "behind a server: run it with a model on this machine"
+                f"method {type(self.method).__name__!r} asks for {what}, {why}; {self.model.name} is behind a server: run it with "
+                "a model on this machine"
             )
         return plan
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises UsageError where the examples cannot be answered, as far as that can be known before they are."""
+        for example in examples:
+            plan = self.plan(example)
+            if plan.answer is None and example.choices:
+                self.model.scoring.check()
+                for stream in plan.streams:
+                    try:
+                        asks = self.model.scoring.asks(stream.prompt.render(), example.choices)
+                    except UsageError:
+                        raise
+                    except HarnessError:  # of this example alone
+                        continue
+                    lengths = [ask.echo.answer for ask in asks if ask.echo and isinstance(ask.echo.answer, int)]
+                    if plan.mix != First() and any(length != 1 for length in lengths):
+                        raise UsageError(
+                            f"method {type(self.method).__name__!r} mixes several prompts, which {self.model.name} behind its server "
+                            f"can where every choice is one token; {example.choices[lengths.index(max(lengths))]!r} is {max(lengths)}"
+                        )
 
     def respond(
         self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
@@ -128,24 +165,27 @@ class ServedSystem(ModelSystem):
     def answer(self, examples: Sequence[Example]) -> list[Sample]:
         """Ungraded samples of examples that are asked about at once."""
         found: dict[str, Sample] = {}
-        waiting: list[_Waiting] = []
+        plans: dict[str, Plan] = {}
+        waiting: dict[str, list[_Waiting]] = {}
         for example in examples:
             try:
-                plan = self.plan(example)
+                plan = plans[example.id] = self.plan(example)
                 if plan.answer is not None:
                     given = self._given(plan.answer, example.choices)
                     assert given.given is not None
                     found[example.id] = self._sample(example, given, given.given)
                     continue
-                self._check_written(example)
-                prompt = plan.streams[0].prompt
-                waiting.append(_Waiting(example, prompt, len(prompt.items)))
+                waiting[example.id] = [_Waiting(example, s.prompt, len(s.prompt.items)) for s in plan.streams]
             except (ContextTooLong, UserFailed) as error:
                 found[example.id] = Sample(example.id, example.user.id, error=str(error))
-        self._fit(waiting)
-        self._ask_all(waiting)
-        for one in waiting:
-            found[one.example.id] = self._read(one)
+        for scored in (False, True):
+            some = [one for parts in waiting.values() for one in parts if bool(one.example.choices) == scored]
+            if scored and some:
+                self.scoring = self.model.scoring.how
+            self._fit(some, scored=scored)
+            self._ask_all(some)
+        for ident, parts in waiting.items():
+            found[ident] = self._read(parts, plans[ident])
         return [found[example.id] for example in examples]
 
     def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
@@ -165,27 +205,23 @@ class ServedSystem(ModelSystem):
             base_url=self.model.endpoint.base_url,
             models=sorted(({*before.models} if before else set()) | self.models - {""}),
             **{_LEDGER[name]: total[name] for name in _LEDGER},
+            usd=self.model.price.usd(total["paid_input_tokens"], total["paid_output_tokens"])
+            if self.model.price
+            else None,
+            scoring=self.scoring or (before.scoring if before else ""),
             sent=[sent[key] for key in sorted(sent)],
         )
 
-    def _check_written(self, example: Example) -> None:
-        """Raises UsageError where an answer is not written but chosen, or a prompt is lm-eval's."""
-        if example.choices or isinstance(example.prompt().render(), Joint):
-            raise UsageError(
-                f"this task scores given answers, which needs log-probabilities of a prompt; {self.model.name} is asked for "
-                "written answers alone: run it with a model on this machine"
-            )
-
-    def _fit(self, waiting: Sequence[_Waiting]) -> None:
+    def _fit(self, waiting: Sequence[_Waiting], *, scored: bool) -> None:
         """Leave out the last items of prompts that the server counts as too long, as few as there need be."""
         open_ = [
             (one, -1, one.kept + 1) for one in waiting
         ]  # it fits with the first number of items, and not with the second
         while open_:
-            rooms = self.model.room([one.messages for one, _, _ in open_])
+            rooms = self.model.room([one.rendered for one, _, _ in open_], scored=scored)
             again = []
             for (one, low, high), left in zip(open_, rooms, strict=True):
-                if left is None or left >= self.generation.max_new_tokens:
+                if left is None or left >= self._needs(one.example):
                     low = one.kept
                 else:
                     high = one.kept
@@ -193,29 +229,51 @@ class ServedSystem(ModelSystem):
                     one.kept = (low + high) // 2
                     again.append((one, low, high))
                 elif low < 0:
-                    one.heard = NoReply("the prompt is longer than the server's context even without any history")
+                    one.heard = [NoReply("the prompt is longer than the server's context even without any history")]
                 else:
                     one.kept = low
             open_ = again
 
+    def _needs(self, example: Example) -> int:
+        """Tokens that a prompt must leave: as many as on this machine, and where answers are scored the one that servers add."""
+        if not example.choices:
+            return self.generation.max_new_tokens
+        apart = max(self.model.tokenizer.length(choice) for choice in example.choices)
+        joint = isinstance(example.prompt().render(), Joint)
+        return apart + 1 if joint else max(self.generation.max_new_tokens, apart + 1)
+
     def _ask_all(self, waiting: Sequence[_Waiting]) -> None:
         """Ask, and ask again with fewer items what the server says is too long."""
-        open_ = [one for one in waiting if one.heard is None]
+        open_ = [one for one in waiting if not one.heard]
         while open_:
-            asks = [self._request(one) for one in open_]
-            found = self.model.replies.ask(asks, self.payer, self.progress, _fault)
+            at_once(self._set_asks, open_)
+            asked = [(one, ask) for one in open_ if not one.heard for ask in one.asks]
+            found = self.model.replies.ask([ask for _, ask in asked], self.payer, self.progress, _fault)
+            heard: dict[int, list[Reply | NoReply]] = {}
+            for (one, _), answer in zip(asked, found, strict=True):
+                heard.setdefault(id(one), []).append(answer.reply)
+                if isinstance(answer.reply, Reply):
+                    self._count(answer.reply, cached=answer.cached)
+                elif answer.reply.hopeless:
+                    raise HarnessError(answer.reply.reason)
             again = []
-            for one, heard in zip(open_, found, strict=True):
-                one.heard = heard.reply
-                if isinstance(heard.reply, NoReply):
-                    if heard.reply.hopeless:
-                        raise HarnessError(heard.reply.reason)
-                    if _TOO_LONG.search(heard.reply.reason) and one.kept:
-                        one.kept = _fewer(one.kept, heard.reply.reason)
-                        again.append(one)
-                    continue
-                self._count(heard.reply, cached=heard.cached)
+            for one in open_:
+                one.heard = one.heard or heard[id(one)]
+                if one.failed and _TOO_LONG.search(one.failed) and one.kept:
+                    one.kept, one.heard = _fewer(one.kept, one.failed), ()
+                    again.append(one)
             open_ = again
+
+    def _set_asks(self, one: _Waiting) -> None:
+        if not one.example.choices:
+            one.asks = [self._request(one)]
+            return
+        try:
+            one.asks = self.model.scoring.asks(one.rendered, one.example.choices)
+        except UsageError:
+            raise
+        except HarnessError as error:
+            one.heard = [NoReply(str(error))]
 
     def _request(self, one: _Waiting) -> Ask:
         sampling, most = self.generation.sampling, self.generation.max_new_tokens
@@ -231,7 +289,7 @@ class ServedSystem(ModelSystem):
             fields["stop"] = list(self.generation.stop)
         asked_for = {name for name, value in fields.items() if name in NEUTRAL and value != NEUTRAL[name]}
         required = asked_for | ({"stop"} & fields.keys()) | {"temperature"}
-        return Ask(one.messages, most, sampling=fields, required=frozenset(required), room_for_thoughts=False)
+        return Ask(turns(one.rendered), most, sampling=fields, required=frozenset(required), room_for_thoughts=False)
 
     def _count(self, reply: Reply, *, cached: bool) -> None:
         cost = self.decoder.cost
@@ -246,25 +304,44 @@ class ServedSystem(ModelSystem):
         self.sent[json.dumps(said, sort_keys=True)] = said
         self.models.add(reply.model)
 
-    def _read(self, one: _Waiting) -> Sample:
-        example, reply = one.example, one.heard
-        digest = hashlib.sha256(json.dumps(one.messages).encode()).hexdigest()[:16]
+    def _read(self, parts: Sequence[_Waiting], plan: Plan) -> Sample:
+        """The sample of an example from what came of its prompts, one a stream."""
+        first, example = parts[0], parts[0].example
+        asked = [[ask.echo.prompt if ask.echo else ask.messages for ask in one.asks] for one in parts]
         sample = Sample(
             example.id,
             example.user.id,
-            prompt_hash=digest,
-            history_items=one.kept,
-            dropped_items=len(one.prompt.items) - one.kept,
+            prompt_hash=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+            history_items=first.kept,
+            dropped_items=sum(len(one.prompt.items) - one.kept for one in parts),
         )
-        assert reply is not None
-        if isinstance(reply, NoReply):
-            return replace(sample, error=reply.reason)
+        failed = next((one.failed for one in parts if one.failed), "")
+        if failed:
+            return replace(sample, error=failed)
+        if example.choices:
+            return self._chosen(sample, parts, plan)
+        (reply,) = first.replies
         fault = _fault(reply)
         if fault:
             return replace(sample, error=f"{self.model.name} gave {fault}")
         sample = replace(sample, prompt_tokens=reply.input_tokens, new_tokens=reply.output_tokens)
         finish = "length" if reply.finish.lower() not in COMPLETE else "stop"
         return replace(sample, response=reply.answer, finish=finish)
+
+    def _chosen(self, sample: Sample, parts: Sequence[_Waiting], plan: Plan) -> Sample:
+        example = parts[0].example
+        try:
+            found, greedy = chosen([one.replies for one in parts], plan.mix, example)
+        except HarnessError as error:
+            return replace(sample, error=str(error))
+        answers = [[len(reply.scored) for reply in one.replies] for one in parts]
+        tokens = max(one.replies[0].input_tokens - lengths[0] for one, lengths in zip(parts, answers, strict=True))
+        sample = replace(
+            sample, finish="choice", prompt_tokens=tokens, extra={"logprobs": found.logprobs, "greedy": list(greedy)}
+        )
+        if max(found.logprobs) == -math.inf:
+            return replace(sample, error=RULED_OUT)
+        return replace(sample, response=response_of(example, found))
 
 
 def _fault(reply: Reply) -> str:
