@@ -14,15 +14,15 @@ from typing import Any
 
 from harness.servers.chat import Ask, Echo, Malformed, Reply, ScoredToken
 
-ECHO: Mapping[str, Any] = MappingProxyType(
-    {"temperature": 0, "seed": 0, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
-)
-"""What is asked for. One token is generated, since some servers refuse to generate none; ids in place of texts are vLLM's."""
+ECHO: Mapping[str, Any] = MappingProxyType({"temperature": 0, "seed": 0, "echo": True, "logprobs": 1})
+"""What is asked for. One token is generated, since some servers refuse to generate none."""
 _ID = "token_id:"
 
 
 def asking(echo: Echo) -> Ask:
-    return Ask((), 1, sampling=ECHO, required=frozenset({"echo", "logprobs"}), room_for_thoughts=False, echo=echo)
+    """Ids are answered as ids, where the server can (vLLM), so that they can be compared."""
+    fields = ECHO if isinstance(echo.prompt, str) else {**ECHO, "return_tokens_as_token_ids": True}
+    return Ask((), 1, sampling=fields, required=frozenset({"echo", "logprobs"}), room_for_thoughts=False, echo=echo)
 
 
 def read_echo(content: bytes, echo: Echo) -> Reply:

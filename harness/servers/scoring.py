@@ -18,7 +18,8 @@ from harness.servers.endpoint import Endpoint
 from harness.servers.tokenizer import ServerTokenizer, Tokens
 
 KNOWN = "Paris is the capital of France, and Berlin is the capital of"
-OTHER = " seven"
+OTHERS = (" seven", " green")
+"""What it would hardly go on with."""
 SAME = 0.1
 """Nats by which a server may differ from itself: numbers of 8 or 16 bits move with the batch."""
 
@@ -54,27 +55,32 @@ class Scoring:
         if isinstance(known, str):
             return known
         before, said = known[:-1], known[-1]
-        next_ids: list[tuple[int, ...]] = []
-        for text in (said.token, OTHER):
-            if self.tokenizer.lent and text.startswith("token_id:"):
-                next_ids.append((int(text.removeprefix("token_id:")),))
-            elif self.tokenizer.lent:
-                next_ids.append(self.tokenizer.ids({"prompt": text, "add_special_tokens": False}).ids)
+        texts = [said.token, next(text for text in OTHERS if text != said.token)]
+        ids: list[tuple[int, ...]] = [(), ()]
+        if self.tokenizer.lent:
+            mine = said.token.removeprefix("token_id:")
+            likely = (int(mine),) if mine != said.token else self._apart(mine)
+            ids = [likely, next(other for text in OTHERS if (other := self._apart(text)) != likely)]
         both = []
-        for number, text in enumerate((said.token, OTHER)):
-            found = self._hear(self._known(text, next_ids[number] if next_ids else ()))
+        for text, more in zip(texts, ids, strict=True):
+            found = self._hear(self._known(text, more))
             if isinstance(found, str):
                 return found
             both.append(found[:-1])
         for numbers in both:
             if len(numbers) <= len(before) or not all(map(_alike, before, numbers)):
                 return "the same tokens have other numbers when more follow"
-        mine, other = both[0][len(before)], both[1][len(before)]
-        if len(both[0]) == len(before) + 1 and not _alike(mine, said):
-            return f"a token it generates at {said.logprob or 0:.2f} has {mine.logprob or 0:.2f} in the prompt"
-        if mine.logprob == other.logprob:
-            return f"unlike tokens have the same number, {mine.logprob}"
+        likely_one, other_one = both[0][len(before)], both[1][len(before)]
+        if len(both[0]) != len(before) + 1:
+            return f"the token it goes on with, {said.token!r}, is another one in the prompt"
+        if not _alike(likely_one, said):
+            return f"a token it generates at {said.logprob or 0:.2f} has {likely_one.logprob or 0:.2f} in the prompt"
+        if likely_one.logprob == other_one.logprob:
+            return f"unlike tokens have the same number, {likely_one.logprob}"
         return ""
+
+    def _apart(self, text: str) -> tuple[int, ...]:
+        return self.tokenizer.ids({"prompt": text, "add_special_tokens": False}).ids
 
     def _known(self, more: str, ids: tuple[int, ...] = ()) -> Echo:
         if self.tokenizer.lent:

@@ -489,7 +489,7 @@ def _twelve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_twelve")
 def test_a_run_killed_while_judging_goes_on_without_paying_twice(server: Server, tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(ROOT / "tests" / "judge"), url=server.url, output=str(tmp_path / "results"))
+    code = KILLED.format(tests=str(ROOT / "tests"), url=server.url, output=str(tmp_path / "results"))
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )

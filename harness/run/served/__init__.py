@@ -32,7 +32,7 @@ from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
 from harness.servers.model import ServedModel, turns
 from harness.servers.tokenizer import at_once
-from harness.task import Generation, Sample
+from harness.task import Sample
 
 _TOO_LONG = re.compile(r"context.{0,40}(length|window|size)|too long|max(imum)?[ _](model|context|seq)|exceed", re.I)
 _SIZES = re.compile(r"\d{3,}")
