@@ -15,7 +15,7 @@ from chat_server import Words, serving
 
 from harness.data import Joint
 from harness.errors import UsageError
-from harness.method import Context
+from harness.method import Retrieval
 from harness.methods.cad import CAD
 from harness.methods.cos import CoS
 from harness.methods.plain import Plain
@@ -179,7 +179,7 @@ def test_a_conversation_is_scored_only_after_a_server_that_says_how_it_writes_on
     assert done.code == 2 and "how it writes a conversation" in done.error() and folder is None
 
 
-@pytest.mark.parametrize("method", [CAD(alpha=0.5), CoS(lam=2.0), CoS(context=Context(k=2), lam=(0.5, -1.0))])
+@pytest.mark.parametrize("method", [CAD(alpha=0.5), CoS(lam=2.0), CoS(retrieval=Retrieval(k=2), lam=(0.5, -1.0))])
 def test_a_linear_mix_of_choices_of_one_token_is_that_of_the_whole_vocabulary(method: Any, server: Words) -> None:
     """Up to a number that all choices share: the differences are those of the mix of all logits, normalised."""
     import torch
