@@ -66,7 +66,6 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     `method` is a registered name, `./file.py:Class`, or a `Method`; `model` an alias, hub id or folder, or what `load` gave.
     """
     from harness.cli.run import cells_of, load, open_judge_for
-    from harness.engine.model import LanguageModel
     from harness.publish.show import warnings
     from harness.run.steps import run_cell
 
@@ -74,7 +73,7 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     (cell,) = cells_of([method], [task], options)
     assert cell.items  # a mistake in the data shows before the model is loaded
     judge = open_judge_for(options, [cell], console)
-    lm = model if isinstance(model, LanguageModel) else load(model, options, console, served=True)
+    lm = load(model, options, console, served=True) if isinstance(model, str) else model
     try:
         done = run_cell(lm, cell, console=console, judge=judge)
     finally:

@@ -24,7 +24,7 @@ from harness.run.contract import toy_examples
 from harness.run.served import ServedSystem
 from harness.run.system import Generation
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.servers.endpoint import Endpoint, Limits
+from harness.servers.endpoint import Endpoint, Limits, _Gate
 from harness.servers.model import ServedModel
 
 
@@ -311,8 +311,12 @@ def test_requests_double_while_a_server_keeps_up_and_a_429_takes_some_away(serve
     model.ask([Ask((("user", f"q {n}"),), 1) for n in range(200)])
     assert 10 < server.most_waiting <= 64
     server.most_waiting, server.faults = 0, lambda number: "429" if number % 2 else ""
-    found = model.ask([Ask((("user", f"r {n}"),), 1) for n in range(30)])
-    assert not any(isinstance(reply, NoReply) for reply in found) and server.most_waiting <= 10
+    found = model.ask([Ask((("user", f"r {n}"),), 1) for n in range(60)])
+    assert not any(isinstance(reply, NoReply) for reply in found) and server.most_waiting <= 30
+    gate = _Gate(64)
+    assert gate.limit == 10
+    gate.busy()
+    assert gate.limit == 8
 
 
 def test_a_run_that_was_stopped_goes_on_without_paying_twice(run: Callable, server: Words) -> None:
