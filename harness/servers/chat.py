@@ -219,11 +219,11 @@ def refused_fields(status: int, body: object, sent: Mapping[str, Any], ask: Ask)
         return set()
     if named & sent.keys():
         return named & sent.keys()
-    text = " ".join(_words(body))
+    text = " ".join(words_of(body))
     for content in ask.texts:  # what a server repeats of the request complains of nothing
         for form in (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]):
             text = text.replace(form, " ") if form else text
-    text = re.sub(r"\{.*\}|\w+\([^)]*\)|\w+=[^\s,)]+|\w+[\"']?\s*:\s*-?\d", " ", text, flags=re.DOTALL)
+    text = re.sub(r"\{[^}]*:.*\}|\w+\([^)]*\)|\w+=[^\s,)]+|\w+[\"']?\s*:\s*-?\d", " ", text, flags=re.DOTALL)
     found = set()
     for sentence in re.split(r"[.;!?\n](?=\s|$)", text):
         if _COMPLAINT.search(sentence):
@@ -250,14 +250,14 @@ def _named(body: object, depth: int = 0) -> Iterator[str]:
             yield from _named(value, depth + 1)
 
 
-def _words(body: object, depth: int = 0) -> Iterator[str]:
+def words_of(body: object, depth: int = 0) -> Iterator[str]:
     """The words of an error, wherever a server puts them."""
     if isinstance(body, str):
         yield body
     elif isinstance(body, Mapping) and depth < 9:
         for name, value in body.items():
             if name in ("message", "msg", "detail", "details", "error", "errors", "description", "reason"):
-                yield from _words(value, depth + 1)
+                yield from words_of(value, depth + 1)
     elif isinstance(body, list) and depth < 9:
         for value in body:
-            yield from _words(value, depth + 1)
+            yield from words_of(value, depth + 1)

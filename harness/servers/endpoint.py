@@ -30,7 +30,7 @@ from urllib.parse import urlencode
 
 from harness.errors import DataMissing
 from harness.servers.address import Address
-from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields
+from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields, words_of
 from harness.servers.echo import read_echo
 
 if TYPE_CHECKING:
@@ -240,8 +240,12 @@ class Endpoint:
         return replace(reply, sent=fields, model=self.shown(reply.model))
 
     def _line(self, error: Exception) -> str:
-        """An error in one line, as it may be shown."""
-        return self.shown(" ".join(str(error).split()))[:200] or type(error).__name__
+        """An error in one line, as it may be shown, with what the server says of it."""
+        body, line = getattr(error, "body", None), " ".join(str(error).split())
+        said = " ".join(" ".join(words_of(body)).split())
+        if said and " - " not in line:
+            line = f"{line} - {said}"
+        return self.shown(line)[:200] or type(error).__name__
 
     def shown(self, text: str) -> str:
         """As it may be shown: without credentials."""

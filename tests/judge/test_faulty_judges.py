@@ -297,6 +297,7 @@ def test_an_error_that_repeats_a_word_changes_nothing(echo: Any, server: Server)
         ({"message": "You are not allowed to request logprobs from this model"}, {"logprobs"}),
         ({"message": "Requested sample logprobs of 20, which is greater than max allowed: 5"}, {"logprobs"}),
         ({"detail": [{"loc": ["body", "ChatRequest", "temperature", "float"], "msg": "no"}]}, {"temperature"}),
+        ({"detail": "Unexpected fields in the request: {'seed', 'top_logprobs'}"}, {"seed", "top_logprobs"}),
         ({"message": "max_tokens is not supported. Use max_completion_tokens instead."}, {"max_tokens"}),
         ({"message": "max_tokens must be less than the context minus the prompt"}, set()),
     ],

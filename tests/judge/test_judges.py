@@ -433,7 +433,7 @@ def test_a_damaged_cache_is_one_line(tmp_path: Path, server: Server) -> None:
 
 KILLED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import test_judges as t
 t.twelve(t.Path({output!r}), {url!r})
 """
@@ -489,7 +489,9 @@ def _twelve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_twelve")
 def test_a_run_killed_while_judging_goes_on_without_paying_twice(server: Server, tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(ROOT / "tests"), url=server.url, output=str(tmp_path / "results"))
+    code = KILLED.format(
+        tests=[str(ROOT / "tests"), str(ROOT / "tests/judge")], url=server.url, output=str(tmp_path / "results")
+    )
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
