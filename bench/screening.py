@@ -3,7 +3,8 @@
     python bench/screening.py [--model tiny] [--task lamp4 --task lamp7] [--data ../shared/data/lamp] [--k 4]
 
 On train examples, PCS of every head is measured and estimated (`harness.fit.screening`), with both operators. `recall` is the
-share of the K heads of highest PCS on a shortlist of so many heads, beside what a random shortlist holds; `spearman`
+share of the K heads of highest PCS on a shortlist of so many heads, beside what a random shortlist holds; `bound` is the same
+of `screen=bound`, with the heads that it measures; `spearman`
 compares the exact ranking with the estimates and with their size, which makes the shortlist.
 """
 
@@ -20,7 +21,7 @@ from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
 from harness.fit.heads import Operator, mask
 from harness.fit.kit import ModelKit
-from harness.fit.screening import recall
+from harness.fit.screening import recall, until_sure
 from harness.method import Retrieval
 from harness.plan import DECODE, Plan, Stream
 from harness.plugins.registry import model_row, task_class, task_name
@@ -30,19 +31,22 @@ from harness.task import Selection
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model_path")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--task", action="append")
     parser.add_argument("--data")
     parser.add_argument("--split", default="train")
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--k", type=int, default=0, help="0 = 4 % of the heads, at least 4")
+    parser.add_argument("--operator", choices=get_args(Operator), action="append")
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
-    lm = load_model(model_row(args.model), device=args.device)
+    lm = load_model(model_row(args.model, args.model_path), dtype=args.dtype, device=args.device)
     args.task = [task_name(name) for name in args.task or ("lamp1", "lamp2m", "lamp3", "lamp4", "lamp5", "lamp7")]
     heads = lm.sites.layers * lm.sites.heads
     args.k = args.k or max(4, int(0.04 * heads))
-    rows = [compare(lm, name, operator, args) for name in args.task for operator in get_args(Operator)]
+    rows = [compare(lm, name, operator, args) for name in args.task for operator in args.operator or get_args(Operator)]
     write({"settings": {**settings(args, lm), "heads": heads}, "results": rows}, args.output)
 
 
@@ -63,12 +67,18 @@ def compare(lm: LanguageModel, name: str, operator: Operator, args: argparse.Nam
     }
     exact = (found["exact"][:, 1:] - found["exact"][:, :1]).view(len(items), sites.layers, sites.heads)
     estimates, ranking = found["estimates"], exact.mean(0).flatten()
+    sure, measured = until_sure(
+        estimates, args.k, (), lambda heads: exact[:, [layer for layer, _ in heads], [head for _, head in heads]]
+    )
+    best = set(exact.mean(0).flatten().topk(args.k).indices.tolist())
+    chosen = set(sure.mean(0).nan_to_num(-torch.inf).flatten().topk(args.k).indices.tolist())
     lengths = sorted({min(n * args.k, len(every)) for n in (1, 2, 3, 4)})
     return {
         "task": name,
         "operator": operator,
         "k": args.k,
         "recall": {str(n): round(recall(exact, estimates, args.k, n), 3) for n in lengths},
+        "bound": {"measured": len(measured), "of": len(every), "recall": round(len(best & chosen) / args.k, 3)},
         "recall_by_chance": {str(n): round(n / len(every), 3) for n in lengths},
         "spearman": {
             "estimates": round(float(spearmanr(ranking, estimates.mean(0).flatten()).statistic), 3),

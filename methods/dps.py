@@ -79,8 +79,9 @@ class DPS(Method):
     """K, the number of preference heads; by default 4 % of all heads, at least one."""
     samples: int = 50
     """Train examples whose references measure PCS, a seeded draw."""
-    screen: int | None = None
-    """Heads whose PCS is measured, those of largest first-order estimate (see `harness.fit.screening`); by default all."""
+    screen: int | Literal["bound"] | None = None
+    """Heads whose PCS is measured, those of largest first-order estimate, or `bound`: as many as it takes until no other can be
+    among the best by the worst underestimation seen (see `harness.fit.screening`). By default all, which head maps need."""
     heads_file: str | None = None
     """A published head file for this model (see `harness.fit.heads`), read instead of measuring PCS."""
     scope: Literal["decode", "all"] = "decode"
@@ -115,7 +116,7 @@ class DPS(Method):
             raise UsageError(f"dps: clusters {self.clusters}, temperature {self.temperature}; allowed: >= 0, > 0")
         if self.heads_file and (self.clusters or self.screen):
             raise UsageError("dps: heads_file is one ranked head set; it cannot be used with clusters or screen")
-        if self.screen is not None and self.screen < (self.heads or 1):
+        if isinstance(self.screen, int) and self.screen < (self.heads or 1):
             raise UsageError(f"dps: screen {self.screen} is too few; allowed: screen >= heads, and >= 1")
 
     def options(self) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class DPS(Method):
             )
         measured = [(layer, head) for layer in range(sites.layers) for head in range(sites.heads)]
         wanted = self._count(len(measured))  # what cannot be masked is said before anything is measured
-        if self.screen is not None and self.screen < wanted:
+        if isinstance(self.screen, int) and self.screen < wanted:
             raise UsageError(
                 f"dps: screen {self.screen} is fewer than the {wanted} heads to mask; give screen >= heads"
             )
@@ -154,6 +155,13 @@ class DPS(Method):
         groups = self._groups(kit, train, users)
         plans = [Plan((Stream(self.retrieval.prompt(item.example)),)) for item in sample]
         targets = [item.reference for item in sample]
+
+        def rises(heads: Sequence[Head]) -> Tensor:
+            """Of each sample's loss where each head alone is masked, [samples, heads] (eq. 4)."""
+            masks = [mask({head: 0.0}, self.discover_operator, sites.head_dim, self._where()) for head in heads]
+            losses = kit.losses(plans, targets, [(), *masks], label="head discovery (PCS)")
+            return losses[:, 1:] - losses[:, :1]
+
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
         if self.screen is not None:
@@ -161,16 +169,18 @@ class DPS(Method):
 
             assert self.discover_operator != "output_slice"
             estimates = tensors["screened"] = whole(kit).screen(plans, targets, self.discover_operator, self._where())
-            measured = whole(kit).shortlist(estimates, self.screen, self._samples_by_cluster(groups))
+            by_cluster = self._samples_by_cluster(groups)
+            if self.screen == "bound":
+                pcs, measured = whole(kit).until_sure(estimates, wanted, by_cluster, rises)
+            else:
+                measured = whole(kit).shortlist(estimates, self.screen, by_cluster)
             screened["shortlist"] = [list(head) for head in measured]
-        variants = [
-            (),
-            *(mask({head: 0.0}, self.discover_operator, sites.head_dim, self._where()) for head in measured),
-        ]
-        losses = kit.losses(plans, targets, variants, label="head discovery (PCS)")
-        pcs = tensors["pcs"] = losses.new_full((len(sample), sites.layers, sites.heads), math.nan)
-        layers, heads_in_layer = zip(*measured, strict=True)
-        pcs[:, layers, heads_in_layer] = losses[:, 1:] - losses[:, :1]
+        if self.screen != "bound":
+            found = rises(measured)
+            pcs = found.new_full((len(sample), sites.layers, sites.heads), math.nan)
+            layers, heads_in_layer = zip(*measured, strict=True)
+            pcs[:, layers, heads_in_layer] = found
+        tensors["pcs"] = pcs
         ranking = kit.rank(pcs)
         return Fitted(
             tensors=tensors,
@@ -231,7 +241,7 @@ class DPS(Method):
         idle = sum(score <= 0 for score in scores[: len(chosen)])
         if idle:
             lines.append(f"dps: {idle} of the {len(chosen)} heads have no positive PCS; lower --set heads=...")
-        if self.screen is not None and max(places := self._places(shared)) > 0.9 * self.screen:
+        if isinstance(self.screen, int) and max(places := self._places(shared)) > 0.9 * self.screen:
             lines.append(_NARROW.format(max(places), self.screen))
         if shared.meta.get("split_half_spearman", 1.0) < 0.5:
             lines.append(_UNSTABLE.format(shared.meta["split_half_spearman"]))

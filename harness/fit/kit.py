@@ -35,7 +35,7 @@ from harness.files import named
 from harness.fit.artifacts import ArtifactStore, Checkpoint
 from harness.fit.heads import Head, Operator
 from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
-from harness.fit.screening import first_order, shortlist
+from harness.fit.screening import first_order, shortlist, until_sure
 from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
 from harness.method import Fitted, HeadRanking, Kit, Progress, Writer, Written
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
@@ -249,6 +249,16 @@ class ModelKit:
     def shortlist(self, estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = ()) -> list[Head]:
         """The heads to measure after `screen`, an equal share for each group of samples (see `harness.fit.screening`)."""
         return shortlist(estimates, count, groups)
+
+    def until_sure(
+        self,
+        estimates: Tensor,
+        best: int,
+        groups: Sequence[Sequence[int]],
+        measure: Callable[[list[Head]], Tensor],
+    ) -> tuple[Tensor, list[Head]]:
+        """Exact scores of as many heads as it takes for the `best` to be right (see `harness.fit.screening`)."""
+        return until_sure(estimates, best, groups, measure)
 
     def _by_sample(self, label: str, what: str, count: int, score: Callable[[int], Tensor]) -> Tensor:
         """score(0) to score(count - 1), stacked. A sample that another fit had finished is read from its checkpoint.

@@ -7,13 +7,18 @@ gradient of a reference's mean token NLL at a_h, masking h alone changes that lo
 a'_h is computed: a second row of the batch reads the first one's residual at every block, and its queries are zero.
 Heads are ranked by the mean over samples of the estimate's size (Michel et al., Are Sixteen Heads Really Better than
 One?, NeurIPS 2019, section 4.1): its sign is unsure for the very heads whose effect is large and so not linear.
+`until_sure` measures heads in this order until the next one's estimate, times the worst underestimation seen so far, is below
+the K-th best exact score. AtP* (Kramár et al., 2024) corrects what makes estimates too small: saturated attention, which
+masking the output does not meet, and effects that cancel out, with a backward pass a layer (GradDrop); that costs as much as
+measuring the heads exactly here, where they share a prefill, so the margin stands for it.
 `bench/screening.py` measures how many of the best heads are found. The backward pass keeps the activations of the
 masked positions of one sample, so `scope=all` takes memory in proportion to the prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -92,6 +97,42 @@ def shortlist(estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = (
     places = means.argsort(dim=1, descending=True, stable=True).argsort(dim=1).amin(0)
     chosen = places.argsort(stable=True)[:count]
     return [divmod(i, estimates.shape[2]) for i in chosen.tolist()]
+
+
+def until_sure(
+    estimates: Tensor, best: int, groups: Sequence[Sequence[int]], measure: Callable[[list[Head]], Tensor]
+) -> tuple[Tensor, list[Head]]:
+    """Exact scores [n, layers, H], NaN where not measured, and the heads that were, in their order.
+
+    `measure` gives the exact scores [n, heads] of some heads; `best` is how many of the best have to be right, in each group.
+    """
+    _, layers, heads = estimates.shape
+    order = shortlist(estimates, layers * heads, groups)
+    exact = torch.full_like(estimates, math.nan)
+    done, step = 0, 4 * best
+    while done < len(order) and not (done and sure(estimates, exact, best, groups)):
+        part = order[done : done + step]
+        exact[:, [layer for layer, _ in part], [head for _, head in part]] = measure(part).to(exact)
+        done += len(part)
+        step = done
+    return exact, order[:done]
+
+
+def sure(estimates: Tensor, exact: Tensor, best: int, groups: Sequence[Sequence[int]] = ()) -> bool:
+    """Whether no head that was not measured (NaN in `exact`) can be among the `best`, in any group of samples.
+
+    A head's exact score is taken to be at most `margin` times its estimate, the margin being the largest such ratio of those
+    that were measured, at least 1. Where the K-th best score is not positive nothing is sure.
+    """
+    for group in [list(group) for group in groups if group] or [list(range(len(exact)))]:
+        size, score = estimates[group].abs().mean(0).flatten(), exact[group].mean(0).flatten()
+        known = ~score.isnan()
+        least = score[known].topk(min(best, int(known.sum()))).values[-1]
+        margin = (score[known] / size[known].clamp_min(1e-300)).amax().clamp_min(1.0)
+        left = size[~known]
+        if left.numel() and not (least > 0 and float(left.amax() * margin) < float(least)):
+            return False
+    return True
 
 
 def recall(exact: Tensor, estimates: Tensor, top: int, candidates: int) -> float:

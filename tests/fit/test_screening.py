@@ -14,9 +14,9 @@ from harness.engine.loading import load_model
 from harness.engine.prompt_variants import score_variants
 from harness.engine.sites import FAMILIES
 from harness.errors import UsageError
-from harness.fit.heads import Operator, mask
+from harness.fit.heads import Head, Operator, mask
 from harness.fit.kit import ModelKit
-from harness.fit.screening import first_order, recall, shortlist
+from harness.fit.screening import first_order, recall, shortlist, sure, until_sure
 from harness.method import Fitted, Retrieval
 from harness.methods.dps import DPS
 from harness.plan import ALL, DECODE, Plan, Site, Stream, Where
@@ -86,6 +86,39 @@ def test_screened_heads_are_measured_as_without_screening_and_no_others(clusters
     assert {(layer, head) for layer, head in shared.meta["heads"]} == listed
     assert shared.meta["scores"] == sorted(shared.meta["scores"], reverse=True)
     assert not any(map(math.isnan, shared.meta["scores"]))
+
+
+def test_heads_are_measured_until_no_other_can_be_among_the_best():
+    exact = torch.tensor([[[5.0, 4.0, 0.1, 0.2], [0.0, -1.0, 0.3, 3.0]]])
+    estimates = torch.tensor([[[4.0, -5.0, 0.1, 0.1], [0.1, 0.1, 0.1, 1.0]]])  # at most 3 times too small
+    asked: list[list[Head]] = []
+
+    def measure(heads: list[Head]) -> torch.Tensor:
+        asked.append(heads)
+        return torch.stack([exact[:, layer, head] for layer, head in heads], dim=1)
+
+    found, measured = until_sure(estimates, 1, (), measure)
+    assert asked == [[(0, 1), (0, 0), (1, 3), (0, 2)]]
+    assert measured == asked[0]
+    assert found.isnan().sum() == 4
+    found, measured = until_sure(estimates, 3, (), measure)
+    assert len(measured) == 8 and torch.equal(found, exact)
+    seen = torch.where(torch.tensor([[[True, True, False, False], [False] * 3 + [True]]]), exact, math.nan)
+    assert sure(estimates, seen, 2) and sure(estimates, seen, 3)
+    assert not sure(30 * estimates.sign() * estimates.abs().clamp(max=0.1), seen, 3)  # some left are as large as any
+    assert not sure(estimates, seen - 4.5, 3)  # the third best is negative: anything may be better
+
+
+@pytest.mark.parametrize("clusters", [0, 2])
+def test_the_bound_finds_the_best_heads_of_the_exact_ranking(clusters: int) -> None:
+    lm, train = random_lm(num_hidden_layers=6), toy_examples(6)
+    options = {"samples": 6, "heads": 2, "clusters": clusters}
+    whole, shared = (DPS(**options, screen=screen).fit(ModelKit(lm), train) for screen in (None, "bound"))
+    measured = ~shared.tensors["pcs"].isnan()
+    assert torch.allclose(shared.tensors["pcs"][measured], whole.tensors["pcs"][measured], atol=1e-12)
+    assert shared.meta["heads"][:2] == whole.meta["heads"][:2]
+    assert len(shared.meta["shortlist"]) == int(measured[0].sum())
+    assert DPS(**options, screen="bound").analysis(shared, {})["screening"]["measured"] == int(measured[0].sum())
 
 
 def test_a_shortlist_whose_end_holds_a_preference_head_is_called_too_short():
