@@ -89,13 +89,14 @@ def cell_steps(
     console, config = console or Console(), _config(lm, cell, judge)
     if make_system is None and isinstance(lm, ServedModel):
         make_system = partial(ServedSystem, payer=config.hash8())
-        if not _finished(cell, config):
+        there = folder_of(Path(cell.settings.output_path), config)
+        before = read_record(there) if (there / "run.json").exists() else None
+        if not _is_done(before, cell.settings):
             check_served(lm, cell, generation_of_cell(cell), store or ArtifactStore(), console)
     make_system = make_system or ModelSystem
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
-        finished = record is not None and record.status in ("complete", "partial")
-        if record is not None and finished and not (cell.settings.retry_failed and record.status == "partial"):
+        if record is not None and _is_done(record, cell.settings):
             failed = record.health.errors + (record.health.unsettled or record.health.unjudged or 0)
             again = f"; {failed} samples failed, --retry_failed tries them again"
             console.say(f"already there: {folder.path}{again if record.status == 'partial' else ''}")
@@ -105,10 +106,10 @@ def cell_steps(
         return Outcome(record, folder.path, _exit_code(record, cell.settings))
 
 
-def _finished(cell: Cell, config: RunConfig) -> bool:
-    """Whether the record is there and whole, so that nothing is asked."""
-    folder = folder_of(Path(cell.settings.output_path), config)
-    return (folder / "run.json").exists() and read_record(folder).status == "complete"
+def _is_done(record: RunRecord | None, settings: Settings) -> bool:
+    """Whether the record is whole, so that nothing is asked again."""
+    again = settings.retry_failed and record is not None and record.status == "partial"
+    return record is not None and record.status in ("complete", "partial") and not again
 
 
 def _run(

@@ -134,23 +134,26 @@ class ServedSystem(ModelSystem):
 
     def check(self, examples: Sequence[Example]) -> None:
         """Raises UsageError where the examples cannot be answered, as far as that can be known before they are."""
-        for example in examples:
+        for number, example in enumerate(examples):
             plan = self.plan(example)
-            if plan.answer is None and example.choices:
-                self.model.scoring.check()
-                for stream in plan.streams:
-                    try:
-                        asks = self.model.scoring.asks(stream.prompt.render(), example.choices)
-                    except UsageError:
-                        raise
-                    except HarnessError:  # of this example alone
-                        continue
-                    lengths = [ask.echo.answer for ask in asks if ask.echo and isinstance(ask.echo.answer, int)]
-                    if plan.mix != First() and any(length != 1 for length in lengths):
-                        raise UsageError(
-                            f"method {type(self.method).__name__!r} mixes several prompts, which {self.model.name} behind its server "
-                            f"can where every choice is one token; {example.choices[lengths.index(max(lengths))]!r} is {max(lengths)}"
-                        )
+            mixed = plan.mix != First()
+            if plan.answer is not None or not example.choices or (number and not mixed):
+                continue
+            self.model.scoring.check()
+            for stream in plan.streams:
+                try:
+                    asks = self.model.scoring.asks(stream.prompt.render(), example.choices)
+                except UsageError:
+                    raise
+                except HarnessError:  # of this example alone
+                    continue
+                lengths = [ask.echo.answer for ask in asks if ask.echo and isinstance(ask.echo.answer, int)]
+                longest = max(lengths, default=1)
+                if mixed and longest > 1:
+                    raise UsageError(
+                        f"method {type(self.method).__name__!r} mixes several prompts, which {self.model.name} behind its server "
+                        f"can where every choice is one token; {example.choices[lengths.index(longest)]!r} is {longest}"
+                    )
 
     def respond(
         self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
