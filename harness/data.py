@@ -102,8 +102,9 @@ class Example:
     template: Template
     choices: tuple[str, ...] = ()
     """The answers there are: the most likely one is the response. Empty = the response is generated."""
-    per_character: bool = False
-    """Whether choices are compared by their log-probability a character, a space before them not counted; else by its sum."""
+    compared: Literal["sum", "token", "character"] = "sum"
+    """How choices are compared: by the sum of their tokens' log-probabilities, its mean a token, or a character, where a
+    space before them is not counted."""
     labels: tuple[str, ...] = ()
     """What a generated response is meant to be one of, in the task's order. Empty = any text."""
 

@@ -189,7 +189,9 @@ class MMLU(Task):
                 context = self._context(subject, others, row)
                 choices = tuple(before + choice for choice in (row.choices if self.cloze else LETTERS))
                 user = self.users.user(name)
-                example = Example(name, user, context, row.question, template, choices, per_character=self.cloze)
+                example = Example(
+                    name, user, context, row.question, template, choices, compared="character" if self.cloze else "sum"
+                )
                 yield Labelled(example, (before + self._answer(row),))
 
     def _context(self, subject: str, shots: Sequence[Row], row: Row) -> str:

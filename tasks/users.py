@@ -1,198 +1,161 @@
-"""Your own users: one line an example, from .jsonl, .json, .csv or .parquet, as --task users:./mine.jsonl.
+"""Your own users: one line an example, from .jsonl, .json, .csv, .parquet or a Hugging Face data set.
 
-    {"user": "ann", "input": "Reply to: ...", "target": "Sure!", "history": ["earlier text", {"input": "...", "output": "..."}]}
+    --task users:./mine.jsonl     {"user": "ann", "input": "Reply to: ...", "target": "Sure!", "history": ["a", "b"]}
+    --task csv:mine.csv           columns user, text, reply; then a user's earlier lines are the history
+    --task users:hf:NAME          a data set of the hub, or a folder of one (users:hf:./folder)
 
 Optional fields: `choices` (a list: the most likely one is the answer), `id`, `split` (dev where it is not said; train to fit
-on), `date`. Where no line has a history, a user's earlier lines are it, so that a table of user, text and reply works at
-once. Other names of columns are read as they are (text, prompt, question; reply, output, answer, label) or by option:
---task_set input_column=mail. A file of users beside the examples: --task_set histories=./users.jsonl, one line a user.
+on), `date`. A history is a list of texts, or of {input, output, date}. Other names of columns are read as they are (text,
+prompt, question; reply, output, answer, label) or by option: --task_set input_column=mail. Histories may lie in a second
+file, --task_set histories=./users.jsonl: one line a user with a `history`, or one line an item.
 
-The kind decides what is measured: `choice` where lines have choices (accuracy), `number` where all targets are numbers (MAE,
-RMSE), else `text` (ROUGE, chrF and BLEU by sacrebleu, exact match). The prompt is a jinja template, by default one that
-writes history items before the input; `--dry_run` shows it.
+The kind decides what is measured: `choice` where lines have choices (accuracy, macro-F1), `number` where all targets are
+numbers (MAE, RMSE), else `text` (ROUGE, METEOR, chrF, BLEU, exact match). --task_set metrics=chrf,rouge1 measures these,
+--task_set rubric=./rubric.txt has a judge rate answers. The prompt is a jinja template; `--dry_run` shows it.
 
 A task of your own is this one with another `read`, as --task ./mine.py:
     class Mails(Users):
         name = "mails"
+        wording = "{% for item in history %}{{ item.output }}\n{% endfor %}Reply to: {{ input }}"
         def read(self):
-            return [{"user": "ann", "input": "Reply to: lunch?", "target": "Sure!"}]
+            return [{"user": "ann", "input": "lunch?", "target": "Sure!"}]
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+import numpy as np
 
-from harness.data import Example, HistoryItem, Labelled, Message, User
+from harness.data import Example, HistoryItem, Labelled, User
 from harness.errors import DataMissing, UsageError
-from harness.retrieve import date_key
+from harness.files.rows import HUB, SUFFIXES, Row, rows_of
 from harness.statistics import metrics
-from harness.task import GenerationDefaults, Metric, Sample, Selection, Task
+from harness.statistics.intervals import UNIT
+from harness.statistics.text_metrics import TEXT, text_metric
+from harness.task import REFUSAL, GenerationDefaults, Metric, Question, Sample, Selection, System, Task
+from harness.tasks.users_lines import (
+    TEMPLATE,
+    HistoryLine,
+    Item,
+    JinjaTemplate,
+    Line,
+    compiled,
+    number_in,
+    read_lines,
+    record_of,
+    records,
+    text_or_file,
+)
 
 Kind: TypeAlias = Literal["text", "choice", "number"]
 
-TEMPLATE = """\
-{% if summary %}About the author: {{ summary }}
-
-{% endif %}{% if history %}What the same person wrote before:
-{% for item in history %}{% if item.output %}{{ item.input }}
-{{ item.output }}{% else %}{{ item.text }}{% endif %}
-
-{% endfor %}{% endif %}{{ input }}"""
-ALIASES: Mapping[str, tuple[str, ...]] = {
-    "user": ("user", "user_id", "author"),
-    "input": ("input", "text", "prompt", "question", "query"),
-    "target": ("target", "reply", "output", "answer", "label", "gold"),
-}
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-
-
-def _readable(date: str | None) -> str | None:
-    try:
-        date_key(date or "0")
-    except ValueError:
-        raise ValueError("expected a date as in 2024-05-31") from None
-    return date
-
-
-Date: TypeAlias = Annotated[str | None, AfterValidator(_readable)]
-
-
-class _Item(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    text: str = ""
-    input: str = ""
-    output: str = ""
-    date: Date = None
-
-
-class _Line(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    user: str | int
-    input: str
-    target: str | int | float | list[str]
-    history: list[str | _Item] | None = None
-    choices: list[str] | None = None
-    id: str | int | None = None
-    split: str = "dev"
-    date: Date = None
-
-    @field_validator("user", "target", "choices", "input")
-    @classmethod
-    def _says_something(cls, value: Any) -> Any:
-        if value in ("", []) or (isinstance(value, str) and not value.strip()):
-            raise ValueError("it is empty")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("it is no number")
-        return value
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return tuple(self.target) if isinstance(self.target, list) else (str(self.target),)
-
-
-class _UserLine(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    user: str | int
-    history: list[str | _Item]
-
-
-@dataclass(frozen=True)
-class JinjaTemplate:
-    """A prompt as one user turn; the source decides it, so equal templates render equally."""
-
-    source: str = TEMPLATE
-
-    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
-        history = [{"text": "", "input": "", "output": "", **item.fields} for item in items]
-        return (Message("user", _compiled(self.source).render(input=text, history=history, summary=summary)),)
-
-
-@cache
-def _compiled(source: str) -> Any:
-    from jinja2 import StrictUndefined, TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    try:
-        made = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(source)
-        made.render(input="x", history=[{"text": "x", "input": "", "output": ""}], summary="x")
-    except TemplateError as error:
-        raise UsageError(
-            f"the template cannot be used ({error}); it may name input, summary, and history, whose items have text, input and "
-            "output"
-        ) from None
-    return made
+LISTS = ("history", "choices")
+MOST_LABELS = 1000
+"""Different answers, above which they are no list to choose from."""
+OWN: Mapping[str, tuple[str, ...]] = {"choice": ("accuracy", "macro_f1"), "number": ("mae", "rmse"), "text": ()}
+"""What is measured of a kind beside the metrics of texts."""
+RUBRIC = ("input", "response", "target", "history")
+"""What a rubric may name."""
+RATE = f"Answer with one number from 0 (worst) to 100 (best) and nothing else, or {REFUSAL} where it cannot be rated."
 
 
 class Users(Task):
-    """Your own users, from a file: users:./mine.jsonl (also .json, .csv, .parquet)."""
+    """Your own users, from a file: users:./mine.jsonl, csv:mine.csv, users:hf:NAME (.json, .parquet)."""
 
     name = "users"
     source: ClassVar[str] = ""
     """The file: what stands behind `users:`."""
+    wording: ClassVar[str] = TEMPLATE
+    """Its prompt, where the option `template` does not say another."""
+    answers: ClassVar[Kind | Literal["auto"]] = "auto"
+    """Its kind, where the option does not say one."""
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Its metrics, the main one first, where the option does not name any; empty = those of the kind."""
+    per_sample = {"mae": "abs_error"}
+    ranges = {"judge": (0, 100), **dict.fromkeys(TEXT, UNIT)}
 
     def __init__(
         self,
         kind: Literal["auto", "text", "choice", "number"] = "auto",
-        template: str = TEMPLATE,
+        template: str | None = None,
+        template_without: str = "",
         histories: str | None = None,
+        metrics: str | None = None,
+        rubric: str | None = None,
+        compared: Literal["sum", "token", "character"] = "sum",
         user_column: str | None = None,
         input_column: str | None = None,
         target_column: str | None = None,
+        history_column: str | None = None,
+        choices_column: str | None = None,
+        config: str | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        """`template` is jinja text, or a file that ends in .jinja."""
+        """`template`, the one without history and `rubric` are jinja texts, or files that end in .jinja or .txt.
+
+        `config` names the configuration of a hub data set.
+        """
         if not self.source and type(self).read is Users.read:
             raise UsageError("users: name a file behind it, as in --task users:./mine.jsonl")
         if max_new_tokens < 1:
             raise UsageError(f"users: max_new_tokens={max_new_tokens} leaves no room for an answer; allowed: >= 1")
-        self.asked_kind, self.histories, self.max_new_tokens = kind, histories, max_new_tokens
+        self.asked_kind = self.answers if kind == "auto" else kind
+        self.histories, self.compared, self.config, self.max_new_tokens = histories, compared, config, max_new_tokens
         self.columns = {"user": user_column, "input": input_column, "target": target_column}
-        if template.endswith(".jinja"):
-            template = _content(Path(template)).decode("utf-8", errors="strict")
-        self.template = JinjaTemplate(template)
-        _compiled(self.template.source)
+        self.columns |= {"history": history_column, "choices": choices_column}
+        source = self.wording if template is None else text_or_file(template)
+        self.template = JinjaTemplate(source, text_or_file(template_without))
+        self.template("x", (), "")
+        self.template("x", (HistoryItem("x", {"text": "x"}, "x"),), "x")
+        self.rubric = None if rubric is None else text_or_file(rubric)
+        if self.rubric is not None:
+            compiled(self.rubric, RUBRIC)
+        self.asked_metrics = tuple(metrics.split(",")) if metrics else self.measured
 
     @classmethod
     def member(cls, name: str) -> type[Task]:
-        if not name.endswith(SUFFIXES):
-            raise UsageError(f"users:{name} is no file of users; give one that ends in {', '.join(SUFFIXES)}")
+        if not name.endswith(SUFFIXES) and not name.startswith(HUB):
+            raise UsageError(
+                f"users:{name} is no file of users; give one that ends in {', '.join(SUFFIXES)}, or a data set as in "
+                "users:hf:NAME"
+            )
         return type("Users", (cls,), {"source": name, "__doc__": cls.__doc__})
 
     def read(self) -> Sequence[Mapping[str, Any]]:
         """The lines, each with `user`, `input`, `target` and what else there is: what a task of your own overrides."""
-        return _rows(Path(self.source))
+        return [row.value for row in self._rows]
 
     @property
     def closed(self) -> bool:  # type: ignore[override]
         return self.kind != "text"
 
+    @property
+    def judged(self) -> bool:  # type: ignore[override]
+        return self.rubric is not None
+
     def items(self, selection: Selection) -> Sequence[Labelled]:
         found = [line for line in self._lines if line.split == selection.split]
         if not found:
             there = ", ".join(sorted({line.split for line in self._lines}))
-            raise DataMissing(f"{self._where} has no split {selection.split!r}; it has {there} (field 'split')")
+            raise DataMissing(
+                f"{self._where} has no split {selection.split!r}; it has {there} (field 'split'; --split evaluates another)"
+            )
         return selection.of(self._labelled(line) for line in found)
 
     def fingerprint(self, selection: Selection) -> str:
-        parts = [json.dumps([line.model_dump() for line in self._lines]).encode(), self.template.source.encode()]
-        parts += [_content(Path(self.histories))] if self.histories else []
+        parts = [json.dumps([line.model_dump() for line in self._lines]), repr(self.template), repr(self.rubric)]
+        if self.histories is not None:
+            parts.append(repr(self._histories))
         if selection.split == "train":
             self.items(replace(selection, limit=1))
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
 
     def generation(self) -> GenerationDefaults:
         return GenerationDefaults(self.max_new_tokens)
@@ -203,44 +166,111 @@ class Users(Task):
 
     @cached_property
     def kind(self) -> Kind:
-        """What is measured."""
+        """What is measured. Raises DataMissing where the lines are of another kind than asked for."""
+        no_number = [n for n, line in enumerate(self._lines) if None in map(number_in, line.targets)]
+        if self.asked_kind == "number" and no_number:
+            line = self._lines[no_number[0]]
+            raise DataMissing(
+                f"{self._where}, line {self._places[no_number[0]]}: field target: {line.targets[0]!r} is no number (kind=number)"
+            )
         if self.asked_kind != "auto":
             return self.asked_kind
         if any(line.choices for line in self._lines):
             return "choice"
-        return "number" if all(_number(t) is not None for line in self._lines for t in line.targets) else "text"
+        return "text" if no_number else "number"
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The choices, where they are the same on every line: of lines without any, all the answers there are."""
+        if self.kind != "choice":
+            return ()
+        if not any(line.choices for line in self._lines):
+            found = list(dict.fromkeys(target for line in self._lines for target in line.targets))
+            if not 2 <= len(found) <= MOST_LABELS:
+                raise DataMissing(
+                    f"{self._where}: {len(found)} different answers are no choices; give each line 'choices', or kind=text"
+                )
+            return tuple(sorted(found))
+        first = self._lines[0].choices or []
+        return tuple(first) if all(set(line.choices or ()) == set(first) for line in self._lines) else ()
+
+    @cached_property
+    def metric_names(self) -> tuple[str, ...]:
+        """The main one first. Raises UsageError for a name that is none."""
+        own = tuple(name for name in OWN[self.kind] if name != "macro_f1" or self.labels)
+        names = self.asked_metrics or own or tuple(TEXT)
+        for name in names:
+            if name == "macro_f1" and name not in own:
+                raise UsageError(
+                    f"{self._where}: macro_f1 is of kind choice where every line has the same choices; leave it out"
+                )
+            if name not in own:
+                text_metric(name)
+        return (*names, "judge") if self.rubric is not None and "judge" not in names else names
+
+    def respond(self, system: System, items: Sequence[Labelled]) -> Iterator[Sample]:
+        """Beside the answers, of each item what its judge is to read."""
+        if self.rubric is None:
+            yield from super().respond(system, items)
+            return
+        inputs = {item.example.id: item.example.text for item in items}
+        for sample in super().respond(system, items):
+            shown = {"input": inputs[sample.id], "history": [r.document for r in self._histories.get(sample.id, ())]}
+            kept = {name: value for name, value in shown.items() if name in self.rubric}
+            yield replace(sample, extra={**sample.extra, **kept})
+
+    def to_judge(self, sample: Sample) -> Mapping[str, Question]:
+        if self.rubric is None:
+            return {}
+        answer = (sample.response or "").strip()
+        said = {"target": "\n".join(sample.targets), "response": answer, **dict.fromkeys(RUBRIC, ""), **sample.extra}
+        said |= {"target": "\n".join(sample.targets), "response": answer}
+        text = str(compiled(self.rubric, RUBRIC).render({name: said[name] for name in RUBRIC}))
+        return {"judge": Question(text if "100" in self.rubric else f"{text.rstrip()}\n\n{RATE}", answer)}
 
     def grade(self, sample: Sample) -> Sample:
         if sample.response is None or sample.error is not None:
             return sample
         answer, golds = sample.response.strip(), [target.strip() for target in sample.targets]
+        found: dict[str, float | None] = {}
+        parsed: str | float | None = answer or None
         if self.kind == "choice":
-            return replace(sample, parsed=answer, metrics={"accuracy": float(answer in golds)})
-        if self.kind == "number":
-            parsed = _number(answer)
-            gold = float(golds[0])
+            found["accuracy"] = float(answer in golds)
+        elif self.kind == "number":
+            parsed = number_in(answer)
             # an answer that is no number has no error to average: it counts as unparsed, and is in no mean
-            error = None if parsed is None else abs(parsed - gold)
-            square = None if error is None else error * error
-            return replace(sample, parsed=parsed, metrics={"abs_error": error, "sq_error": square})
-        rouge = [metrics.rouge(answer, gold) for gold in golds]
-        best = {name: max(getattr(one, name) for one in rouge) for name in ("rouge1", "rougeL")}
-        exact = float(" ".join(answer.split()) in [" ".join(gold.split()) for gold in golds])
-        return replace(sample, parsed=answer or None, metrics={**best, **_sacre(answer, golds), "exact": exact})
+            error = None if parsed is None else abs(parsed - float(golds[0]))
+            found |= {"abs_error": error, "sq_error": None if error is None else error * error}
+        for name in self.metric_names:
+            if name == "judge":
+                found[name] = sample.ratings[name].score if name in sample.ratings else None
+            elif name not in OWN[self.kind]:
+                found[name] = text_metric(name).of(answer, golds)
+        return replace(sample, parsed=parsed, metrics=found)
 
     def aggregate(self, samples: Sequence[Sample]) -> Mapping[str, Metric]:
         graded = [sample for sample in samples if sample.metrics]
-        if self.kind == "choice":
-            return {"accuracy": metrics.mean(graded, "accuracy")}
-        if self.kind == "text":
-            return {name: metrics.mean(graded, name) for name in ("rouge1", "rougeL", "chrf", "bleu", "exact")}
-        rated = [sample for sample in graded if sample.parsed is not None]
-        left = len(graded) - len(rated)
-        note = f"{left} of {len(graded)} answers are no number and are left out" if left else ""
-        return {
-            "mae": metrics.mean(rated, "abs_error", note=note, higher_is_better=False),
-            "rmse": metrics.mean(rated, "sq_error", note=note, root=True, higher_is_better=False),
-        }
+        return {name: self._metric(name, graded) for name in self.metric_names}
+
+    def _metric(self, name: str, graded: Sequence[Sample]) -> Metric:
+        if name == "judge":
+            return metrics.mean_of_rated(graded, name, bounds=(0, 100))
+        if name == "accuracy" and name in OWN[self.kind]:
+            return metrics.mean(graded, name)
+        if name == "macro_f1":
+            number = {label.strip(): n for n, label in enumerate(self.labels)}
+            answers = [str(sample.parsed or "") for sample in graded]
+            golds = [a if s.metrics["accuracy"] else s.targets[0].strip() for s, a in zip(graded, answers, strict=True)]
+            codes = [np.array([number.get(text, -1) for text in texts], dtype=int) for texts in (golds, answers)]
+            return metrics.macro_f1_metric(graded, codes[0], codes[1], list(number))
+        if name in OWN[self.kind]:
+            rated = [sample for sample in graded if sample.parsed is not None]
+            left = len(graded) - len(rated)
+            note = f"{left} of {len(graded)} answers are no number and are left out" if left else ""
+            of = {"mae": "abs_error", "rmse": "sq_error"}[name]
+            return metrics.mean(rated, of, note=note, root=name == "rmse", higher_is_better=False)
+        measure = text_metric(name)
+        return metrics.mean(graded, name, missing=measure.missing(), bounds=measure.bounds)
 
     @property
     def _where(self) -> str:
@@ -248,25 +278,36 @@ class Users(Task):
         return self.source or f"{type(self).__name__}.read"
 
     @cached_property
-    def _lines(self) -> list[_Line]:
+    def _rows(self) -> list[Row]:
+        """What the file or `read` gives, with places."""
+        if type(self).read is Users.read:
+            lists = {*LISTS, *(self.columns[name] or "" for name in LISTS)}
+            return rows_of(self.source, self.config, lists)
+        return [Row(number, value) for number, value in enumerate(self.read(), start=1)]
+
+    @cached_property
+    def _places(self) -> list[int]:
+        return [row.line for row in self._rows]
+
+    @cached_property
+    def _lines(self) -> list[Line]:
         """Checked, each with an id of its own. Raises DataMissing, naming file, line and field."""
-        lines: list[_Line] = _read(self._where, self.read(), _Line, self.columns)
+        lines: list[Line] = read_lines(self._where, self._rows, Line, self.columns)
         named, seen = [], dict[str, int]()
-        for number, line in enumerate(lines, start=1):
+        for number, (place, line) in enumerate(zip(self._places, lines, strict=True), start=1):
             name = str(number if line.id is None else line.id)
             if not name.strip() or name in seen:
                 what = f"is taken by line {seen[name]}" if name in seen else "is empty"
-                raise DataMissing(f"{self._where}, line {number}: field id: {name!r} {what}")
-            seen[name] = number
+                raise DataMissing(f"{self._where}, line {place}: field id: {name!r} {what}")
+            seen[name] = place
             named.append(line.model_copy(update={"id": name, "user": str(line.user)}))
         with_choices = sum(line.choices is not None for line in named)
-        if 0 < with_choices < len(named):
-            lacks = next(n for n, line in enumerate(named, start=1) if line.choices is None)
-            raise DataMissing(f"{self._where}, line {lacks}: field choices is missing, which other lines have")
-        for number, line in enumerate(named, start=1):
+        for place, line in zip(self._places, named, strict=True):
+            if with_choices and line.choices is None:
+                raise DataMissing(f"{self._where}, line {place}: field choices is missing, which other lines have")
             if line.choices and not set(line.targets) <= set(line.choices):
                 raise DataMissing(
-                    f"{self._where}, line {number}: field target: {line.targets[0]!r} is none of its choices"
+                    f"{self._where}, line {place}: field target: {line.targets[0]!r} is none of its choices"
                 )
         return named
 
@@ -274,145 +315,38 @@ class Users(Task):
     def _histories(self) -> Mapping[str, tuple[HistoryItem, ...]]:
         """By the id of a line, what its user wrote before."""
         if self.histories is not None:
-            rows, columns = _rows(Path(self.histories)), {"user": self.columns["user"]}
-            users: list[_UserLine] = _read(self.histories, rows, _UserLine, columns)
-            of_user = {str(user.user): _records(user.history) for user in users}
+            columns = {name: self.columns[name] for name in ("user", "history")} | {"input": None, "target": None}
+            rows = rows_of(self.histories, self.config, LISTS)
+            items: dict[str, list[str | Item]] = {}
+            for user in read_lines(self.histories, rows, HistoryLine, columns):
+                items.setdefault(str(user.user), []).extend(user.items)
+            of_user = {user: records(everything) for user, everything in items.items()}
             return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
-            return {str(line.id): _records(line.history or ()) for line in self._lines}
+            return {str(line.id): records(line.history or ()) for line in self._lines}
         earlier: dict[str, list[HistoryItem]] = {}
         found = {}
         for line in self._lines:
             before = earlier.setdefault(str(line.user), [])
             found[str(line.id)] = tuple(before)
-            before.append(_record(f"{line.id}", _Item(input=line.input, output=line.targets[0], date=line.date)))
+            before.append(record_of(f"{line.id}", Item(input=line.input, output=line.targets[0], date=line.date)))
         return found
 
-    def _labelled(self, line: _Line) -> Labelled:
+    def _labelled(self, line: Line) -> Labelled:
         history = self._histories[str(line.id)]
         user = User(str(line.user), history, self._pairs(str(line.user), history))
-        choices = tuple(line.choices or ())
-        example = Example(str(line.id), user, line.input, line.input, self.template, choices)
-        return Labelled(example, line.targets)
+        choices = tuple(line.choices or self.labels) if self.kind == "choice" else ()
+        template = replace(self.template, choices=choices)
+        return Labelled(
+            Example(str(line.id), user, line.input, line.input, template, choices, self.compared), line.targets
+        )
 
     def _pairs(self, user: str, history: tuple[HistoryItem, ...]) -> tuple[Labelled, ...]:
         """The items that have an input and an output, each as an example whose user has the items before it."""
-        made = []
+        made, template = [], replace(self.template, choices=self.labels)
         for number, record in enumerate(history):
             if record.fields.get("output"):
                 text = record.fields["input"]
-                example = Example(f"{user}/{record.id}", User(user, history[:number]), text, text, self.template)
+                example = Example(f"{user}/{record.id}", User(user, history[:number]), text, text, template)
                 made.append(Labelled(example, (record.fields["output"],)))
         return tuple(made)
-
-
-def _records(items: Sequence[str | _Item]) -> tuple[HistoryItem, ...]:
-    return tuple(
-        _record(str(number), item if isinstance(item, _Item) else _Item(text=item)) for number, item in enumerate(items)
-    )
-
-
-def _record(name: str, item: _Item) -> HistoryItem:
-    fields = {"input": item.input, "output": item.output} if item.output else {"text": item.text or item.input}
-    return HistoryItem(name, fields, " ".join(filter(None, fields.values())), item.date)
-
-
-def _read(path: str, rows: Sequence[Any], shape: type[Any], columns: Mapping[str, str | None]) -> list[Any]:
-    """The lines of a file as `shape`. Raises DataMissing naming file, line and field."""
-    adapter = TypeAdapter(shape)
-    found = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            raise DataMissing(f"{path}, line {number}: expected an object with user, input and target")
-        named = dict(row)
-        for field, column in columns.items():
-            chosen = column or next((alias for alias in ALIASES[field] if alias in row), field)
-            if column is not None and column not in row:
-                raise DataMissing(f"{path}, line {number}: no column {column!r}; it has {', '.join(map(str, row))}")
-            if chosen in row:
-                named[field] = row[chosen]
-        try:
-            found.append(adapter.validate_python(named))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"][:1])
-            given = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
-            raise DataMissing(f"{path}, line {number}: field {where}: {first['msg']}{given}") from None
-    if not found:
-        raise DataMissing(f"{path} has no lines")
-    return found
-
-
-def _rows(path: Path) -> list[Any]:
-    content = _content(path)
-    if path.suffix == ".parquet":
-        return _parquet(path, content)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        at = content[: error.start].count(b"\n") + 1
-        raise DataMissing(
-            f"{path}, line {at}: byte {content[error.start]:#04x} is no UTF-8; convert the file"
-        ) from None
-    if path.suffix == ".csv":
-        rows: list[Any] = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
-        return [{k: _cell(k, v) for k, v in row.items() if k is not None and v not in (None, "")} for row in rows]
-    lines = text.split("\n") if path.suffix == ".jsonl" else [text]  # a text may hold other line ends as they are
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise DataMissing(f"{path}, line {number}: not valid JSON ({error})") from None
-    if path.suffix == ".json":
-        if not isinstance(found and found[0], list):
-            raise DataMissing(f"{path}: expected a list of objects with user, input and target")
-        return list(found[0])
-    return found
-
-
-def _cell(name: str, text: str) -> Any:
-    """A cell of a table; lists are written as JSON."""
-    if name not in ("history", "choices"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _parquet(path: Path, content: bytes) -> list[Any]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataMissing(f"{path} is no parquet file ({str(error).splitlines()[0][:100]})") from None
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.expanduser().read_bytes()
-    except OSError as error:
-        raise DataMissing(f"{path} cannot be read ({error.strerror}); give the path of a file of users") from None
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _sacre(answer: str, golds: Sequence[str]) -> dict[str, float]:
-    """chrF and BLEU of one answer, 0 to 1, as sacrebleu's sentence_chrf and sentence_bleu."""
-    import sacrebleu
-
-    return {
-        "chrf": sacrebleu.sentence_chrf(answer, list(golds)).score / 100,
-        "bleu": sacrebleu.sentence_bleu(answer, list(golds)).score / 100,
-    }

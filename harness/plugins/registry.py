@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.files.rows import HUB, SUFFIXES
 from harness.method import Method
 from harness.methods import METHODS
 from harness.task import Task
@@ -39,6 +40,8 @@ MODELS: Mapping[str, str] = {
 """Alias -> hub id. An alias names the row of the papers' tables."""
 
 GGUF = ".gguf"
+FILES = frozenset(suffix.lstrip(".") for suffix in SUFFIXES)
+"""Kinds of files of users: `csv:mine.csv` is `users:mine.csv`."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,8 @@ def task_name(name: str) -> str:
     family, colon, member = name.partition(":")
     if family.endswith(".py"):
         return name
+    if family in FILES or f"{family}:" == HUB or (name.endswith(SUFFIXES) and not colon):  # users, said shortly
+        return f"users:{member if family in FILES else name}"
     plain = family.lower().replace("-", "").replace("_", "")
     for registered in TASKS:
         if plain == registered.lower().replace("-", "").replace("_", ""):

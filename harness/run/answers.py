@@ -51,8 +51,10 @@ class Chosen:
     def best(self, example: Example) -> int:
         """The most likely choice of the example, the first of equals."""
         found = self.logprobs
-        if example.per_character:
+        if example.compared != "sum":
             lengths = [len(choice) - choice.startswith(" ") for choice in example.choices]
+            if example.compared == "token":
+                lengths = [len(score.logprobs) for score in self.scores]
             found = [logprob / max(1, length) for logprob, length in zip(found, lengths, strict=True)]
         return max(range(len(found)), key=found.__getitem__)
 

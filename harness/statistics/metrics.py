@@ -172,6 +172,19 @@ def mean(
     return Metric(value, len(graded), *known(ends), higher_is_better, note)
 
 
+NO_JUDGE = "no judge was asked; give --judge, also to 'harness score'"
+
+
+def mean_of_rated(graded: Sequence[Sample], name: str, *, bounds: Bounds) -> Metric:
+    """The mean over the answers that have a rating, with how many have none."""
+    rated = [sample for sample in graded if sample.metrics[name] is not None]
+    missing = len(graded) - len(rated)
+    if not rated:
+        return Metric(None, 0, note=NO_JUDGE if not any(s.ratings for s in graded) else "no answer has a rating")
+    note = f"{missing} of {len(graded)} answers have no rating and are left out" if missing else ""
+    return mean(rated, name, note=note, bounds=bounds)
+
+
 FEWEST = 5
 """Users who have a label as their gold, below which macro-F1 has no interval: a label's F1 is then mostly chance."""
 

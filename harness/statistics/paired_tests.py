@@ -129,17 +129,23 @@ def detectable(sums: np.ndarray, counts: np.ndarray) -> float:
 
     The standard error is that of a mean over samples clustered by user, sqrt(U / (U - 1) sum((s - m c)^2)) / sum(c).
     """
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
-
     users = len(sums)
     mean = sums.sum() / counts.sum()
     scatter = ((sums - mean * counts) ** 2).sum()
     if users < 2 or scatter < 1e-20:
         return math.nan
     error = math.sqrt(users / (users - 1) * scatter) / counts.sum()
+    return error * math.sqrt(users) * smallest_effect(users)
+
+
+def smallest_effect(users: int) -> float:
+    """Smallest true mean gain of as many users, in standard deviations of theirs, that a t-test finds with POWER at LEVEL."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
     critical = t.ppf(1 - LEVEL / 2, users - 1)
-    return float(error * brentq(lambda shift: nct.sf(critical, users - 1, shift) - POWER, 0, 2 * critical + 20))
+    shift = brentq(lambda shift: nct.sf(critical, users - 1, shift) - POWER, 0, 2 * critical + 20)
+    return float(shift / math.sqrt(users))
 
 
 def by_length(

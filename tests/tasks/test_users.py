@@ -1,17 +1,21 @@
-"""Your own users, from a file of lines: kinds, histories, prompts, metrics, and lines that are not what they should be."""
+"""Your own users, from files and data sets: kinds, histories, prompts, metrics, judges, and lines that are not as they should be."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
+from sklearn.metrics import f1_score
 
 from harness.errors import DataMissing, UsageError
-from harness.plugins.registry import task_class
+from harness.plugins import entry_points
+from harness.plugins.registry import task_class, task_name
 from harness.records.store import find_runs
 from harness.task import Sample, Selection
 from harness.tasks.users import Users
@@ -53,7 +57,8 @@ def test_ones_own_wording_is_a_template_and_part_of_the_fingerprint(tmp_path: Pa
     assert own.fingerprint(Selection()) != task(path).fingerprint(Selection())
     for wrong in ("{{ inputs }}", "{% if %}", "{{ ''.__class__.__mro__ }}"):
         with pytest.raises(
-            UsageError, match=r"the template cannot be used \(.*; it may name input, summary, and history"
+            UsageError,
+            match=r"the template cannot be used \(.*; it may name input, history, summary, choices; items of",
         ):
             task(path, template=wrong)
 
@@ -84,13 +89,104 @@ def test_histories_can_lie_in_a_file_of_users_and_parquet_is_read(tmp_path: Path
     assert [len(i.example.user.history) for i in (ann, eve)] == [2, 0]
 
 
+def test_histories_of_one_item_a_line_are_gathered_by_user(tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("user,text,reply\nann,a,b\nbob,c,\nann,d,\n")
+    (item, _) = task(write(tmp_path, LINES), histories=str(tmp_path / "h.csv")).items(Selection())
+    assert [dict(r.fields) for r in item.example.user.history] == [{"input": "a", "output": "b"}, {"text": "d"}]
+
+
+def test_a_hub_data_set_is_read_from_a_folder_with_its_splits_and_label_names(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    kinds = Features({"user": Value("string"), "text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = {"user": ["ann", "bob"], "text": ["a", "b"], "label": [1, 0]}
+    data = Dataset.from_dict(rows, features=kinds)
+    DatasetDict({"train": data, "validation": data}).save_to_disk(str(tmp_path / "set"))
+    made = task(Path(f"hf:{tmp_path}/set"), kind="choice")
+    assert [item.targets for item in made.items(Selection())] == [("yes",), ("no",)]
+    assert len(made.items(Selection("train"))) == 2 and made.labels == ("no", "yes")
+    with pytest.raises(
+        DataMissing, match=r"data set org/none cannot be loaded \(.*save_to_disk\('FOLDER'\) and give hf:"
+    ):
+        task(Path("hf:org/none")).items(Selection())
+
+
+def test_names_of_files_say_their_kind_shortly() -> None:
+    assert task_name("csv:mine.csv") == "users:mine.csv" and task_name("./mine.jsonl") == "users:./mine.jsonl"
+    assert task_name("hf:org/name") == "users:hf:org/name"
+
+
+def test_a_prompt_without_history_can_have_a_wording_of_its_own(tmp_path: Path) -> None:
+    made = task(write(tmp_path, LINES), template="With. {{ input }}", template_without="Without. {{ input }}")
+    (item, _) = made.items(Selection())
+    prompts = [item.example.prompt(items).render()[0].content for items in ((), item.example.user.history)]  # type: ignore[union-attr, index]
+    assert prompts == ["Without. Reply to: lunch?", "With. Reply to: lunch?"]
+
+
+def test_answers_become_choices_by_option_and_have_a_macro_f1(tmp_path: Path) -> None:
+    lines = [{"user": f"u{n}", "text": f"mail {n}", "label": ("spam", "ham")[n % 2]} for n in range(12)]
+    made = task(write(tmp_path, lines), kind="choice", compared="token")
+    item = made.items(Selection())[0]
+    assert item.example.choices == ("ham", "spam") and item.example.compared == "token"
+    (message,) = item.example.prompt().render()  # type: ignore[misc]
+    assert message.content.endswith("Answer with one of: ham | spam")
+    answers = ["ham"] * 4 + ["spam"] * 8
+    samples = [
+        made.grade(Sample(i.example.id, i.example.user.id, response=a, targets=i.targets))
+        for i, a in zip(made.items(Selection()), answers, strict=True)
+    ]
+    found = made.aggregate(samples)
+    golds = [i.targets[0] for i in made.items(Selection())]
+    assert found["macro_f1"].value == pytest.approx(f1_score(golds, answers, average="macro"))
+    assert found["accuracy"].value == pytest.approx(np.mean([a == g for a, g in zip(answers, golds, strict=True)]))
+    with pytest.raises(DataMissing, match="1 different answers are no choices"):
+        assert task(write(tmp_path, LINES[:1], "one.jsonl"), kind="choice").labels
+    with pytest.raises(DataMissing, match=r"line 1: field target: 'Sure!' is no number \(kind=number\)"):
+        task(write(tmp_path, LINES), kind="number").describe_data()
+
+
+def test_metrics_are_chosen_by_name_and_packages_add_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, LINES)
+    made = task(path, metrics="chrf,exact")
+    graded = made.grade(Sample("1", "ann", response="Sure!", targets=("Sure!",)))
+    assert graded.metrics == {"chrf": 1.0, "exact": 1.0} and list(made.aggregate([graded])) == ["chrf", "exact"]
+    for name, words in (("rogue1", r"unknown metric 'rogue1'; did you mean 'rouge1'"), ("macro_f1", "of kind choice")):
+        with pytest.raises(UsageError, match=words):
+            assert task(path, metrics=name).metric_names
+    point = EntryPoint("length", "builtins:min", "harness.metrics")
+    monkeypatch.setattr(entry_points, "_found", lambda group: {"length": point} if group == "harness.metrics" else {})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda answer, golds: float(len(answer)))
+    own = task(path, metrics="length")
+    graded = own.grade(Sample("1", "ann", response="Sure!", targets=("Sure!",)))
+    assert own.aggregate([graded])["length"].value == 5.0
+
+
+def test_a_rubric_has_a_judge_rate_the_answers(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, LINES)
+    (tmp_path / "rubric.txt").write_text("Mail: {{ input }}\nReply: {{ response }}\nIts writer: {{ target }}")
+    made = task(path, rubric=str(tmp_path / "rubric.txt"))
+    sample = Sample("1", "ann", response=" Sure ", targets=("Sure!",), extra={"input": "lunch?"})
+    (question,) = made.to_judge(sample).values()
+    assert question.prompt.startswith("Mail: lunch?\nReply: Sure\nIts writer: Sure!\n\nAnswer with one number from 0")
+    common = (
+        f"--task users:./mine.jsonl --model {toy} --max_new_tokens 3 --output_path kept --task_set rubric=./rubric.txt"
+    )
+    done = harness(f"run --method plain {common} --judge lexicon")
+    assert done.code == 0, done.err
+    (run,) = find_runs(Path("kept"))
+    assert run.metrics["judge"].n == 2 and run.config.judge is not None
+    assert harness(f"score {run.folder}").code == 0
+    with pytest.raises(UsageError, match="may name input, response, target, history"):
+        task(path, rubric="{{ answer }}")
+
+
 def test_the_kind_is_read_from_the_lines_and_decides_the_metrics(tmp_path: Path) -> None:
     text = task(write(tmp_path, LINES))
     graded = text.grade(Sample("1", "ann", response="Sure thing", targets=("Sure!", "Of course")))
     assert graded.metrics["rouge1"] == pytest.approx(2 / 3) and graded.metrics["exact"] == 0
     chrf = sacrebleu.sentence_chrf("Sure thing", ["Sure!", "Of course"]).score / 100
     assert graded.metrics["chrf"] == pytest.approx(chrf)
-    assert list(text.aggregate([graded])) == ["rouge1", "rougeL", "chrf", "bleu", "exact"]
+    assert list(text.aggregate([graded])) == ["rouge1", "rougeL", "meteor", "chrf", "bleu", "exact"]
     numbers = task(write(tmp_path, [{"user": "a", "input": "stars?", "target": n} for n in (4, 2.5)], "n.jsonl"))
     assert numbers.kind == "number" and numbers.closed
     found = [numbers.grade(Sample(str(i), str(i), response=r, targets=("4",))) for i, r in enumerate(("3", "x"))]
@@ -132,7 +228,10 @@ def test_a_line_that_is_not_as_it_should_be_is_named(tmp_path: Path, change: dic
         ("a.jsonl", b"\xff\n", "line 1: byte 0xff is no UTF-8"),
         ("a.jsonl", b"", "has no lines"),
         ("a.json", b"{}", "expected a list of objects"),
-        ("a.csv", b"user,text\nann,hi\n", "line 1: field target: Field required"),
+        ("a.csv", b"user,text\nann,hi\n", "line 2: field target: Field required"),
+        ("a.csv", b'user,text,reply\nann,"a\nb",c\n\nbob,hi\n', "line 5: field target: Field required"),
+        ("a.csv", b"user,text,reply\nann,hi, you,c\n", "line 2: more cells than the first line names"),
+        ("a.jsonl", b'\n\n{"user": 1}\n', "line 3: field input: Field required"),
         ("a.parquet", b"PAR1", "is no parquet file"),
         ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
     ],

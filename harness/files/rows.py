@@ -1,0 +1,148 @@
+"""Rows of a table that somebody made: .jsonl, .json, .csv, .parquet, or a data set of the Hugging Face hub.
+
+A row comes with its place, the line of its file where that has lines, so that a message can name it. Nothing is dropped in
+silence: a cell too many, a byte that is no UTF-8 and a line that is no JSON are DataMissing, with file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.errors import DataMissing
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+HUB = "hf:"
+"""Before the name of a hub data set, or the folder of one."""
+SPLITS = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
+"""What hub data sets call our splits."""
+
+
+class Row(NamedTuple):
+    line: int
+    """Of the file, from 1; the row's number where the file has no lines."""
+    value: Any
+    """A dict by column where the file is sound."""
+
+
+def rows_of(source: str, config: str | None = None, lists: Collection[str] = ()) -> list[Row]:
+    """The rows of a file, or of `hf:NAME` in its configuration `config`; of a .csv the columns `lists` hold JSON lists.
+
+    Raises DataMissing where they cannot be read.
+    """
+    if source.startswith(HUB):
+        return list(_hub(source.removeprefix(HUB), config))
+    path = Path(source)
+    content = content_of(path)
+    if path.suffix == ".parquet":
+        return list(_parquet(path, content))
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = content[: error.start].count(b"\n") + 1
+        raise DataMissing(
+            f"{path}, line {at}: byte {content[error.start]:#04x} is no UTF-8; convert the file"
+        ) from None
+    if path.suffix == ".csv":
+        return list(_csv(path, text, lists))
+    return list((_json if path.suffix == ".json" else _jsonl)(path, text))
+
+
+def content_of(path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise DataMissing(f"{path} cannot be read ({error.strerror}); give the path of a file of users") from None
+
+
+def _jsonl(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):  # a text may hold other line ends as they are
+        if line.strip():
+            yield Row(number, _parsed(path, number, line))
+
+
+def _json(path: Path, text: str) -> Iterator[Row]:
+    found = _parsed(path, 1, text) if text.strip() else []
+    if not isinstance(found, list):
+        raise DataMissing(f"{path}: expected a list of objects with user, input and target")
+    yield from (Row(number, value) for number, value in enumerate(found, start=1))
+
+
+def _parsed(path: Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataMissing(f"{path}, line {number}: not valid JSON ({error})") from None
+
+
+def _csv(path: Path, text: str, lists: Collection[str]) -> Iterator[Row]:
+    """Rows by the names in the first line; cells are split at what it has most of: comma, semicolon or tab."""
+    csv.field_size_limit(2**31 - 1)  # of a cell; Python's own limit is shorter than a long mail
+    header = text.split("\n", 1)[0]
+    read = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        names, line = next(read, []), read.line_num
+        for cells in read:
+            first, line = line + 1, read.line_num
+            if len(cells) > len(names):
+                raise DataMissing(
+                    f"{path}, line {first}: more cells than the first line names; put a cell that holds a comma in quotes"
+                )
+            if cells:
+                yield Row(first, {k: _list(v) if k in lists else v for k, v in zip(names, cells, strict=False) if v})
+    except csv.Error as error:
+        raise DataMissing(f"{path}, line {read.line_num}: {error}") from None
+
+
+def _list(cell: str) -> Any:
+    """A list is written as JSON."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def _parquet(path: Path, content: bytes) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataMissing(f"{path} is no parquet file ({str(error).splitlines()[0][:100]})") from None
+    yield from (Row(number, _without_gaps(row)) for number, row in enumerate(rows, start=1))
+
+
+def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _hub(name: str, config: str | None) -> Iterator[Row]:
+    """The rows of all splits, each with the name of its own as `split` where it has none."""
+    import datasets
+
+    folder = Path(name).expanduser()
+    datasets.disable_progress_bars()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found: Any = datasets.load_from_disk(str(folder))
+        else:
+            found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
+    except Exception as error:  # whatever a server, a cache or a file does
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataMissing(
+            f"data set {name} cannot be loaded ({why}). Where there is no network, save it elsewhere with "
+            f"datasets.load_dataset({name!r}).save_to_disk('FOLDER') and give hf:FOLDER"
+        ) from None
+    splits = found if isinstance(found, dict) else {str(getattr(found, "split", None) or "dev"): found}
+    number = 0
+    for split, rows in splits.items():
+        named = {column: kind.int2str for column, kind in rows.features.items() if hasattr(kind, "int2str")}
+        for row in rows.to_list():
+            number += 1
+            words = {column: say(row[column]) for column, say in named.items() if (row[column] or 0) >= 0}
+            yield Row(number, {"split": SPLITS.get(split, split), **_without_gaps({**row, **words})})

@@ -1,0 +1,185 @@
+"""One line of a file of users: its fields, checked, and the template that makes a prompt of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+
+from harness.data import HistoryItem, Message
+from harness.errors import DataMissing, UsageError
+from harness.files.rows import SPLITS, Row, content_of
+from harness.retrieve import date_key
+
+TEMPLATE = """\
+{% if summary %}About the author: {{ summary }}
+
+{% endif %}{% if history %}What the same person wrote before:
+{% for item in history %}{% if item.output %}{{ item.input }}
+{{ item.output }}{% else %}{{ item.text }}{% endif %}
+
+{% endfor %}{% endif %}{{ input }}{% if choices %}
+
+Answer with one of: {{ choices | join(" | ") }}{% endif %}"""
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "user": ("user", "user_id", "author"),
+    "input": ("input", "text", "prompt", "question", "query"),
+    "target": ("target", "reply", "output", "answer", "label", "gold"),
+}
+
+
+def _readable(date: str | None) -> str | None:
+    try:
+        date_key(date or "0")
+    except ValueError:
+        raise ValueError("expected a date as in 2024-05-31") from None
+    return date
+
+
+Date: TypeAlias = Annotated[str | None, AfterValidator(_readable)]
+
+
+class Item(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    text: str = ""
+    input: str = ""
+    output: str = ""
+    date: Date = None
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    user: str | int
+    input: str
+    target: str | int | float | list[str]
+    history: list[str | Item] | None = None
+    choices: list[str] | None = None
+    id: str | int | None = None
+    split: str = "dev"
+    date: Date = None
+
+    @field_validator("split")
+    @classmethod
+    def _our_name(cls, value: str) -> str:
+        return SPLITS.get(value, value)
+
+    @field_validator("user", "target", "choices", "input")
+    @classmethod
+    def _says_something(cls, value: Any) -> Any:
+        if value in ("", []) or (isinstance(value, str) and not value.strip()):
+            raise ValueError("it is empty")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("it is no number")
+        return value
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self.target) if isinstance(self.target, list) else (str(self.target),)
+
+
+class HistoryLine(BaseModel):
+    """Of a file of histories: a user's whole history, or one item of it."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    user: str | int
+    history: list[str | Item] | None = None
+    input: str = ""
+    target: str = ""
+    date: Date = None
+
+    @property
+    def items(self) -> Sequence[str | Item]:
+        one = Item(input=self.input, output=self.target, text="" if self.target else self.input, date=self.date)
+        return [one] if self.history is None else self.history
+
+
+@dataclass(frozen=True)
+class JinjaTemplate:
+    """A prompt as one user turn; the sources decide it, so equal templates render equally."""
+
+    source: str = TEMPLATE
+    plain: str = ""
+    """Another one where the prompt has no history and no summary; empty = the same."""
+    choices: tuple[str, ...] = ()
+
+    def __call__(self, text: str, items: Sequence[HistoryItem], summary: str) -> tuple[Message, ...]:
+        history = [{"text": "", "input": "", "output": "", **item.fields} for item in items]
+        source = self.source if items or summary or not self.plain else self.plain
+        said = {"input": text, "history": history, "summary": summary, "choices": self.choices}
+        return (Message("user", compiled(source, tuple(said)).render(said)),)
+
+
+@cache
+def compiled(source: str, names: tuple[str, ...]) -> Any:
+    """The template, which may use these names. Raises UsageError where it uses others or is none."""
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        made = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(source)
+        made.render(dict.fromkeys(names, "x") | {"history": [{"text": "x", "input": "", "output": ""}]})
+    except TemplateError as error:
+        raise UsageError(
+            f"the template cannot be used ({error}); it may name {', '.join(names)}; items of history have text, input and output"
+        ) from None
+    return made
+
+
+def text_or_file(given: str) -> str:
+    """The text itself, or of a .jinja or .txt file what is in it."""
+    if "\n" in given or not given.endswith((".jinja", ".txt")):
+        return given
+    return content_of(Path(given)).decode("utf-8", errors="replace")
+
+
+def records(items: Sequence[str | Item]) -> tuple[HistoryItem, ...]:
+    return tuple(
+        record_of(str(number), item if isinstance(item, Item) else Item(text=item)) for number, item in enumerate(items)
+    )
+
+
+def record_of(name: str, item: Item) -> HistoryItem:
+    fields = {"input": item.input, "output": item.output} if item.output else {"text": item.text or item.input}
+    return HistoryItem(name, fields, " ".join(filter(None, fields.values())), item.date)
+
+
+def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mapping[str, str | None]) -> list[Any]:
+    """The lines of a file as `shape`. Raises DataMissing naming file, line and field."""
+    adapter = TypeAdapter(shape)
+    found = []
+    for number, row in rows:
+        if not isinstance(row, Mapping):
+            raise DataMissing(f"{path}, line {number}: expected an object with user, input and target")
+        named = dict(row)
+        for field, column in columns.items():
+            chosen = column or next((alias for alias in ALIASES.get(field, ()) if alias in row), field)
+            if column is not None and column not in row:
+                raise DataMissing(f"{path}, line {number}: no column {column!r}; it has {', '.join(map(str, row))}")
+            if chosen in row:
+                named[field] = row[chosen]
+        try:
+            found.append(adapter.validate_python(named))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"][:1])
+            given = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+            raise DataMissing(f"{path}, line {number}: field {where}: {first['msg']}{given}") from None
+    if not found:
+        raise DataMissing(f"{path} has no lines")
+    return found
+
+
+def number_in(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
