@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -215,12 +215,44 @@ class StreamOutput:
     """One [R, T, V] for each `Stream.exits`, in order."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in their responses the rows stand whose logits a placed mix gets: ids, positions and step."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    """By row, the token ids of the first stream's prompt, cut to the context."""
+    responses: tuple[tuple[int, ...], ...]
+    """By row, the ids of its response as far as they are known."""
+    first: int
+    """Logits [:, j] predict response token number first + j; number 0 is the first."""
+
+    def before(self, row: int, j: int) -> tuple[int, ...]:
+        """The ids of prompt and response that stand before the token that logits [row, j] predict."""
+        return self.prompts[row] + self.responses[row][: self.first + j]
+
+
 class Mix(Protocol):
     """How the streams of a plan become next-token log-probabilities. Must be hashable: rows are grouped by equal mix."""
 
     def __call__(self, outputs: Sequence[StreamOutput]) -> torch.Tensor:
         """Normalised log-probabilities [R, T, V]. Works position by position, so the engine may split R and T."""
         ...
+
+
+class PlacedMix(Protocol):
+    """A mix that knows ids, positions and step: its class says `placed = True`."""
+
+    placed: ClassVar[bool]
+
+    def __call__(self, outputs: Sequence[StreamOutput], place: Place) -> torch.Tensor:
+        """As `Mix`; row r of the outputs is row r of the place."""
+        ...
+
+
+def apply(mix: Mix | PlacedMix, outputs: Sequence[StreamOutput], place: Place) -> torch.Tensor:
+    """The mix of the outputs, which knows their place where it wants to."""
+    called: Callable[..., torch.Tensor] = mix
+    return called(outputs, place) if getattr(mix, "placed", False) is True else called(outputs)
 
 
 @dataclass(frozen=True)
@@ -232,14 +264,58 @@ class _First:
         return "First()"
 
 
+class Choose(Protocol):
+    """Which of several responses is the answer: its place among them. A value, as a mix is; no model call."""
+
+    def __call__(self, drawn: Sequence[Generated]) -> int: ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """`count` responses to one prompt, sampled side by side in one batch, and which of them is the answer.
+
+    Each has noise of its own, decided by the run's seed, the example and its number; top_k and top_p are the command's.
+    """
+
+    count: int
+    choose: Choose
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.temperature == 0 or not sane_temperature(self.temperature):
+            raise UsageError(
+                f"{self.count} responses at temperature {self.temperature}: allowed are 1 or more, at 0.001 to 1000"
+            )
+
+
+@dataclass(frozen=True)
+class MostLikely:
+    """The response with the highest mean log-probability of its tokens: best of n by the model itself."""
+
+    def __call__(self, drawn: Sequence[Generated]) -> int:
+        means = [sum(one.logprobs) / max(1, len(one.logprobs)) for one in drawn]
+        return max(range(len(drawn)), key=means.__getitem__)
+
+
+@dataclass(frozen=True)
+class MostCommon:
+    """The response that came most often, case and white space aside, the first of equals: self-consistency (Wang et al. 2023)."""
+
+    def __call__(self, drawn: Sequence[Generated]) -> int:
+        said = [" ".join(one.text.split()).casefold() for one in drawn]
+        return max(range(len(drawn)), key=lambda number: said.count(said[number]))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one example needs: its streams, and the mix of their outputs (by default the first stream's own)."""
 
     streams: tuple[Stream, ...]
-    mix: Mix = _First()
+    mix: Mix | PlacedMix = _First()
     answer: str | None = None
     """The response, where it needs no model: then no pass is run. Of an example with choices one of these."""
+    draws: Draws | None = None
+    """Several responses of which one is chosen; None = one, as the command says. Choices are scored all the same."""
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -312,6 +388,8 @@ class Generated:
     """Of each id under the plan's mix, in nats."""
     text: str
     finish: Literal["stop", "length", "given"]
+    drawn: tuple[str, ...] = ()
+    """All responses, this one among them, where it was chosen of several."""
 
 
 @dataclass(frozen=True)

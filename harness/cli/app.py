@@ -242,7 +242,7 @@ def check_(
         name = task_name(what)
         task, _ = build_task(task_class(name), name, pairs(given["set"]), None)
         Terminal().say(f"checking {name} on a random model")
-        from harness.run.contract import check_task
+        from harness.run.contract.tasks import check_task
 
         check_task(task, say=lambda line: say(f"ok  {line}"), skip=lambda line: say(f"--  not checked: {line}"))
         return

@@ -24,7 +24,21 @@ from harness.engine.encoder import CutPrompt
 from harness.engine.model import LanguageModel, pad_left
 from harness.engine.rows import Cost, Pass, Request, Rows
 from harness.errors import ContextTooLong, HarnessError
-from harness.plan import GREEDY, Exit, Generated, Mix, Plan, Sampling, Scored, Site, Stream, StreamOutput
+from harness.plan import (
+    GREEDY,
+    Exit,
+    Generated,
+    Mix,
+    Place,
+    PlacedMix,
+    Plan,
+    Sampling,
+    Scored,
+    Site,
+    Stream,
+    StreamOutput,
+    apply,
+)
 from harness.plugins.returned import mixed
 
 _LOGITS_BYTES = 256 * 2**20
@@ -108,7 +122,8 @@ class Decoder:
             else:
                 current.exits = state.exits
             for step in range(max_new_tokens):
-                (logp,) = (part for _, part in self._mixed(current, [requests[i].plan.mix for i in live], hidden))
+                told = [answers[i].ids for i in live]
+                (logp,) = (part for _, part in self._mixed(current, [requests[i] for i in live], hidden, told, step))
                 tokens = chooser(logp[:, 0], live, step)
                 chosen = logp[:, 0].gather(1, torch.tensor(tokens, device=logp.device)[:, None])[:, 0].tolist()
                 _numbers(chosen)
@@ -185,7 +200,7 @@ class Decoder:
         with self.passes(self.lm, rows, self.cost) as current:
             hidden = state.tail(current, tails) if state.hidden is None else state.hidden
             current.exits = current.exits or state.exits
-            yield from self._mixed(current, [request.plan.mix for request in requests], hidden)
+            yield from self._mixed(current, requests, hidden, continuations)
 
     def _check_room(self, request: Request, new_tokens: int) -> None:
         if request.tokens + new_tokens > self.lm.max_length:
@@ -259,11 +274,21 @@ class Decoder:
             self._begun = begun, cache
         return cache
 
-    def _mixed(self, current: Pass, mixes: Sequence[Mix], hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Mixed log-probabilities [B, t, V] of hidden states [R, T, D], by chunks of positions."""
-        rows = current.rows
+    def _mixed(
+        self,
+        current: Pass,
+        requests: Sequence[Request],
+        hidden: Tensor,
+        responses: Sequence[Sequence[int]],
+        step: int = 0,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Mixed log-probabilities [B, t, V] of hidden states [R, T, D], by chunks of positions.
+
+        `responses` are the tokens known of each, and the first of the positions predicts the one numbered `step`.
+        """
+        rows, mixes = current.rows, [request.plan.mix for request in requests]
         row_of = {(s, n): r for r, (s, n) in enumerate(zip(rows.sample_of, rows.stream_of, strict=True))}
-        groups: dict[tuple[Mix, tuple[tuple[Exit, ...], ...]], list[int]] = defaultdict(list)
+        groups: dict[tuple[Mix | PlacedMix, tuple[tuple[Exit, ...], ...]], list[int]] = defaultdict(list)
         for sample, mix in enumerate(mixes):
             exits: list[tuple[Exit, ...]] = []
             while (sample, len(exits)) in row_of:
@@ -284,7 +309,12 @@ class Decoder:
                     ]
                     outputs.append(StreamOutput(self.lm.logits(hidden[index, span]), tuple(early)))
                     self.cost.flops += self.lm.sizes.head(outputs[-1].logits[..., 0].numel() * (1 + len(early)))
-                logp = mixed(mix, mix(outputs), outputs[0].logits.shape)
+                place = Place(
+                    tuple(requests[sample].prompts[0].encoded.ids for sample in samples),
+                    tuple(tuple(responses[sample]) for sample in samples),
+                    step + span.start,
+                )
+                logp = mixed(mix, apply(mix, outputs, place), outputs[0].logits.shape)
                 if len(groups) == 1:
                     out = logp
                     break

@@ -16,7 +16,7 @@ from typing import Any
 from harness.data import Example, HistoryItem, Labelled, Prompt, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method
-from harness.plan import Edit, Exit, LoRA, Plan, Stream
+from harness.plan import Draws, Edit, Exit, LoRA, Plan, Stream
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
 
 
@@ -65,7 +65,16 @@ def plan_of(method: Method, plan: object) -> Plan:
     if plan.answer is not None and not isinstance(plan.answer, str):
         raise _wrong(f"{who}: answer is", plan.answer, "a text, or None where the model answers")
     _check_mix(who, plan.mix)
+    if plan.draws is not None and (not isinstance(plan.draws, Draws) or not callable(plan.draws.choose)):
+        raise _wrong(f"{who}: draws is", plan.draws, "Draws(count, choose), where choose is called with the responses")
     return plan
+
+
+def chosen_of(choose: object, number: object, count: int) -> int:
+    """What `Draws.choose` returned for `count` responses."""
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or not 0 <= int(number) < count:
+        raise _wrong(f"{type(choose).__name__} chose", number, f"the place of a response, 0 to {count - 1}")
+    return int(number)
 
 
 def _check_mix(who: str, mix: object) -> None:

@@ -79,6 +79,11 @@ class Asked:
         return self.requests[0]
 
     @property
+    def apart(self) -> bool:
+        """Whether it is not answered in one row a stream, so that no other system can answer it beside its own."""
+        return self.given is not None or self.request.plan.draws is not None
+
+    @property
     def tokens(self) -> int:
         """Prompt tokens of the longest stream."""
         return max((request.tokens for request in self.requests), default=0)

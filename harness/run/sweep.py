@@ -188,7 +188,7 @@ class _Point(ModelSystem):
         return _plus(generated, cost_of_scoring(self.decoder, [r for r, _ in pairs], [c for _, c in pairs]))
 
     def _answer(self, asked: Sequence[Asked], generation: Generation | None = None) -> list[Answer]:
-        if not self._responding or any(one.given is not None for one in asked):
+        if not self._responding or any(one.apart for one in asked):
             return super()._answer(asked, generation)
         return self.joint.answers(self, tuple(one.requests[0].key for one in asked))
 

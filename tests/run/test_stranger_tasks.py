@@ -17,7 +17,8 @@ from harness.methods.plain import Plain
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
 from harness.run.cell import Cell, Settings
-from harness.run.contract import check_task, random_lm
+from harness.run.contract import random_lm
+from harness.run.contract.tasks import check_task
 from harness.run.steps import run_cell
 from harness.task import Metric, Sample
 from harness.tasks.lamp import Lamp3

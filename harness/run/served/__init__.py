@@ -130,6 +130,11 @@ class ServedSystem(ModelSystem):
                 f"method {type(self.method).__name__!r} asks for {what}, {why}; {self.model.name} is behind a server: run it with "
                 "a model on this machine"
             )
+        if plan.draws is not None:
+            raise UsageError(
+                f"method {type(self.method).__name__!r} chooses among several responses, which a model behind a server is not "
+                "asked for; run it with a model on this machine"
+            )
         return plan
 
     def check(self, examples: Sequence[Example]) -> None:
