@@ -87,4 +87,4 @@ def test_controls_sweeps_comparisons_tables_and_the_report_take_them(
     assert harness(f"compare --control wrong_user {of['rag'].folder}").code == 0
     compared = harness(f"compare {of['plain'].folder} {of['rag'].folder} --details")
     assert compared.code == 0 and "Gain against the length of the user" in " ".join(compared.out.split()), compared.out
-    assert "users:./mine.jsonl" in Path("page/index.html").read_text()
+    assert "users:./mine.jsonl" in Path("page/data/runs.js").read_text()
