@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.engine.cache import Prefilled, fan_out, gather
 from harness.engine.encoder import CutPrompt
 from harness.engine.model import LanguageModel, pad_left
-from harness.engine.rows import Cost, Pass, Request, Rows
+from harness.engine.rows import Cost, Pass, Request, Rows, of_like_length
 from harness.errors import ContextTooLong, HarnessError
 from harness.plan import (
     GREEDY,
@@ -228,7 +228,7 @@ class Decoder:
         everyone = [(0, list(range(len(prompts))))]
         for start, family in leaders.families(prompts) if self._begins_once else everyone:
             beginning = self._beginning(leaders.pick(family[:1]), prompts[family[0]][:start]) if start else None
-            for numbers in _of_like_length({number: prompts[number][start:] for number in family}):
+            for numbers in of_like_length({number: prompts[number][start:] for number in family}):
                 rest = [prompts[number][start:] for number in numbers]
                 cache = self.lm.new_cache() if kept else None
                 if beginning is not None:
@@ -433,19 +433,6 @@ def _pad_right(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np
         ids[r, : len(row)] = row
         positions[r, : len(row)] = np.arange(starts[r], starts[r] + len(row))
     return ids, positions
-
-
-def _of_like_length(prompts: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Numbers of the prompts in groups to prefill together: none is padded by more than a quarter and 16 tokens."""
-    groups: list[list[int]] = []
-    for number in sorted(prompts, key=lambda number: -len(prompts[number])):
-        longest = len(prompts[groups[-1][0]]) if groups else 0
-        if not prompts[number]:
-            continue
-        if not groups or longest - len(prompts[number]) > max(16, longest // 4):
-            groups.append([])
-        groups[-1].append(number)
-    return [sorted(group) for group in groups]
 
 
 def _uniforms(seed: int, key: str, steps: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -203,3 +203,16 @@ class Pass:
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens at which both begin alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def of_like_length(prompts: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    """Numbers of the prompts in groups to prefill together: none is padded by more than a quarter and 16 tokens."""
+    groups: list[list[int]] = []
+    for number in sorted(prompts, key=lambda number: -len(prompts[number])):
+        longest = len(prompts[groups[-1][0]]) if groups else 0
+        if not prompts[number]:
+            continue
+        if not groups or longest - len(prompts[number]) > max(16, longest // 4):
+            groups.append([])
+        groups[-1].append(number)
+    return [sorted(group) for group in groups]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -12,7 +12,8 @@ from harness.data import Example
 from harness.engine.encoder import CutPrompt
 from harness.engine.rows import Request
 from harness.errors import UsageError
-from harness.plan import Generated, Scored
+from harness.plan import Draws, Generated, Scored
+from harness.plugins.returned import chosen_of
 
 RULED_OUT = (
     "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
@@ -117,3 +118,13 @@ def different(request: Request) -> Iterable[CutPrompt]:
 
 def response_of(example: Example, answer: Answer) -> str:
     return example.choices[answer.best(example)] if isinstance(answer, Chosen) else answer.text
+
+
+def chosen_answers(answers: Sequence[Generated], draws: Draws) -> list[Generated]:
+    """Of every `draws.count` answers the chosen one, which knows the others."""
+    found = []
+    for start in range(0, len(answers), draws.count):
+        some = answers[start : start + draws.count]
+        number = chosen_of(draws.choose, draws.choose(some), len(some))
+        found.append(replace(some[number], drawn=tuple(one.text for one in some)))
+    return found

@@ -22,14 +22,24 @@ from harness.engine.decode import Decoder
 from harness.engine.encoder import CutPrompt, Encoded
 from harness.engine.machine import rows_that_fit
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost, Request
+from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method, Progress
 from harness.mix import First
-from harness.plan import Draws, Generated, Plan, Sampling, Scored, Site, Sites, Stream, Where
-from harness.plugins.returned import chosen_of, plan_of
+from harness.plan import Generated, Plan, Scored, Site, Sites, Stream, Where
+from harness.plugins.returned import plan_of
 from harness.records.schema import Serving
-from harness.run.answers import RULED_OUT, Answer, Asked, Chosen, Difference, Effect, different, response_of
+from harness.run.answers import (
+    RULED_OUT,
+    Answer,
+    Asked,
+    Chosen,
+    Difference,
+    Effect,
+    chosen_answers,
+    different,
+    response_of,
+)
 from harness.run.batches import Batching
 from harness.task import TOO_LARGE, Generation, Sample, System
 
@@ -206,28 +216,15 @@ class ModelSystem:
 
     def _generate(self, asked: Sequence[Asked], g: Generation) -> list[Generated]:
         found: dict[int, Generated] = {}
-        by_draws: dict[Draws | None, list[int]] = {}
-        for number, one in enumerate(asked):
-            by_draws.setdefault(one.request.plan.draws, []).append(number)
-        for draws, numbers in by_draws.items():
-            requests = [asked[number].request for number in numbers]
-            answers = self._drawn(requests, draws, g) if draws else self._written(requests, g, g.sampling)
-            found.update(zip(numbers, answers, strict=True))
-        return [found[number] for number in range(len(asked))]
-
-    def _written(self, requests: Sequence[Request], g: Generation, sampling: Sampling) -> list[Generated]:
-        return self.decoder.generate(requests, max_new_tokens=g.max_new_tokens, sampling=sampling, stop=g.stop)
-
-    def _drawn(self, requests: Sequence[Request], draws: Draws, g: Generation) -> list[Generated]:
-        """Of each request the answer that is chosen; all draws of all requests are one batch and share their prefills."""
-        each = [replace(request, key=f"{request.key}/draw{n}") for request in requests for n in range(draws.count)]
-        answers = self._written(each, g, replace(g.sampling, temperature=draws.temperature))
-        found = []
-        for start in range(0, len(answers), draws.count):
-            some = answers[start : start + draws.count]
-            number = chosen_of(draws.choose, draws.choose(some), len(some))
-            found.append(replace(some[number], drawn=tuple(one.text for one in some)))
-        return found
+        for draws in dict.fromkeys(one.request.plan.draws for one in asked):
+            numbers = [n for n, one in enumerate(asked) if one.request.plan.draws == draws]
+            requests, sampling = [asked[n].request for n in numbers], g.sampling
+            if draws is not None:  # all draws of all requests are one batch, and those of one request share its prefill
+                requests = [replace(r, key=f"{r.key}/draw{n}") for r in requests for n in range(draws.count)]
+                sampling = replace(sampling, temperature=draws.temperature)
+            answers = self.decoder.generate(requests, max_new_tokens=g.max_new_tokens, sampling=sampling, stop=g.stop)
+            found.update(zip(numbers, chosen_answers(answers, draws) if draws else answers, strict=True))
+        return [found[n] for n in range(len(asked))]
 
     def _choose(self, asked: Sequence[Asked]) -> list[Chosen]:
         pairs = [pair for one in asked for pair in zip(one.requests, one.choices, strict=True)]
