@@ -11,6 +11,8 @@ compares the exact ranking with the estimates and with their size, which makes t
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--k", type=int, default=0, help="0 = 4 % of the heads, at least 4")
+    parser.add_argument(
+        "--record", help="run.json of dps without screening: its exact ranking, nothing is measured anew"
+    )
     parser.add_argument("--operator", choices=get_args(Operator), action="append")
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
@@ -46,7 +51,13 @@ def main() -> None:
     args.task = [task_name(name) for name in args.task or ("lamp1", "lamp2m", "lamp3", "lamp4", "lamp5", "lamp7")]
     heads = lm.sites.layers * lm.sites.heads
     args.k = args.k or max(4, int(0.04 * heads))
-    rows = [compare(lm, name, operator, args) for name in args.task for operator in args.operator or get_args(Operator)]
+    rows = (
+        [recorded(lm, args)]
+        if args.record
+        else [
+            compare(lm, name, operator, args) for name in args.task for operator in args.operator or get_args(Operator)
+        ]
+    )
     write({"settings": {**settings(args, lm), "heads": heads}, "results": rows}, args.output)
 
 
@@ -66,25 +77,45 @@ def compare(lm: LanguageModel, name: str, operator: Operator, args: argparse.Nam
         ),
     }
     exact = (found["exact"][:, 1:] - found["exact"][:, :1]).view(len(items), sites.layers, sites.heads)
-    estimates, ranking = found["estimates"], exact.mean(0).flatten()
+    row = {"task": name, "operator": operator, **agreement(exact, found["estimates"], args.k)}
+    return {**row, "seconds": {way: round(value, 2) for way, value in spent.items()}}
+
+
+def recorded(lm: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
+    """The exact ranking that a record of `dps` holds, against estimates on the samples it was measured on."""
+    record = json.loads(Path(args.record).read_text())
+    config, held = record["config"], set(record["held_out_users"])
+    options, chosen = config["task"]["options"], config["method"]["options"]
+    task = task_class(config["task"]["name"])(**options, **({"data": args.data} if args.data else {}))
+    own = [item for item in task.items(Selection(config["data"]["split"])) if item.example.user.id in held]
+    kit = ModelKit(lm, seed=0, max_new_tokens=config["sampling"]["max_new_tokens"])
+    items = kit.sample(own, chosen["samples"])
+    plans = [Plan((Stream(Retrieval(k=chosen["k"]).prompt(item.example)),)) for item in items]
+    operator = chosen["discover_operator"]
+    estimates = kit.screen(plans, [item.targets[0] for item in items], operator, DECODE)
+    exact = torch.tensor(record["analysis"]["pcs"], dtype=torch.float64).expand_as(estimates)
+    row = {"record": args.record, "task": config["task"]["name"], "operator": operator, "samples": len(items)}
+    return {**row, **agreement(exact, estimates, args.k)}
+
+
+def agreement(exact: torch.Tensor, estimates: torch.Tensor, k: int) -> dict[str, Any]:
+    """Of exact scores and estimates, [n, layers, H] both."""
+    ranking, heads = exact.mean(0).flatten(), exact[0].numel()
     sure, measured = until_sure(
-        estimates, args.k, (), lambda heads: exact[:, [layer for layer, _ in heads], [head for _, head in heads]]
+        estimates, k, (), lambda heads: exact[:, [layer for layer, _ in heads], [head for _, head in heads]]
     )
-    best = set(exact.mean(0).flatten().topk(args.k).indices.tolist())
-    chosen = set(sure.mean(0).nan_to_num(-torch.inf).flatten().topk(args.k).indices.tolist())
-    lengths = sorted({min(n * args.k, len(every)) for n in (1, 2, 3, 4)})
+    best = set(ranking.topk(k).indices.tolist())
+    chosen = set(sure.mean(0).nan_to_num(-torch.inf).flatten().topk(k).indices.tolist())
+    lengths = sorted({min(n * k, heads) for n in (1, 2, 3, 4)})
     return {
-        "task": name,
-        "operator": operator,
-        "k": args.k,
-        "recall": {str(n): round(recall(exact, estimates, args.k, n), 3) for n in lengths},
-        "bound": {"measured": len(measured), "of": len(every), "recall": round(len(best & chosen) / args.k, 3)},
-        "recall_by_chance": {str(n): round(n / len(every), 3) for n in lengths},
+        "k": k,
+        "recall": {str(n): round(recall(exact, estimates, k, n), 3) for n in lengths},
+        "bound": {"measured": len(measured), "of": heads, "recall": round(len(best & chosen) / k, 3)},
+        "recall_by_chance": {str(n): round(n / heads, 3) for n in lengths},
         "spearman": {
             "estimates": round(float(spearmanr(ranking, estimates.mean(0).flatten()).statistic), 3),
             "size": round(float(spearmanr(ranking, estimates.abs().mean(0).flatten()).statistic), 3),
         },
-        "seconds": {way: round(value, 2) for way, value in spent.items()},
     }
 
 

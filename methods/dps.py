@@ -176,10 +176,10 @@ class DPS(Method):
                 measured = whole(kit).shortlist(estimates, self.screen, by_cluster)
             screened["shortlist"] = [list(head) for head in measured]
         if self.screen != "bound":
-            found = rises(measured)
-            pcs = found.new_full((len(sample), sites.layers, sites.heads), math.nan)
+            rise = rises(measured)
+            pcs = rise.new_full((len(sample), sites.layers, sites.heads), math.nan)
             layers, heads_in_layer = zip(*measured, strict=True)
-            pcs[:, layers, heads_in_layer] = found
+            pcs[:, layers, heads_in_layer] = rise
         tensors["pcs"] = pcs
         ranking = kit.rank(pcs)
         return Fitted(

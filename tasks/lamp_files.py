@@ -263,7 +263,7 @@ class QuestionFile:
         if self._stamp.size < LARGE or not self._place().is_file():
             return
         with suppress(DataMissing):  # cut by a full disk, or another's: the file is checked again
-            found = read_json(self._place(), _Kept, "what is kept in", "hash, golds and questions")
+            found: _Kept = read_json(self._place(), _Kept, "what is kept in", "hash, golds and questions")
             self._sha256, self.golds, questions = found
             self._read_golds()
             self._found = [Question(place, *fields) for place, fields in enumerate(questions)]
