@@ -23,7 +23,8 @@ from typing import Any
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files import replace_file
 from harness.files.json_files import parse
-from harness.plugins.registry import TASKS, task_class
+from harness.plugins.registry import task_class
+from harness.tasks import TASKS
 
 BASE_URL = "https://ciir.cs.umass.edu/downloads/LaMP"
 PARTS = ("train", "dev", "test")
