@@ -230,7 +230,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
 
 def report(done: Outcome, console: Console, *, as_json: bool) -> None:
     """Results to stdout, and what must be known before quoting them to stderr."""
-    from harness.publish.show import metrics_table, reproduced, warnings
+    from harness.publish.show import metrics_table, reproduced, serving_in_words, warnings
 
     config = done.record.config
     if as_json:
@@ -239,6 +239,8 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
         say(f"{config.method.name} on {config.task.name} with {config.model.name}")
         say(metrics_table(done.record))
         say(done.folder)
+    if served := serving_in_words(done.record):
+        console.say(f"server: {'; '.join(served)}")
     for line in warnings(done.record):
         console.say(f"warning: {line}")
     again = reproduced(done.folder, done.record)

@@ -1,7 +1,7 @@
 """A model behind a server that speaks OpenAI's chat completions: many requests at once, each answered or explained.
 
 Requests begin with ten at a time; while all of them are answered and more wait they double, up to `concurrency`, and a
-429 takes a fifth of them away. A 429, a 5xx, a timeout, a broken connection or an answer that is no JSON
+429 or a timeout takes a fifth of them away. A 429, a 5xx, a timeout, a broken connection or an answer that is no JSON
 is tried again after growing pauses; a wrong key, an unknown model or an empty account stops the rest, and so do many
 failures in a row. A field that a server does not take (`seed`, a temperature, log-probabilities, `max_tokens`) is left out
 once the server has named it as the reason and taken the request without it; every reply says what it was asked with. A
@@ -195,6 +195,7 @@ class Endpoint:
                     return NoReply(reason)
             except (TimeoutError, openai.APITimeoutError):
                 reason = f"no answer within {self.limits.timeout:g} s"
+                gate.busy()  # more at once than it computes: what is sent again it computes again
             except (openai.OpenAIError, Malformed) as error:
                 reason = self._line(error)
             if attempt == self.limits.retries or stop.reason:

@@ -254,6 +254,7 @@ def test_what_was_paid_is_in_the_record_and_what_it_will_be_in_the_dry_run(
         done.code == 0 and "6 requests: about" in done.out and "cost: $" in done.out and asked == 1
     )  # whether it is there
     done, folder = run("rag", f"--max_new_tokens 5 {prices}")
+    assert "server: http" in done.err and "; $0.00" in done.err
     serving = read_record(folder).serving
     assert serving is not None
     assert serving.usd == pytest.approx((serving.input_tokens * 2 + serving.output_tokens * 8) / 1e6)
@@ -317,6 +318,16 @@ def test_requests_double_while_a_server_keeps_up_and_a_429_takes_some_away(serve
     assert gate.limit == 10
     gate.busy()
     assert gate.limit == 8
+
+
+def test_a_server_too_slow_for_so_many_is_asked_fewer_at_once(server: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer, busy = [], _Gate.busy
+    monkeypatch.setattr(_Gate, "busy", lambda gate: (fewer.append(gate.limit), busy(gate)))
+    server.faults = lambda number: "hang" if number <= 3 else ""
+    found = Endpoint("m", "model", server.url, replace(FAST, timeout=1)).ask(
+        [Ask((("user", f"q {n}"),), 1) for n in range(6)]
+    )
+    assert not any(isinstance(reply, NoReply) for reply in found) and fewer[:2] == [10, 8]
 
 
 def test_a_run_that_was_stopped_goes_on_without_paying_twice(run: Callable, server: Words) -> None:
