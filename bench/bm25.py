@@ -14,7 +14,7 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 from subject import seconds, write
 
-from harness.retrieve import Bm25
+from harness.plugins.retrieve import Bm25
 
 
 def main() -> None:

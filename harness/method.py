@@ -43,7 +43,7 @@ class Retrieval:
 
         No model call (but for `dense`).
         """
-        from harness.retrieve import retrieve
+        from harness.plugins.retrieve import retrieve
 
         return example.prompt(retrieve(self.retriever, example, self.k, seed=self.seed), summary)
 
@@ -253,7 +253,7 @@ class Method(ABC):
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "retrieval"}
         found = {**{f.name: getattr(self.retrieval, f.name) for f in fields(Retrieval)}, **own}
         if "dense" in self.retrievers():
-            from harness.retrieve import encoder_identity
+            from harness.plugins.retrieve import encoder_identity
 
             found["encoder"] = encoder_identity()
         return found

@@ -25,7 +25,7 @@ from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.method import Fitted, Kit, Method
 from harness.plan import Plan, Stream
 from harness.plugins.options import Count
-from harness.retrieve import RETRIEVERS
+from harness.plugins.retrieve import RETRIEVERS
 
 NONE = "none"
 FALLBACK = "bm25"

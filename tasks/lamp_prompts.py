@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from harness.data import Example, HistoryItem, Labelled, Message, User
-from harness.retrieve import date_key
+from harness.plugins.retrieve import date_key
 
 _CITATION = re.compile(r'\[1\]:\s*"(?P<first>.*)"\s*\[2\]:\s*"(?P<second>.*)"\s*$', re.DOTALL)
 

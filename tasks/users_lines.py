@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, Validat
 from harness.data import HistoryItem, Message
 from harness.errors import DataMissing, UsageError
 from harness.files.rows import SPLITS, Row, content_of
-from harness.retrieve import date_key
+from harness.plugins.retrieve import date_key
 
 TEMPLATE = """\
 {% if summary %}About the author: {{ summary }}

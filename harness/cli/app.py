@@ -14,6 +14,7 @@ from harness.cli import commands
 from harness.cli.commands import OldResults, RecordsArgument, completing, width, with_options
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs, path_text
+from harness.cli.grid import grid_app
 from harness.cli.judge import judge_app, recompute, score
 from harness.cli.push import push
 from harness.cli.run import fit, run
@@ -281,11 +282,11 @@ def data_get(
 ) -> None:
     """Download a task's official files, with progress, resume and a recorded checksum; or make WordNet's for METEOR."""
     if task == "wordnet":
-        from harness.cli import wordnet
+        from harness.cli.fetch import wordnet
 
         say(wordnet.get(source))
         return
-    from harness.cli import download
+    from harness.cli.fetch import download
     from harness.plugins.registry import task_name
 
     say(download.get(task_name(task), split=split, parts=tuple(part), dest=dest))
@@ -314,5 +315,6 @@ def data_mini(dest: Annotated[Path, typer.Argument(help="Folder to write to.")])
 
 
 app.add_typer(data_app, name="data")
+app.add_typer(grid_app, name="grid")
 app.add_typer(judge_app, name="judge")
 app.add_typer(vectors_app, name="vectors")

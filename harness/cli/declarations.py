@@ -193,6 +193,16 @@ class Command(Options, total=False):
         ),
     ]
     json: Annotated[bool, Option("Print records as JSON, one a line.", OUTPUT, False)]
+    on: Annotated[
+        str | None,
+        Option("Workers: local:N, ray, ray://HOST:PORT, slurm:KEY=VALUE,... or workers:N.", MACHINE, metavar="WHERE"),
+    ]
+    gpus_per_worker: Annotated[
+        float | None, Option("GPUs of each worker of --on [default: 1 where there are any].", MACHINE, minimum=0)
+    ]
+    mixed_hardware: Annotated[
+        bool, Option("Workers of --on may compute on unlike hardware, whose last bits differ.", MACHINE, False)
+    ]
 
 
 def declared() -> dict[str, tuple[Any, Option]]:

@@ -98,7 +98,7 @@ def _models() -> Rows:
 
 
 def _retrievers() -> Rows:
-    from harness.retrieve import RETRIEVERS
+    from harness.plugins.retrieve import RETRIEVERS
 
     return [[name, text] for name, text in RETRIEVERS.items()]
 

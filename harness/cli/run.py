@@ -75,6 +75,9 @@ RUN = (
     "dtype",
     "device",
     "device_map",
+    "on",
+    "gpus_per_worker",
+    "mixed_hardware",
     "output_path",
     "json",
     "allow_noop",
@@ -131,7 +134,7 @@ def run(
 
         if several:
             console.say(f"{cell.method_name} on {cell.task_name}")
-        done = run_cell(lm, cell, console=console, judge=rater)
+        done = outcomes(cell) if outcomes else run_cell(lm, cell, console=console, judge=rater)
         console.close()
         report(done, console, as_json=given["json"])
         if export == "lamp":
@@ -158,7 +161,19 @@ def run(
     ready = [cell for cell, code in zip(cells, codes, strict=True) if not code]
     if ready:
         rater = None if dry_run else open_judge_for(given, ready, console)
-        lm = load(given["model"], given, console, served=True)
+        from harness.grid.executors import place_of
+
+        place = place_of(given)
+        if place and export == "peft":
+            raise UsageError("--export peft reads adapters with the model at hand; give the command again without --on")
+        outcomes = None
+        if place and not dry_run:
+            chosen = [number for number, code in enumerate(codes) if not code]
+            from harness.grid.run import on_workers
+
+            outcomes = on_workers("run", given, place, [[cell] for cell in ready], console, rater, chosen)
+        else:
+            lm = load(given["model"], given, console, served=place is None)
         codes += _each(ready, describe if dry_run else answer, console, grid=several)
     if finished and not given["json"]:
         console.say(f"look at it: harness show {finished[0]}")
@@ -172,6 +187,7 @@ def run(
 def fit(**given: Unpack[Command]) -> None:
     """Fit a method and keep what it learnt; a later run with the same settings reuses it."""
     from harness.fit.artifacts import ArtifactStore
+    from harness.grid.executors import place_of
     from harness.run.cell import check_fit
     from harness.run.console import Terminal
 
@@ -181,7 +197,7 @@ def fit(**given: Unpack[Command]) -> None:
     def learn(cell: Cell) -> int:
         from harness.fit.states import shared_state, warnings_of
 
-        shared = shared_state(lm, cell, store, console)
+        shared = learnt(cell) if learnt else shared_state(lm, cell, store, console)
         console.close()
         for warning in warnings_of(cell.method, shared):
             console.say(f"warning: {warning}")
@@ -192,7 +208,13 @@ def fit(**given: Unpack[Command]) -> None:
 
     for cell in cells:
         check_fit(cell)
-    lm = load(given["model"], given, console)
+    place, learnt = place_of(given), None
+    if place:
+        from harness.grid.run import on_workers
+
+        learnt = on_workers("fit", given, place, [[cell] for cell in cells], console, None)
+    else:
+        lm = load(given["model"], given, console)
     raise typer.Exit(max(_each(cells, learn, console, grid=len(cells) > 1)))
 
 

@@ -41,26 +41,33 @@ def sweep(
     Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
     least 75 where that is measured. The same command again resumes.
     """
+    from harness.grid.executors import place_of
     from harness.run.console import Terminal
-    from harness.run.sweep import peak, points, run_sweep
+    from harness.run.sweep import peak, run_sweep
 
-    (method, *others), tasks = given["method"], given["task"]
-    if others:
-        raise UsageError(f"a sweep is of one method; {1 + len(others)} were given: {method}, {', '.join(others)}")
+    method = given["method"][0]
     by_task: dict[str, dict[str, object]] = {}
-    cells: dict[str, list[Cell]] = {}
-    for name, varied in points(pairs(given["set"])).items():
-        point: Command = {**given, "set": varied, "allow_noop": True}  # of a sweep, to do nothing is a result
-        cells[name] = cells_of([method], tasks, point)
+    cells = cells_by_point(given)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]
     for cell in everything:
         assert cell.items
     rater = open_judge_for(given, everything, console)
-    lm = load(given["model"], given, console)
+    place, jobs = place_of(given), [list(points) for points in zip(*cells.values(), strict=True)]
+    outcomes = None
+    if place:
+        from harness.grid.run import on_workers
+
+        outcomes = on_workers("sweep", given, place, jobs, console, rater)
+    else:
+        lm = load(given["model"], given, console)
     codes = []
     for number, task_name in enumerate(cell.task_name for cell in next(iter(cells.values()))):
-        done = run_sweep(lm, {name: part[number] for name, part in cells.items()}, console=console, judge=rater)
+        here = {name: part[number] for name, part in cells.items()}
+        if outcomes is None:
+            done = run_sweep(lm, here, console=console, judge=rater)
+        else:
+            done = {name: outcomes(cell) for name, cell in here.items()}
         console.close()
         codes += [outcome.exit_code for outcome in done.values()]
         metrics = {name: outcome.record.metrics for name, outcome in done.items()}
@@ -87,13 +94,27 @@ def sweep(
             [name, *(_cell(found[m].value, found[m].low, found[m].high) for m in shown), found[first].n if first else 0]
             for name, found in metrics.items()
         ]
-        say(f"{method} on {task_name} with {lm.name}")
+        say(f"{method} on {task_name} with {next(iter(done.values())).record.config.model.name}")
         say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
             where = "is lowest" if lowest else "peaks"
             say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(max(codes, default=0))
+
+
+def cells_by_point(given: Command) -> dict[str, list[Cell]]:
+    """Each point's cells, one a task. Raises UsageError where there are several methods, or nothing varies."""
+    from harness.run.sweep import points
+
+    (method, *others), tasks = given["method"], given["task"]
+    if others:
+        raise UsageError(f"a sweep is of one method; {1 + len(others)} were given: {method}, {', '.join(others)}")
+    found: dict[str, list[Cell]] = {}
+    for name, varied in points(pairs(given["set"])).items():
+        point: Command = {**given, "set": varied, "allow_noop": True}  # of a sweep, to do nothing is a result
+        found[name] = cells_of([method], tasks, point)
+    return found
 
 
 def _coherent(metrics: Mapping[str, MetricValue]) -> bool:

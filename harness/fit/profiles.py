@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data import User
 from harness.errors import HarnessError
-from harness.retrieve import Encoder, sentence_encoder
+from harness.plugins.retrieve import Encoder, sentence_encoder
 
 Embedding = Literal["tfidf", "minilm"]
 

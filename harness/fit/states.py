@@ -148,44 +148,64 @@ def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: Artifa
     """
     if not cell.method.adapts():
         return Personal()
-    users = _users(cell)
-    made_from = _personal_from(lm, cell, shared.key, users)
-    keys = {name: store.key(content) for name, content in made_from.items()}
-    with store.alone(store.key({"users": sorted(keys.values())})):
-        states = _adapted(lm, cell, shared, store, console, users, keys, made_from)
-    stored = sum(store.size(keys[name]) for name, state in states.items() if isinstance(state, Fitted))
-    return Personal(states, stored)
+    users = Users.of(lm, cell, shared.key)
+    with store.alone(users.key):
+        states: dict[str, Fitted | UserFailed | None] = {}
+        for first in users.starts(lm):
+            states |= users.adapt(first, lm, cell, shared, store, console)
+    return users.personal(states, store)
 
 
-def _adapted(
-    lm: LanguageModel,
-    cell: Cell,
-    shared: Shared,
-    store: ArtifactStore,
-    console: Console,
-    users: Sequence[User],
-    keys: Mapping[str, str],
-    made_from: Mapping[str, Mapping[str, Any]],
-) -> Mapping[str, Fitted | UserFailed | None]:
-    """By user: found under its key, or made and kept there."""
-    states: dict[str, Fitted | UserFailed | None] = {name: store.get(key) for name, key in keys.items()}
-    kit = _kit(lm, cell, store, console, cell.max_new_tokens)
-    at_once = USERS_AT_ONCE if lm.parameters < LARGE else OF_A_LARGE_MODEL
-    for first in range(0, len(users), at_once):
-        part = users[first : first + at_once]
-        if all(states[user.id] is not None for user in part):
-            continue
-        # the whole part, though some may be stored: the last bits of a state depend on the users it was made with
-        console.progress("adapting users", first, len(users))
-        start = time.perf_counter()
-        found = adapted(cell.method, cell.method.adapt(kit, part, shared.state), part)
-        seconds = (time.perf_counter() - start) / len(part)
-        for user, state in zip(part, found, strict=True):
-            if isinstance(state, Fitted):
-                state = store.put(keys[user.id], _timed(state, seconds), made_from[user.id])
-            states[user.id] = state
-    console.progress("adapting users", len(users), len(users))
-    return states
+class Users:
+    """The users of a cell, and under which keys the states lie that are learnt of them."""
+
+    def __init__(self, users: Sequence[User], made_from: Mapping[str, Mapping[str, Any]]) -> None:
+        self.users, self.made_from = users, made_from
+        self.keys = {name: ArtifactStore.key(content) for name, content in made_from.items()}
+
+    @classmethod
+    def of(cls, lm: LanguageModel, cell: Cell, shared_key: str | None) -> Users:
+        users = _users(cell)
+        return cls(users, _personal_from(lm, cell, shared_key, users))
+
+    @property
+    def key(self) -> str:
+        """Of all of them."""
+        return ArtifactStore.key({"users": sorted(self.keys.values())})
+
+    def starts(self, lm: LanguageModel) -> range:
+        """The first user of each `adapt` call; the last bits of a state depend on the users it was made with."""
+        return range(0, len(self.users), USERS_AT_ONCE if lm.parameters < LARGE else OF_A_LARGE_MODEL)
+
+    def adapt(
+        self,
+        first: int,
+        lm: LanguageModel,
+        cell: Cell,
+        shared: Shared,
+        store: ArtifactStore,
+        console: Console,
+    ) -> dict[str, Fitted | UserFailed | None]:
+        """By user of the call that begins with user `first`: found, or made and kept, all anew where one is missing."""
+        part = self.users[first : first + self.starts(lm).step]
+        states: dict[str, Fitted | UserFailed | None] = {user.id: store.get(self.keys[user.id]) for user in part}
+        if any(state is None for state in states.values()):
+            console.progress("adapting users", first, len(self.users))
+            start = time.perf_counter()
+            kit = _kit(lm, cell, store, console, cell.max_new_tokens)
+            found = adapted(cell.method, cell.method.adapt(kit, part, shared.state), part)
+            seconds = (time.perf_counter() - start) / len(part)
+            for user, state in zip(part, found, strict=True):
+                if isinstance(state, Fitted):
+                    state = store.put(self.keys[user.id], _timed(state, seconds), self.made_from[user.id])
+                states[user.id] = state
+        if first + len(part) == len(self.users):
+            console.progress("adapting users", len(self.users), len(self.users))
+        return states
+
+    def personal(self, states: Mapping[str, Fitted | UserFailed | None], store: ArtifactStore) -> Personal:
+        stored = sum(store.size(self.keys[name]) for name, state in states.items() if isinstance(state, Fitted))
+        return Personal(states, stored)
 
 
 def stored_state(

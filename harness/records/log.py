@@ -58,9 +58,10 @@ def read_log(folder: Path) -> list[Finished]:
     return found
 
 
-def log_batch(folder: Path, first: str, costs: Mapping[str, int | float], peak_memory_bytes: int) -> None:
-    """Add a batch; it is on disk when this returns, and nothing of it is if it raises."""
-    append(folder / LOG, Finished(first, dict(costs), peak_memory_bytes).line())
+def log_batches(folder: Path, costs: Mapping[str, Mapping[str, int | float]], peak_memory_bytes: int) -> None:
+    """Add batches, by their first samples; they are on disk when this returns, and nothing of them is if it raises."""
+    lines = [Finished(first, dict(spent), peak_memory_bytes).line() for first, spent in costs.items()]
+    append(folder / LOG, b"".join(lines))
 
 
 def mend_log(folder: Path) -> None:

@@ -26,7 +26,7 @@ from harness.errors import HarnessError
 from harness.files import Lock, append, replace_file, writing
 from harness.files.json_files import instance, parse, problem_of, read_bytes
 from harness.files.shown import message, say, without_credentials
-from harness.records.log import drop_log, log_batch, mend_log, read_log, with_log
+from harness.records.log import drop_log, log_batches, mend_log, read_log, with_log
 from harness.records.schema import (
     Batching,
     Cost,
@@ -225,9 +225,10 @@ class RunFolder:
         """Add samples; they are on disk when this returns, and none of them is if it raises."""
         append(self.path / "samples.jsonl", b"".join(_line(sample) for sample in samples))
 
-    def log(self, record: RunRecord, first: str) -> None:
-        """Add what the batch that begins with sample `first` took to the log; it is on disk when this returns."""
-        log_batch(self.path, first, record.batch_costs[first], record.cost.peak_memory_bytes or 0)
+    def log(self, record: RunRecord, *firsts: str) -> None:
+        """Add what the batches that begin with these samples took to the log; it is on disk when this returns."""
+        costs = {first: record.batch_costs[first] for first in firsts}
+        log_batches(self.path, costs, record.cost.peak_memory_bytes or 0)
 
     def write(self, record: RunRecord) -> None:
         """Replace run.json; a reader sees the old record or the new one, never half of either."""

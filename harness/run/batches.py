@@ -49,6 +49,12 @@ class Batching:
         fits = AUTO_MOST[device] if self.fits is None else 2 ** (max(1, self.fits).bit_length() - 1)
         return min(AUTO_MOST[device], fits)
 
+    def left(self, ids: Sequence[str]) -> Sequence[str]:
+        """Those of `ids` that batches which are not done need: all of them where nothing is planned."""
+        if not self.planned:
+            return ids
+        return [i for batch in self.planned if not self.done.issuperset(batch) for i in batch]
+
     def halve(self, at: int) -> None:
         """Memory ran out in batch `at`: half as many samples a batch for it and all that come after it."""
         half = (len(self.planned[at]) + 1) // 2

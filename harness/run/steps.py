@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from harness.data import Example, Labelled
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Cost
 from harness.errors import UserFailed
@@ -24,6 +28,7 @@ from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
 from harness.plugins.returned import graded, options_of, plan_of, samples_of
 from harness.records import provenance
+from harness.records.schema import Serving
 from harness.records.store import (
     DataConfig,
     MethodConfig,
@@ -39,6 +44,7 @@ from harness.records.store import (
     json_value,
     read_record,
 )
+from harness.run.answers import Effect
 from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings, generation_of_cell
 from harness.run.console import Console
@@ -54,6 +60,83 @@ EFFECT_SAMPLES = 32
 
 _COUNTS = [field.name for field in fields(Cost)]
 _SAVED = ("forward_passes", "prefill_tokens", "decode_tokens", "flops")
+
+
+@dataclass
+class Answered:
+    """A batch's graded samples, and what they took."""
+
+    samples: list[Sample]
+    costs: dict[str, int | float]
+    peak_memory_bytes: int
+
+
+class Hands:
+    """What a run needs a model for, done in this process.
+
+    `harness.grid` has other processes do it; its generators yield nothing, again and again, while they wait for them.
+    """
+
+    system: ModelSystem
+
+    def __init__(self, lm: LanguageModel, make_system: Callable[..., ModelSystem]) -> None:
+        self.lm, self.make_system = lm, make_system
+
+    def hardware(self) -> dict[str, Any]:
+        return provenance.hardware(self.lm)
+
+    def learn(
+        self, cell: Cell, store: ArtifactStore, console: Console
+    ) -> Generator[None, None, tuple[Shared, Personal]]:
+        """What the method's `fit` and `adapt` give."""
+        yield from ()
+        shared = shared_state(self.lm, cell, store, console)
+        return shared, personal_states(self.lm, cell, shared, store, console)
+
+    def answer(
+        self, cell: Cell, shared: Shared, personal: Personal, batching: Batching, console: Console
+    ) -> Iterator[list[Answered]]:
+        """Every batch that is not done, in their order, those that are there at once; planned where they are not yet."""
+        self.system = self.make_system(
+            self.lm,
+            cell.method,
+            generation_of_cell(cell),
+            shared=shared.state,
+            personal=personal.states,
+            batching=batching,
+            progress=console.progress,
+        )
+        yield []
+        for batch in answered(cell, self.system):
+            yield [batch]
+
+    def serving(self, batches: Mapping[str, Mapping[str, int | float]], before: Serving | None) -> Serving | None:
+        """Of a model behind a server; see `System.serving`."""
+        return self.system.serving(batches.values(), before)
+
+    def effect(self, samples: Sequence[tuple[Example, str]]) -> Generator[None, None, Effect | None]:
+        """`System.effect` of examples and the responses to them."""
+        yield from ()
+        return self.system.effect([example for example, _ in samples], [response for _, response in samples])
+
+
+def answered(cell: Cell, system: ModelSystem, items: Sequence[Labelled] | None = None) -> Iterator[Answered]:
+    """Each planned batch of the system that is not done, answered and graded; `items` are those of the batches, by default all."""
+    batching = system.batching
+    spent, start, saved, elsewhere = replace(system.decoder.cost), time.perf_counter(), replace(system.saved), 0.0
+    answers = cell.task.respond(system, cell.items)
+    for batch in samples_of(
+        cell.task, answers, cell.items if items is None else items, batching.planned, batching.done
+    ):
+        counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
+        seconds = time.perf_counter() - start + system.elsewhere - elsewhere
+        costs: dict[str, int | float] = {**counted, "seconds": seconds, **system.spent()}
+        if system.saved != saved:
+            costs |= {f"saved_{name}": getattr(system.saved, name) - getattr(saved, name) for name in _SAVED}
+        finished = [graded(cell.task, sample) for sample in batch]
+        yield Answered(finished, costs, provenance.peak_memory_bytes(system.lm))
+        spent, start = replace(system.decoder.cost), time.perf_counter()
+        saved, elsewhere = replace(system.saved), system.elsewhere
 
 
 def run_cell(
@@ -84,16 +167,17 @@ def cell_steps(
     console: Console | None = None,
     judge: Judge | None = None,
     make_system: type[ModelSystem] | Callable[..., ModelSystem] | None = None,
+    hands: Hands | None = None,
 ) -> Generator[None, None, Outcome]:
     """`run_cell`, with a pause before the first batch and after each; closed in one, it leaves an interrupted record."""
-    console, config = console or Console(), _config(lm, cell, judge)
+    console, config = console or Console(), config_of(lm, cell, judge)
     if make_system is None and isinstance(lm, ServedModel):
         make_system = partial(ServedSystem, payer=config.hash8())
         there = folder_of(Path(cell.settings.output_path), config)
         before = read_record(there) if (there / "run.json").exists() else None
         if not _is_done(before, cell.settings):
             check_served(lm, cell, generation_of_cell(cell), store or ArtifactStore(), console)
-    make_system = make_system or ModelSystem
+    hands = hands or Hands(lm, make_system or ModelSystem)
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
         if record is not None and _is_done(record, cell.settings):
@@ -102,7 +186,7 @@ def cell_steps(
             console.say(f"already there: {folder.path}{again if record.status == 'partial' else ''}")
         else:
             record = record or RunRecord(config=config, started=provenance.now())
-            yield from _run(lm, cell, folder, record, store or ArtifactStore(), console, judge, make_system)
+            yield from _run(hands, cell, folder, record, store or ArtifactStore(), console, judge)
         return Outcome(record, folder.path, _exit_code(record, cell.settings))
 
 
@@ -113,26 +197,24 @@ def _is_done(record: RunRecord | None, settings: Settings) -> bool:
 
 
 def _run(
-    lm: LanguageModel,
+    hands: Hands,
     cell: Cell,
     folder: RunFolder,
     record: RunRecord,
     store: ArtifactStore,
     console: Console,
     judge: Judge | None,
-    make_system: Callable[..., ModelSystem],
 ) -> Generator[None, None, None]:
     """Fill the record, whatever happens: it is on disk with its status when this returns or raises."""
     record.status, record.error = "running", None
-    record.versions, record.hardware = provenance.versions(), provenance.hardware(lm)
+    record.versions, record.hardware = provenance.versions(), hands.hardware()
     record.git_sha, record.dirty = provenance.commit()
     try:
         notes = cell.shared_with_fit  # before anything is fitted
-        shared = shared_state(lm, cell, store, console)
-        personal = personal_states(lm, cell, shared, store, console)
+        shared, personal = yield from hands.learn(cell, store, console)
         _note_fit(cell, record, shared, personal, console, notes)
-        system = yield from _answer(lm, cell, folder, record, shared, personal, console, make_system)
-        _measure(cell, folder, record, system)
+        yield from _answer(hands, cell, folder, record, shared, personal, console)
+        yield from _measure(hands, cell, folder, record)
         folder.write(record)
         check_targets(folder.samples(), folder.path / "samples.jsonl")
         judge_samples(cell.task, folder, record, judge, console.progress)
@@ -206,15 +288,14 @@ def _note_fit(
 
 
 def _answer(
-    lm: LanguageModel,
+    hands: Hands,
     cell: Cell,
     folder: RunFolder,
     record: RunRecord,
     shared: Shared,
     personal: Personal,
     console: Console,
-    make_system: Callable[..., ModelSystem],
-) -> Generator[None, None, ModelSystem]:
+) -> Generator[None, None, None]:
     """Have every sample answered, graded and on disk, but for those that are."""
     if {i for ids in record.batches for i in ids} != {item.example.id for item in cell.items}:
         record.batches, record.batch_costs = [], {}
@@ -222,15 +303,6 @@ def _answer(
     failed = {sample.id for sample in folder.samples() if sample.error} if cell.settings.retry_failed else set()
     finished = folder.resume([ids for ids in record.batches if failed.isdisjoint(ids)])
     batching.done = frozenset(sample.id for sample in finished)
-    system = make_system(
-        lm,
-        cell.method,
-        generation_of_cell(cell),
-        shared=shared.state,
-        personal=personal.states,
-        batching=batching,
-        progress=console.progress,
-    )
 
     def save() -> None:
         record.batches = batching.planned
@@ -241,27 +313,18 @@ def _answer(
     batching.changed = save
     if batching.planned:
         save()
-    yield
     means = _Means(console, finished)
-    spent, start, saved, elsewhere = replace(system.decoder.cost), time.perf_counter(), replace(system.saved), 0.0
-    answers = cell.task.respond(system, cell.items)
-    for batch in samples_of(cell.task, answers, cell.items, batching.planned, batching.done):
-        counted = {name: getattr(system.decoder.cost, name) - getattr(spent, name) for name in _COUNTS}
-        first = batching.planned[batch[0].batch][0]
-        seconds = time.perf_counter() - start + system.elsewhere - elsewhere
-        record.batch_costs[first] = {**counted, "seconds": seconds, **system.spent()}
-        if system.saved != saved:
-            less = {f"saved_{name}": getattr(system.saved, name) - getattr(saved, name) for name in _SAVED}
-            record.batch_costs[first] |= less
-        record.cost.peak_memory_bytes = max(provenance.peak_memory_bytes(lm), record.cost.peak_memory_bytes or 0)
-        finished = [graded(cell.task, sample) for sample in batch]
-        folder.log(record, first)  # before the samples: a batch on disk without its cost would not be run again
-        folder.append(finished)
-        means.add(finished)
+    for batches in hands.answer(cell, shared, personal, batching, console):
+        if batches:
+            costs = {batching.planned[batch.samples[0].batch][0]: batch.costs for batch in batches}
+            record.batch_costs |= costs
+            peak = max(batch.peak_memory_bytes for batch in batches)
+            record.cost.peak_memory_bytes = max(peak, record.cost.peak_memory_bytes or 0)
+            samples = [sample for batch in batches for sample in batch.samples]
+            folder.log(record, *costs)  # before the samples: a batch on disk without its cost would not be run again
+            folder.append(samples)
+            means.add(samples)
         yield
-        spent, start = replace(system.decoder.cost), time.perf_counter()
-        saved, elsewhere = replace(system.saved), system.elsewhere
-    return system
 
 
 class _Means:
@@ -287,7 +350,7 @@ def _in_file_order(cell: Cell, folder: RunFolder) -> list[Sample]:
     return [by_id[item.example.id] for item in cell.items]
 
 
-def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: ModelSystem) -> None:
+def _measure(hands: Hands, cell: Cell, folder: RunFolder, record: RunRecord) -> Generator[None, None, None]:
     """Health and cost of answering the samples on disk, while the model is at hand."""
     samples = _in_file_order(cell, folder)
     answered = [(item.example, sample) for item, sample in zip(cell.items, samples, strict=True) if not sample.error]
@@ -305,17 +368,17 @@ def _measure(cell: Cell, folder: RunFolder, record: RunRecord, system: ModelSyst
         cost.saved_forward_passes = int(sum(costs["saved_forward_passes"] for costs in shared))
         cost.saved_flops = sum(costs["saved_flops"] for costs in shared)
 
-    record.serving = system.serving(record.batch_costs.values(), record.serving)
+    record.serving = hands.serving(record.batch_costs, record.serving)
     if record.serving is not None:  # what a server computes nobody knows
         cost.forward_passes = cost.flops = cost.peak_memory_bytes = None
     compared, start = answered[:EFFECT_SAMPLES], time.perf_counter()
-    effect = system.effect([example for example, _ in compared], [sample.response or "" for _, sample in compared])
+    effect = yield from hands.effect([(example, sample.response or "") for example, sample in compared])
     if effect is not None:
         cost.effect_seconds = time.perf_counter() - start
         health.kl_to_base = effect.kl_nats
         health.changed_tokens = effect.changed_tokens
         health.identical_to_base = effect.identical
-        health.noop = effect.nothing(system.lm.model.dtype)
+        health.noop = effect.nothing(getattr(torch, record.config.model.dtype))
 
 
 def _exit_code(record: RunRecord, settings: Settings) -> int:
@@ -324,7 +387,7 @@ def _exit_code(record: RunRecord, settings: Settings) -> int:
     return 3 if record.status == "partial" else 0
 
 
-def _config(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
+def config_of(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
     """Everything that can change a number on purpose."""
     options = options_of(cell.method)
     if cell.method_source is not None:

@@ -79,7 +79,7 @@ def run_sweep(
     judge: Judge | None = None,
 ) -> dict[str, Outcome]:
     """Run, resume or reuse the record of every point. Raises as `run_cell` does, with every point's state saved."""
-    joint = _Joint({item.example.id: item.example for item in next(iter(cells.values())).items})
+    joint = Joint({item.example.id: item.example for item in next(iter(cells.values())).items})
     steps = {
         name: cell_steps(lm, cell, store=store, console=console, judge=judge, make_system=joint.make)
         for name, cell in cells.items()
@@ -100,7 +100,7 @@ def run_sweep(
 
 
 @dataclass
-class _Joint:
+class Joint:
     """What the points have answered for each other."""
 
     examples: Mapping[str, Example]
@@ -153,7 +153,7 @@ class _Kept(NamedTuple):
 class _Point(ModelSystem):
     """A system that has its batches answered together with the other points'."""
 
-    joint: _Joint
+    joint: Joint
     number: int
     _responding = False
 

@@ -115,7 +115,7 @@ class ModelSystem:
         by_id = {example.id: example for example in examples}
         if len(by_id) != len(examples):
             raise UsageError("two examples of the selection have the same id")
-        asked = {example.id: self._try(example) for example in examples}
+        asked = {i: self._try(by_id[i]) for i in self.batching.left(list(by_id))}
         ready = {i: one for i, one in asked.items() if isinstance(one, Asked)}
         self.batching.fits = self.fits(list(ready.values()))
         names = list(ready)
@@ -124,7 +124,7 @@ class ModelSystem:
         def run(batch: Sequence[str]) -> list[Sample]:
             return self._samples([by_id[i] for i in batch], [asked[i] for i in batch])
 
-        ids = [*(names[n] for n in order), *(i for i in asked if i not in ready)]
+        ids = [*(names[n] for n in order), *(i for i in by_id if i not in ready)]
         for number, i, sample in self.in_batches(ids, run):
             yield replace(sample or Sample(i, by_id[i].user.id, error=TOO_LARGE), batch=number)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.retrieve import Bm25
+from harness.plugins.retrieve import Bm25
 from harness.tasks.lamp_prompts import document, query
 from harness.tiny.lamp_mini import Beliefs, Case, find
 from harness.tiny.population import Crowd, Population

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import download
 from harness.cli.app import main
+from harness.cli.fetch import download
 from harness.errors import DataMissing, UsageError
 from harness.task import Selection
 from harness.tasks.lamp import Lamp4

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import wordnet
+from harness.cli.fetch import wordnet
 from harness.statistics import metrics
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).resolve()

@@ -26,7 +26,7 @@ from harness.methods.plain import Plain
 from harness.methods.rag import RAG
 from harness.plan import Plan, Stream
 from harness.plugins.registry import MODELS, model_row
-from harness.retrieve import retrieve
+from harness.plugins.retrieve import retrieve
 from harness.run.system import ModelSystem
 from harness.task import Generation, Selection
 from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7

@@ -664,7 +664,7 @@ def test_every_registered_lamp_task_is_a_class_of_its_name_and_none_imports_torc
         if name.startswith("lamp"):
             module, _, attribute = target.partition(":")
             assert getattr(import_module(module), attribute).name == name
-    code = "import sys, harness.tasks.lamp, harness.cli.download; assert not {'torch', 'nltk', 'sklearn'} & set(sys.modules)"
+    code = "import sys, harness.tasks.lamp, harness.cli.fetch.download; assert not {'torch', 'nltk', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(metrics.__file__).parents[1])
 
 

@@ -16,8 +16,8 @@ from harness.data import Example, Labelled
 from harness.errors import DataMissing, HarnessError
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
+from harness.plugins.retrieve import retrieve
 from harness.records.schema import RunRecord, hash_of
-from harness.retrieve import retrieve
 from harness.run.control import Control, controlled
 from harness.run.leaks import without_leaks
 from harness.run.lm_eval.contexts import MINI

@@ -1,0 +1,1 @@
+"""Files of others, fetched where a task or a metric needs them."""

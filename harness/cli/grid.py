@@ -1,0 +1,86 @@
+"""`harness grid`: how far a command is that runs on many workers, what it would take, and being one of the workers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli import commands
+from harness.cli.run import cells_of, load
+from harness.cli.sweep import cells_by_point
+from harness.errors import DataMissing, UsageError
+from harness.files.shown import say
+
+if TYPE_CHECKING:
+    from harness.run.cell import Cell
+
+grid_app = commands.app(help="Runs of many processes and machines (--on): how far they are, and their workers.")
+
+
+@grid_app.callback(invoke_without_command=True)
+def _grid(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@grid_app.command("status")
+def status_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of records, as --output_path was; or a record in it.")
+    ] = Path("runs"),
+) -> None:
+    """Shards done, running and waiting, samples failed, time left, and the command that goes on."""
+    from harness.grid.status import grids, status
+
+    for number, root in enumerate(grids(folder)):
+        if number:
+            say()
+        for line in status(root):
+            say(line)
+
+
+@grid_app.command("worker")
+def worker_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The grid's folder, as its driver names it.")],
+    rank: Annotated[str, typer.Option(help="Which of the workers this is: i/n, i from 0 to n-1.", metavar="I/N")],
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Be a worker of a grid: load its model, answer shards until its driver ends."""
+    match = re.fullmatch(r"(\d+)/(\d+)", rank)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise UsageError(f"--rank {rank} is not valid; give I/N with I from 0 to N-1, as in 0/8")
+    from harness.grid.folder import take
+    from harness.grid.worker import work
+    from harness.run.console import Terminal
+
+    plan = take(folder / "plan.json")
+    if plan is None:
+        raise DataMissing(
+            f"{folder} holds no grid that goes on; its driver names the folder, which must be on a shared path"
+        )
+    given = plan["options"]
+
+    def jobs() -> list[list[Cell]]:
+        found = jobs_of(plan["command"], given)
+        return [found[number] for number in plan["chosen"]]
+
+    code = work(
+        folder.resolve(),
+        int(match[1]),
+        parent,
+        jobs,
+        lambda: load(given["model"], given, Terminal()),
+    )
+    raise typer.Exit(code)
+
+
+def jobs_of(command: str, given: Any) -> list[list[Cell]]:
+    """The cells of a command, those that are answered together in one list."""
+    if command == "sweep":
+        by_point = list(cells_by_point(given).values())
+        return [list(points) for points in zip(*by_point, strict=True)]
+    return [[cell] for cell in cells_of(given["method"], given["task"], given)]

@@ -1,0 +1,98 @@
+"""A run on workers is the run in one process: the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from left_behind import records, same
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+Harness = Callable[[str], Any]
+TRAIT = {
+    "instruction": [{"pos": "Be a pirate.", "neg": "Be plain."}],
+    "questions": ["How are you?", "Who are you?"],
+    "eval_questions": ["Where?", "When is it?", "Why?"],
+    "eval_prompt": "Q {question} A {answer}: 0 to 100, or REFUSAL",
+}
+
+
+def test_two_processes_write_the_bytes_of_one_for_plain_and_fitted_methods(harness: Harness, command: str) -> None:
+    methods = "--method plain --method dps --set dps.samples=3"
+    one = harness(f"run {methods} {command} --output_path one")
+    assert one.code == 0, one.err
+    (Path("cache") / "artifacts").rename("kept")  # the workers fit anew
+    two = harness(f"run {methods} {command} --output_path two --on local:2")
+    assert two.code == 0, two.err
+    same("one", "two")
+    assert not (Path("two") / ".grid").exists()
+    for _, run in records("two").values():
+        assert {costs["worker"] for costs in run.batch_costs.values()} <= {0, 1}
+        assert set(run.hardware["workers"]) <= {"0", "1"}
+    assert [line for line in two.out.splitlines() if not line.startswith("two")] == [
+        line for line in one.out.splitlines() if not line.startswith("one")
+    ]
+
+
+def test_a_sweep_and_a_task_with_choices_are_the_same_on_workers(harness: Harness, forked: Any, toy: Path) -> None:
+    Path("pirate.json").write_text(json.dumps(TRAIT))
+    persona = (
+        f"--method persona_vector --task persona:./pirate.json --model {toy} --max_new_tokens 5 --temperature 1 "
+        "--task_set rollouts=2 --set rollouts=2 --batch_size 2 --set layer=0..1"
+    )
+    folder = Path("mmlu/data")
+    for split, count in (("dev", 5), ("test", 9)):
+        (folder / split).mkdir(parents=True)
+        rows = [f"Question {n}?,a{n},b{n},c{n},d{n},{'ABCD'[n % 4]}" for n in range(count)]
+        (folder / split / f"virology_{split}.csv").write_text("\n".join(rows) + "\n")
+    mmlu = f"--method rag --task mmlu --data mmlu --task_set subjects=virology --model {toy} --batch_size 3"
+    for where, on in (("one", ""), ("two", "--on local:2")):
+        swept = harness(f"sweep {persona} --output_path {where} {on}")
+        assert swept.code == 0, swept.err
+        asked = harness(f"run {mmlu} --allow_noop --output_path {where} {on}")
+        assert asked.code == 0, asked.err
+    same("one", "two")
+
+
+def test_users_adapted_to_in_parts_are_the_same_on_workers(
+    harness: Harness, forked: Any, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.fit.states.USERS_AT_ONCE", 3)
+    perfit = f"run --method perfit --set ablation=stage2_p --set epochs=1 --set items=1 {command}"
+    one = harness(f"{perfit} --output_path one")
+    assert one.code == 0, one.err
+    (Path("cache") / "artifacts").rename("kept")  # the workers adapt anew
+    two = harness(f"{perfit} --output_path two --on local:2")
+    assert two.code == 0, two.err
+    same("one", "two")
+
+
+def test_fit_on_workers_keeps_what_fit_here_would(harness: Harness, forked: Any, toy: Path) -> None:
+    fit = f"fit --method dps --set samples=3 --task lamp2m --model {toy} --dtype float64"
+    there = harness(f"{fit} --on local:2")
+    (Path("cache") / "artifacts").rename("kept")
+    here = harness(fit)
+    assert there.code == here.code == 0, there.err + here.err
+    first, second = (json.loads(done.out) for done in (there, here))
+    assert first["key"] == second["key"] and first.keys() == second.keys()
+    tensors = "tensors.safetensors"
+    assert (Path("kept") / first["key"] / tensors).read_bytes() == (Path(second["folder"]) / tensors).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("on", "says"),
+    [
+        ("local", "names no number of workers; give it as in local:2"),
+        ("local:0", "names no number of workers"),
+        ("mars:2", "is no place to run; allowed: local:N"),
+        ("slurm:gpu", "'gpu' is no KEY=VALUE"),
+        ("slurm:workers=x", "workers=x is no number"),
+    ],
+)
+def test_a_place_that_is_none_is_refused_before_a_model_is_loaded(harness: Harness, on: str, says: str) -> None:
+    done = harness(f"run --method plain --task lamp2m --limit 5 --on {on}")
+    assert done.code == 2 and says in done.error()
