@@ -1,11 +1,13 @@
-"""The report's pictures in the README, from the records in git: `python docs/screenshots.py`. Needs Chromium.
+"""The pictures of docs/, from the records in git: `python docs/screenshots.py [FOLDER]`. Needs Chromium, mkdocs and nothing from a network.
 
-Writes leaderboard.png and side-by-side.png beside this file.
+Writes the report's pictures that the pages show beside this file; with FOLDER, every view of the report and the site's start
+page at 1400 and at 480 pixels into it, to be looked at before a release.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,14 +19,22 @@ from selenium.webdriver.chrome.service import Service
 from harness.publish import report
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURES = {
+SHOWN = {
     "leaderboard": ("#/leaderboard?task=lamp2m&method=-control+-heads%3D+-clusters", 560),
     "side-by-side": ("#/samples?group={lamp4}&order=differ", 690),
 }
-"""Name -> address behind the page, and height in pixels."""
+"""Pictures of the pages: name -> address behind the report, and height in pixels."""
+VIEWS = {
+    "leaderboard": "#/leaderboard",
+    "side-by-side": "#/samples?group={lamp4}&order=differ",
+    "trade-off": "#/tradeoff",
+    "run": "#/run/{dps}",
+}
+WIDTHS = {1400: 1000, 480: 900}
+"""Width -> height, in pixels."""
 
 
-def main() -> None:
+def main(folder: Path | None) -> None:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         sys.exit("needs Chromium with chromedriver (Debian: apt install chromium chromium-driver)")
@@ -32,18 +42,36 @@ def main() -> None:
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--blink-settings=preferredColorScheme=1"):
         options.add_argument(argument)
-    with tempfile.TemporaryDirectory() as folder:
-        page = report.write(ROOT / "results", Path(folder) / "report")
+    browser = webdriver.Chrome(options=options, service=Service(driver))
+
+    def picture(address: str, width: int, height: int, path: Path) -> None:
+        browser.get("about:blank")
+        # a window is never narrower than 500 pixels; what the page is told is
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(address)
+        time.sleep(1)
+        browser.save_screenshot(str(path))
+        print(path)
+
+    with tempfile.TemporaryDirectory() as made:
+        page = report.write(ROOT / "results", Path(made) / "report")
         lamp4 = next((page.parent / "data" / "items").glob("lamp4-*.js")).stem
-        browser = webdriver.Chrome(options=options, service=Service(driver))
-        for name, (address, height) in PICTURES.items():
-            browser.get("about:blank")
-            browser.set_window_size(1280, height + 143)  # the window's own bars
-            browser.get(page.as_uri() + address.format(lamp4=lamp4))
-            time.sleep(1)
-            browser.save_screenshot(str(Path(__file__).with_name(f"{name}.png")))
-        browser.quit()
+        dps = "tiny/lamp4/dps-d67fa6b5"
+        for name, (address, height) in SHOWN.items():
+            picture(page.as_uri() + address.format(lamp4=lamp4), 1280, height, Path(__file__).with_name(f"{name}.png"))
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", f"{made}/site"]
+            subprocess.run(command, cwd=ROOT, check=True)
+            start = (Path(made) / "site" / "index.html").as_uri()
+            for width, height in WIDTHS.items():
+                for name, address in VIEWS.items():
+                    where = page.as_uri() + address.format(lamp4=lamp4, dps=dps)
+                    picture(where, width, height, folder / f"{name}-{width}.png")
+                picture(start, width, height, folder / f"site-{width}.png")
+    browser.quit()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

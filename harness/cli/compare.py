@@ -50,7 +50,6 @@ def compare(
 
     Runs are paired by user and item and tested against each other; the last sentence says what follows.
     """
-    from harness.records.select import find_run
     from harness.statistics.answer import brief
     from harness.statistics.compare import MAIN, compare, control_of
     from harness.statistics.formats import FORMATS, terminal
@@ -60,7 +59,7 @@ def compare(
     if control is not None:
         if len(runs or ()) != 1:
             raise UsageError(f"--control {control} compares one run with its control; {len(runs or ())} runs given")
-        one = find_run((runs or [""])[0])
+        one = _uncontrolled((runs or [""])[0])
         folders = [control_of(one, control), one]
     else:
         folders = _with_baseline(*_asked(runs or [], task, model), baseline)
@@ -73,6 +72,15 @@ def compare(
         say(terminal(found, width))
     else:
         say(brief(found, min(width, 100)))
+
+
+def _uncontrolled(wanted: str) -> Path:
+    """The record that `wanted` names; of one and its controls, the one with everyone's own history."""
+    from harness.records.select import find_run, record_folders, select
+    from harness.records.store import read_record
+
+    own = [f for f in record_folders(select([wanted])) if read_record(f).config.selection.control == "none"]
+    return own[0] if len(own) == 1 else find_run(wanted)
 
 
 def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[Path], bool]:

@@ -40,7 +40,7 @@ def method_in_full(name: str, width: int) -> str:
     row = method_row(name)
     made = row.cls()
     hints = {**typing.get_type_hints(Retrieval), **typing.get_type_hints(row.cls)}
-    said = {**_field_docs(Retrieval), **_field_docs(row.cls)}
+    said = {**field_docs(Retrieval), **field_docs(row.cls)}
     text = inspect.getdoc(row.cls) or ""
     parts = [textwrap.fill(paragraph, width) for paragraph in (f"{row.name}: {text}").split("\n\n")]
     for preset, options in row.cls.presets.items():
@@ -60,7 +60,7 @@ def _hanging(name: str, text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=name, subsequent_indent=" " * len(name)) or [name.rstrip()]
 
 
-def _field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """Field -> the text under it, of the class and those it is made from."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):

@@ -336,3 +336,11 @@ def test_runs_of_one_method_are_told_apart_by_what_differs():
     labels = list(names(sides).values())
     assert labels[0] == "rag" and len(set(labels)) == len(labels)
     assert any("heads=4" in label for label in labels)
+
+
+def test_a_name_that_a_run_shares_with_its_control_is_the_run(harness, tmp_path):
+    for run in (HEADLINES, control_of(HEADLINES, "wrong_user")):
+        shutil.copytree(run, tmp_path / "runs/tiny/lamp4" / run.name)
+    name = f"runs/tiny/lamp4/{HEADLINES.name.rpartition('-')[0]}"
+    done = harness(f"compare {name} --control wrong_user")
+    assert done.code == 0 and HEADLINES.name.rpartition("-")[0] in done.out, done.err

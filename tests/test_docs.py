@@ -1,0 +1,186 @@
+"""What README and docs promise: every command in them is one that works, and methods that are shown pass `harness check`.
+
+A page is walked from top to bottom in a folder of its own, which holds four published records under results/, and those
+that the page names:
+
+- A block of code whose first line is `# name.py` (or, of a csv or jsonl block, whose title is a file name) is a file.
+- Lines of `sh` blocks that begin with `harness` run, in this process. Every `harness run` and `harness sweep` gets SMALL
+  behind it; nothing else is changed. `# exit 2` behind a command says how it should end.
+- A block that begins with `# needs ...` needs what the suite has not: its lines are parsed, and the names of methods,
+  tasks and options in them are looked up. So are lines that are no `harness` command, but for those of INSTALLS.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+
+from harness.cli.app import app
+from harness.plugins.options import build_method, build_task
+from harness.plugins.registry import method_row, task_class, task_name
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = "--limit 4 --max_new_tokens 8"
+"""What makes a run of a page quick."""
+SHARED = ["copy-e097fefb", "plain-8f34cac3", "rag-0ca2b3bd", "dps-d67fa6b5"]
+"""Records of results/tiny/lamp4 that every page finds in its folder."""
+INSTALLS = ("pip", "git", "cd", "python", "tox", "pytest", "sh", ".", "export", "ray", "cat")
+"""First words of lines that are not run: they install or change what the suite runs in."""
+
+
+class Line(NamedTuple):
+    """A command of a page."""
+
+    words: list[str]
+    runs: bool
+    """Whether it can run here."""
+    code: int
+    """Exit code it should have."""
+
+
+class Page(NamedTuple):
+    files: dict[str, str]
+    lines: list[Line]
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str, str]]:
+    """Language, title and content of every fenced block."""
+    for found in re.finditer(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE):
+        title = re.search(r'title="([^"]+)"', found[3])
+        indent = found[1]
+        body = "".join(line.removeprefix(indent) for line in found[4].splitlines(keepends=True))
+        yield found[2], title[1] if title else "", body
+
+
+def _commands(block: str) -> Iterator[tuple[list[str], int]]:
+    for line in block.replace("\\\n", " ").splitlines():
+        command, _, comment = line.partition("  #") if not line.startswith("#") else ("", "", line)
+        ends = re.search(r"exit (\d+)", comment)
+        for part in command.split(" && "):
+            if part.strip():
+                yield shlex.split(part), int(ends[1]) if ends else 0
+
+
+def read(page: Path) -> Page:
+    files: dict[str, str] = {}
+    lines: list[Line] = []
+    for language, title, body in _blocks(page.read_text(encoding="utf-8")):
+        first = re.match(r"# (\S+\.py)\n", body)
+        if language == "sh":
+            needs = body.startswith("# needs ")
+            lines += [Line(words, not needs, code) for words, code in _commands(body)]
+        elif first:
+            files[first[1]] = body
+        elif title:
+            files[title] = body
+    return Page(files, lines)
+
+
+def _named(words: list[str], option: str) -> list[str]:
+    return [words[i + 1] for i, word in enumerate(words[:-1]) if word in (option, option.replace("_", "-"))]
+
+
+def parse(words: list[str]) -> None:
+    """Raises where click, or the method or task that is named, knows no such command, option or value."""
+    command, context, rest = typer.main.get_command(app), None, list(words)
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        context = command.make_context(name, rest[:1], parent=context)
+        command = command.commands[rest[0]]
+    command.make_context(rest[0], rest[1:], parent=context)
+    if words[1] not in ("run", "fit"):
+        return
+    options = [value for value in _named(words, "--set") if not value.split("=")[0].count(".")]
+    methods = [method for method in _named(words, "--method") if not method.endswith(".py")]
+    for method in methods:
+        row = method_row(method)
+        presets = _named(words, "--preset")
+        build_method(row.cls, row.name, presets[0] if presets else None, options if len(methods) == 1 else [])
+    for task in _named(words, "--task"):
+        if not task.startswith((".", "users:")):
+            build_task(task_class(task_name(task)), task_name(task), _named(words, "--task_set"), None)
+
+
+def _records(words: list[str]) -> list[str]:
+    return [word.removeprefix("results/").rstrip("/") for word in words if word.startswith("results/")]
+
+
+def test_a_block_is_files_or_commands_and_what_it_needs_is_not_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```python\n# mine.py\nx = 1\n```\n```csv title="a.csv"\nuser\n```\n'
+        "```sh\npip install x && harness list methods\nharness check ./mine.py  # exit 2\n```\n"
+        "```sh\n# needs a GPU\nharness run --method dps \\\n    --task lamp4\n```\n"
+    )
+    assert read(page) == Page(
+        {"mine.py": "# mine.py\nx = 1\n", "a.csv": "user\n"},
+        [
+            Line(["pip", "install", "x"], True, 0),
+            Line(["harness", "list", "methods"], True, 0),
+            Line(["harness", "check", "./mine.py"], True, 2),
+            Line(["harness", "run", "--method", "dps", "--task", "lamp4"], False, 0),
+        ],
+    )
+
+
+@pytest.mark.parametrize("line", ["run --method dps --tsak lamp4", "run --method dps --task lamp4 --set gama=1", "rnu"])
+def test_a_command_that_is_only_parsed_still_has_to_be_right(line: str) -> None:
+    with pytest.raises(Exception, match=r"tsak|gama|rnu"):
+        parse(shlex.split(f"harness {line}"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_works(
+    page: Path,
+    harness: Callable,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, lines = read(page)
+    cache = tmp_path_factory.getbasetemp() / "docs-cache"  # what pages fit alike is fitted once
+    monkeypatch.setenv("HARNESS_CACHE", str(cache))
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    wanted = [f"tiny/lamp4/{record}" for record in SHARED] + [name for line in lines for name in _records(line.words)]
+    for name in dict.fromkeys(wanted):
+        for found in (ROOT / "results").glob(name):
+            if (
+                not (tmp_path / "results" / found.relative_to(ROOT / "results")).exists()
+                and (found / "run.json").is_file()
+            ):
+                shutil.copytree(found, tmp_path / "results" / found.relative_to(ROOT / "results"))
+    for words, runs, code in lines:
+        if words[0] != "harness":
+            assert words[0] in INSTALLS or not runs, f"{page.name}: {shlex.join(words)} is not run by any test"
+            continue
+        if not runs:
+            parse(words)
+            continue
+        small = f" {SMALL}" if words[1] in ("run", "sweep") and "--dry_run" not in words else ""
+        done = harness(shlex.join(words[1:]) + small)
+        assert done.code == code, f"{page.name}: {shlex.join(words)}\n{done.err}"
+
+
+SHOWN = {name: text for page in PAGES for name, text in read(page).files.items() if "(Method)" in text}
+
+
+def test_the_pages_show_methods() -> None:
+    assert {"mine.py", "habits.py", "new_and_old.py"} <= set(SHOWN)
+
+
+@pytest.mark.parametrize("file", SHOWN)
+def test_a_method_that_is_shown_passes_the_check_and_runs(file: str, harness: Callable, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(SHOWN[file], encoding="utf-8")
+    checked = harness(f"check ./{file}")
+    assert checked.code == 0, checked.err
+    done = harness(f"run --method ./{file} --task lamp4 --model tiny {SMALL}")
+    assert done.code == 0, done.err
