@@ -1,4 +1,4 @@
-"""The pictures of docs/, from the records in git: `python docs/screenshots.py [FOLDER]`. Needs Chromium, mkdocs and nothing from a network.
+"""The pictures of docs/, from the records in git: `python docs/screenshots.py [FOLDER]`. Needs Chromium, and no network.
 
 Writes the report's pictures that the pages show beside this file; with FOLDER, every view of the report and the site's start
 page at 1400 and at 480 pixels into it, to be looked at before a release.
@@ -27,8 +27,8 @@ SHOWN = {
 VIEWS = {
     "leaderboard": "#/leaderboard",
     "side-by-side": "#/samples?group={lamp4}&order=differ",
-    "trade-off": "#/tradeoff",
-    "run": "#/run/{dps}",
+    "trade-off": "#/trade-off",
+    "run": "#/run?run={dps}",
 }
 WIDTHS = {1400: 1000, 480: 900}
 """Width -> height, in pixels."""
