@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from harness.cli.declarations import AnyPath, Names, Options, names, path_text
+from harness.cli.declarations import AnyPath, Names, Options, names, path_text, with_defaults
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
 from harness.run.console import terminal_or_notebook
@@ -67,17 +67,24 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     """
     from harness.cli.run import cells_of, load, open_judge_for
     from harness.publish.show import warnings
-    from harness.run.steps import run_cell
+    from harness.run.kept import kept_outcomes, say_kept
 
     console = terminal_or_notebook()
     (cell,) = cells_of([method], [task], options)
     assert cell.items  # a mistake in the data shows before the model is loaded
     judge = open_judge_for(options, [cell], console)
-    lm = load(model, options, console, served=True) if isinstance(model, str) else model
-    try:
-        done = run_cell(lm, cell, console=console, judge=judge)
-    finally:
-        console.close()
+    kept = kept_outcomes(model, with_defaults(options), [cell], judge) if isinstance(model, str) else {}
+    if kept:
+        done = kept[id(cell)]
+        say_kept(done.record, done.folder, console)
+    else:
+        from harness.run.steps import run_cell
+
+        lm = load(model, options, console, served=True) if isinstance(model, str) else model
+        try:
+            done = run_cell(lm, cell, console=console, judge=judge)
+        finally:
+            console.close()
     said = tuple(warnings(done.record))
     for line in said:
         console.say(f"warning: {line}")

@@ -107,7 +107,7 @@ def run(
     ] = False,
     **given: Unpack[Command],
 ) -> None:
-    """Run methods on tasks: every --method on every --task, the model loaded once.
+    """Run methods on tasks: every --method on every --task, the model loaded once, equal prompts read once.
 
     The same command again resumes a run that was killed, and shows one that is complete.
     """
@@ -130,11 +130,13 @@ def run(
         return 0
 
     def answer(cell: Cell) -> int:
-        from harness.run.steps import run_cell
+        from harness.run.kept import say_kept
 
         if several:
             console.say(f"{cell.method_name} on {cell.task_name}")
-        done = outcomes(cell) if outcomes else run_cell(lm, cell, console=console, judge=rater)
+        done = outcomes(cell) if outcomes else kept[id(cell)] if id(cell) in kept else runs[id(cell)]()
+        if id(cell) in kept:
+            say_kept(done.record, done.folder, console)
         console.close()
         report(done, console, as_json=given["json"])
         if export == "lamp":
@@ -162,6 +164,7 @@ def run(
     if ready:
         rater = None if dry_run else open_judge_for(given, ready, console)
         from harness.grid.executors import place_of
+        from harness.run.kept import kept_outcomes
 
         place = place_of(given)
         if place and export == "peft":
@@ -172,8 +175,18 @@ def run(
             from harness.grid.run import on_workers
 
             outcomes = on_workers("run", given, place, [[cell] for cell in ready], console, rater, chosen)
-        else:
+        kept = (
+            {}
+            if dry_run or place or export == "peft"
+            else kept_outcomes(given["model"], with_defaults(given), ready, rater)
+        )
+        waiting = [] if outcomes else [cell for cell in ready if id(cell) not in kept]
+        if waiting:
             lm = load(given["model"], given, console, served=place is None)
+        if waiting and not dry_run:
+            from harness.run.together import run_grid
+
+            runs = dict(zip(map(id, waiting), run_grid(lm, waiting, console=console, judge=rater), strict=True))
         codes += _each(ready, describe if dry_run else answer, console, grid=several)
     if finished and not given["json"]:
         console.say(f"look at it: harness show {finished[0]}")

@@ -122,13 +122,29 @@ class Encoder:
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast)
         ids = list(out["input_ids"])
         offsets = [tuple(pair) for pair in out["offset_mapping"]] if fast else []
-        bos = self.bos_id
-        if bos is not None:
-            while len(ids) > 1 and ids[0] == ids[1] == bos:
-                ids, offsets = ids[1:], offsets[1:]
-            if not ids or ids[0] != bos:
-                ids, offsets = [bos, *ids], [(0, 0), *offsets] if fast else []
-        return Encoded(self._known(ids), text, tuple(offsets), bos is not None)
+        begin = self._begin(ids)
+        if begin is not None:
+            ids, offsets = [self.bos_id, *ids[begin:]], [(0, 0), *offsets[begin:]] if fast else []
+            if begin and fast:
+                offsets[0] = tuple(out["offset_mapping"][begin - 1])
+        return Encoded(self._known(ids), text, tuple(offsets), begin is not None)
+
+    def _begin(self, ids: Sequence[int]) -> int | None:
+        """How many ids at the front the one BOS stands for; None where the tokenizer has none."""
+        if self.bos_id is None:
+            return None
+        return next((n for n, i in enumerate(ids) if i != self.bos_id), len(ids))
+
+    def lengths(self, rendered: Sequence[Rendered]) -> list[int]:
+        """How many ids `encode` gives each, which is known sooner: prompts are tokenised together, and nothing else is kept."""
+        if not getattr(self.tokenizer, "is_fast", False) or any(isinstance(one, Joint) for one in rendered):
+            return [len(self.encode(one).ids) for one in rendered]
+        texts = [self.text(one) for one in rendered]
+        every = (
+            self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"] if texts else []
+        )
+        begins = [self._begin(self._known(ids)) for ids in every]
+        return [len(ids) if n is None else 1 + len(ids) - n for ids, n in zip(every, begins, strict=True)]
 
     def answer(self, text: str, rendered: Rendered) -> tuple[int, ...]:
         """Ids of an answer that follows a prompt, no special tokens among them.

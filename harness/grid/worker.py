@@ -306,16 +306,14 @@ def answer(
     Several points go on in step, as in a sweep in one process.
     """
     from harness.run.steps import answered
-    from harness.run.sweep import Joint
+    from harness.run.together import Joint
 
-    examples: dict[str, Example] = {}
     steps: dict[int, Iterator[Answered]] = {}
     whole = {i: list(ids) for ids, _ in units for i in ids}
-    joint = Joint(examples) if len(cells) > 1 else None
+    joint = Joint() if len(cells) > 1 else None
     for point, cell in cells.items():
         own = [list(ids) for ids, points in units if point in points]
         items = [cell.by_id[i] for ids in own for i in ids]
-        examples.update({item.example.id: item.example for item in items})
         steps[point] = answered(cell.cell, cell.system(own, console, joint.make if joint else None), items)
     while steps:
         for point, step in list(steps.items()):

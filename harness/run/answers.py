@@ -63,6 +63,21 @@ class Chosen:
 Answer: TypeAlias = Generated | Chosen
 
 
+class Size(NamedTuple):
+    """What an example takes of a batch."""
+
+    tokens: int
+    """Prompt tokens of the longest stream."""
+    rows: int
+    """One a stream, and of choices one for each beginning that they do not share."""
+    choice: int
+    """Tokens of the longest choice."""
+
+    @classmethod
+    def of(cls, tokens: int, streams: int, choices: Sequence[tuple[int, ...]]) -> Size:
+        return cls(tokens, streams * len({c[:-1] for c in choices} or {()}), max(map(len, choices), default=0))
+
+
 @dataclass(frozen=True)
 class Asked:
     """An example encoded: one request a choice and the choices' ids, or one request alone to generate from."""
@@ -90,10 +105,10 @@ class Asked:
         return max((request.tokens for request in self.requests), default=0)
 
     @property
-    def rows(self) -> int:
-        """Of a batch: one a stream, and of choices one for each beginning that they do not share."""
-        beginnings = {c[:-1] for c in self.choices} or {()}
-        return len(beginnings) * max((len(request.plan.streams) for request in self.requests), default=0)
+    def size(self) -> Size:
+        """In a batch."""
+        streams = max((len(request.plan.streams) for request in self.requests), default=0)
+        return Size.of(self.tokens, streams, self.choices)
 
     @property
     def cut_tokens(self) -> int:

@@ -24,6 +24,25 @@ class Console:
         """Take the progress bars away."""
 
 
+class Named(Console):
+    """One of several jobs that another console hears of: lines and labels begin with its name."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self.console, self.name = console, name
+
+    def say(self, line: str) -> None:
+        self.console.say(f"{self.name}: {line}")
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        self.console.progress(f"{self.name}: {label}", done, total)
+
+    def mean(self, label: str, metric: str, value: float) -> None:
+        self.console.mean(f"{self.name}: {label}", metric, value)
+
+    def close(self) -> None:
+        self.console.close()
+
+
 def terminal_or_notebook() -> Console:
     """Where a Python session shows what it waits for."""
     return Notebook() if _in_notebook() else Terminal()

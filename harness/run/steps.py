@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,28 +25,21 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
-from harness.plugins.returned import graded, options_of, plan_of, samples_of
+from harness.plugins.returned import graded, plan_of, samples_of
 from harness.records import provenance
 from harness.records.schema import Serving
 from harness.records.store import (
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
     Outcome,
-    RunConfig,
     RunFolder,
     RunRecord,
-    SamplingConfig,
-    SelectionConfig,
-    TaskConfig,
-    folder_of,
     json_value,
-    read_record,
 )
 from harness.run.answers import Effect
 from harness.run.batches import Batching
-from harness.run.cell import Cell, Settings, generation_of_cell
+from harness.run.cell import Cell, generation_of_cell
 from harness.run.console import Console
+from harness.run.kept import config_of as config_of
+from harness.run.kept import exit_code, is_finished, kept_outcome, say_kept
 from harness.run.leaks import leaks
 from harness.run.served import ServedSystem
 from harness.run.served.refusals import check_served
@@ -173,27 +165,17 @@ def cell_steps(
     console, config = console or Console(), config_of(lm, cell, judge)
     if make_system is None and isinstance(lm, ServedModel):
         make_system = partial(ServedSystem, payer=config.hash8())
-        there = folder_of(Path(cell.settings.output_path), config)
-        before = read_record(there) if (there / "run.json").exists() else None
-        if not _is_done(before, cell.settings):
+        if kept_outcome(lm, cell, judge) is None:
             check_served(lm, cell, generation_of_cell(cell), store or ArtifactStore(), console)
     hands = hands or Hands(lm, make_system or ModelSystem)
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
-        if record is not None and _is_done(record, cell.settings):
-            failed = record.health.errors + (record.health.unsettled or record.health.unjudged or 0)
-            again = f"; {failed} samples failed, --retry_failed tries them again"
-            console.say(f"already there: {folder.path}{again if record.status == 'partial' else ''}")
+        if record is not None and is_finished(record, cell.settings):
+            say_kept(record, folder.path, console)
         else:
             record = record or RunRecord(config=config, started=provenance.now())
             yield from _run(hands, cell, folder, record, store or ArtifactStore(), console, judge)
-        return Outcome(record, folder.path, _exit_code(record, cell.settings))
-
-
-def _is_done(record: RunRecord | None, settings: Settings) -> bool:
-    """Whether the record is whole, so that nothing is asked again."""
-    again = settings.retry_failed and record is not None and record.status == "partial"
-    return record is not None and record.status in ("complete", "partial") and not again
+        return Outcome(record, folder.path, exit_code(record, cell.settings))
 
 
 def _run(
@@ -379,50 +361,3 @@ def _measure(hands: Hands, cell: Cell, folder: RunFolder, record: RunRecord) -> 
         health.changed_tokens = effect.changed_tokens
         health.identical_to_base = effect.identical
         health.noop = effect.nothing(getattr(torch, record.config.model.dtype))
-
-
-def _exit_code(record: RunRecord, settings: Settings) -> int:
-    if record.health.noop and not settings.allow_noop:
-        return 1
-    return 3 if record.status == "partial" else 0
-
-
-def config_of(lm: LanguageModel, cell: Cell, judge: Judge | None) -> RunConfig:
-    """Everything that can change a number on purpose."""
-    options = options_of(cell.method)
-    if cell.method_source is not None:
-        options["source_sha256"] = cell.method_source
-    settings, fit, decoding = cell.settings, cell.fit_data, generation_of_cell(cell)
-    return RunConfig(
-        model=ModelConfig(name=lm.name, id=_model_id(lm.source), revision=lm.revision, dtype=lm.dtype),
-        method=MethodConfig(name=cell.method_name, options=options, preset=cell.preset),
-        task=TaskConfig(name=cell.task_name, version=cell.task.version, options=dict(cell.task_options)),
-        data=DataConfig(
-            description=cell.task.describe_data(),
-            fingerprint=cell.task.fingerprint(cell.selection),
-            split=settings.split,
-            fit_split=fit.split,
-            fit_task=cell.fit_task[0] if cell.fit_task else None,
-            fit_fingerprint=fit.fingerprint,
-            fit_options=dict(cell.fit_options),
-        ),
-        selection=SelectionConfig(
-            limit=settings.limit, users=settings.users, control=settings.control, exclude_leaks=settings.exclude_leaks
-        ),
-        sampling=SamplingConfig(
-            temperature=decoding.sampling.temperature,
-            top_p=decoding.sampling.top_p,
-            top_k=decoding.sampling.top_k,
-            seed=decoding.sampling.seed,
-            max_new_tokens=decoding.max_new_tokens,
-            stop=decoding.stop,
-        ),
-        judge=judge.config if judge and cell.task.judged else None,
-    )
-
-
-def _model_id(source: str) -> str:
-    """The embedded model's folder as it is called in every installation; any other as it was given."""
-    package = Path(__file__).resolve().parents[1]
-    inside = Path(source).is_absolute() and Path(source).is_relative_to(package)
-    return Path(source).relative_to(package.parent).as_posix() if inside else source

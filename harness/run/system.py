@@ -36,11 +36,13 @@ from harness.run.answers import (
     Chosen,
     Difference,
     Effect,
+    Size,
     chosen_answers,
     different,
     response_of,
 )
-from harness.run.batches import Batching
+from harness.run.batches import Batching, longest_first, out_of_memory
+from harness.run.sizes import sizes_of
 from harness.task import TOO_LARGE, Generation, Sample, System
 
 EFFECT_BATCH = 8
@@ -115,18 +117,22 @@ class ModelSystem:
         by_id = {example.id: example for example in examples}
         if len(by_id) != len(examples):
             raise UsageError("two examples of the selection have the same id")
-        asked = {i: self._try(by_id[i]) for i in self.batching.left(list(by_id))}
-        ready = {i: one for i, one in asked.items() if isinstance(one, Asked)}
-        self.batching.fits = self.fits(list(ready.values()))
-        names = list(ready)
-        order = _order([alike(by_id[i]) for i in names], [ready[i].tokens for i in names])
-
-        def run(batch: Sequence[str]) -> list[Sample]:
-            return self._samples([by_id[i] for i in batch], [asked[i] for i in batch])
-
-        ids = [*(names[n] for n in order), *(i for i in by_id if i not in ready)]
-        for number, i, sample in self.in_batches(ids, run):
+        self.plan_batches(examples, alike=alike)
+        for number, i, sample in self.in_batches(list(by_id), lambda ids: self.answer([by_id[i] for i in ids])):
             yield replace(sample or Sample(i, by_id[i].user.id, error=TOO_LARGE), batch=number)
+
+    def plan_batches(
+        self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
+    ) -> None:
+        """As `respond` would. Does nothing where batches are planned already."""
+        if self.batching.planned:
+            return
+        sizes = sizes_of(self, examples)
+        ready = [(example, size) for example, size in zip(examples, sizes, strict=True) if size is not None]
+        order = longest_first([alike(example) for example, _ in ready], [size.tokens for _, size in ready])
+        failed = [example.id for example, size in zip(examples, sizes, strict=True) if size is None]
+        self.batching.fits = self.fits([size for _, size in ready])
+        self.batching.plan([*(ready[n][0].id for n in order), *failed], self.lm.device.type)
 
     def answer(self, examples: Sequence[Example]) -> list[Sample]:
         """Ungraded samples of examples that run as one batch."""
@@ -155,14 +161,13 @@ class ModelSystem:
             finished += len(batch)
             self.progress("answering", finished, len(ids))
 
-    def fits(self, asked: Sequence[Asked]) -> int | None:
+    def fits(self, sizes: Sequence[Size]) -> int | None:
         """How many samples as large as the largest of these the memory holds; None where that is not known."""
-        sizes = [(one.rows, one.tokens) for one in asked if one.requests]
-        if not sizes:
+        if not any(size.rows for size in sizes):
             return None
-        new = max(self.generation.max_new_tokens, *(len(c) for one in asked for c in one.choices), 1)
-        found = rows_that_fit(self.lm, max(tokens for _, tokens in sizes), new)
-        return None if found is None else max(1, found // max(rows for rows, _ in sizes))
+        new = max(self.generation.max_new_tokens, *(size.choice for size in sizes), 1)
+        found = rows_that_fit(self.lm, max(size.tokens for size in sizes if size.rows), new)
+        return None if found is None else max(1, found // max(size.rows for size in sizes))
 
     def _attempt(self, run: Callable[[], Result]) -> Result | None:
         """What `run` returns; None, and nothing spent, where memory did not suffice."""
@@ -170,7 +175,7 @@ class ModelSystem:
         try:
             return run()
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         self.decoder.cost = before
         if torch.cuda.is_available():  # here the traceback, which holds the batch's tensors, is gone
@@ -270,13 +275,13 @@ class ModelSystem:
         `alike` as in `respond`.
         """
         asked = [self._ask(example, texts) for example, texts in zip(examples, continuations, strict=True)]
-        order = _order([alike(example) for example in examples], [one.tokens for one in asked])
+        order = longest_first([alike(example) for example in examples], [one.tokens for one in asked])
         return [chosen.scores for chosen in self._sorted(order, asked, self._answer) if isinstance(chosen, Chosen)]
 
     def generate(self, examples: Sequence[Example], generation: Generation) -> list[Generated]:
         """A response to each example, decoded as `generation` says."""
         asked = [self._ask(example, (), room=generation.max_new_tokens) for example in examples]
-        order = _order([""] * len(asked), [one.tokens for one in asked])
+        order = longest_first([""] * len(asked), [one.tokens for one in asked])
         answers = self._sorted(order, asked, partial(self._answer, generation=generation))
         return [answer for answer in answers if isinstance(answer, Generated)]
 
@@ -291,7 +296,7 @@ class ModelSystem:
         self, order: Sequence[int], asked: Sequence[Asked], run: Callable[[Sequence[Asked]], Sequence[Result]]
     ) -> list[Result]:
         """What `run` gives for each of `asked`, run in `order` as memory allows."""
-        self.batching.fits = self.fits(asked)
+        self.batching.fits = self.fits([one.size for one in asked])
         size = self.batching.most(self.lm.device.type)
         found = dict(zip(order, self._in_pieces([asked[n] for n in order], size, run), strict=True))
         return [found[n] for n in range(len(asked))]
@@ -432,17 +437,3 @@ def whole(system: System) -> ModelSystem:
 def _plain(example: Example) -> Plan:
     """The task's prompt without history, under the unedited model."""
     return Plan((Stream(example.prompt()),))
-
-
-def _order(labels: Sequence[str], tokens: Sequence[int]) -> list[int]:
-    """Longest first, equal labels next to each other, the label of the longest of all before the others."""
-    longest: dict[str, int] = {}
-    for label, count in zip(labels, tokens, strict=True):
-        longest[label] = max(count, longest.get(label, 0))
-    return sorted(range(len(labels)), key=lambda n: (-longest[labels[n]], labels[n], -tokens[n]))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )

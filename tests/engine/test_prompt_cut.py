@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Example, HistoryItem, Prompt, User
+from harness.data import Example, HistoryItem, Joint, Prompt, User
 from harness.engine.decode import Decoder
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
@@ -17,6 +21,7 @@ from harness.methods.plain import Plain
 from harness.methods.rag import RAG
 from harness.mix import Contrast
 from harness.plan import Plan, Stream
+from harness.run.batches import Batching
 from harness.run.contract import byte_tokenizer, random_lm
 from harness.run.system import ModelSystem
 from harness.task import Generation
@@ -53,6 +58,18 @@ def test_the_longest_best_first_prefix_that_fits_is_kept(task, chat, query, text
     assert fitted.encoded == encoder.encode(prompt.first(fitting[-1]).render())
     assert query in fitted.encoded.text
     assert summary in fitted.encoded.text
+
+
+@given(st.booleans(), st.lists(st.text("ab é☕\n", max_size=30), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_prompts_measured_together_are_as_long_as_each_by_itself(chat, queries):
+    encoder = ENCODERS[chat]
+    bos = encoder.tokenizer.bos_token or ""
+    prompts = [Prompt(LampTemplate("lamp4"), query, items([query])).render() for query in queries]
+    prompts += [f"{bos * n}{query}" for n, query in enumerate(queries)]
+    assert encoder.lengths(prompts) == [len(encoder.encode(prompt).ids) for prompt in prompts]
+    prompts += [Joint(query) for query in queries]
+    assert encoder.lengths(prompts) == [len(encoder.encode(prompt).ids) for prompt in prompts]
 
 
 def test_a_long_history_is_not_tokenised_once_an_item(monkeypatch):
@@ -101,6 +118,41 @@ def test_cut_items_are_counted_and_a_query_that_does_not_fit_fails_alone(lm):
     assert "it is never cut" in (samples["query"].error or "")
     assert samples["query"].response is None
     assert all(samples[i].error is None for i in ("fits", "cut", "empty"))
+
+
+def test_batches_are_planned_by_the_tokens_that_prompts_have_once_cut(lm):
+    rng = np.random.Generator(np.random.Philox(0))
+    examples = [
+        replace(
+            example(str(n), "word " * int(rng.integers(45)), ["text " * int(rng.integers(9))] * int(rng.integers(9))),
+            choices=("[1]", "[2], or longer")[: int(rng.integers(3))],
+        )
+        for n in range(30)
+    ]
+    system = ModelSystem(lm, CAD(Retrieval(k=9)), Generation(8), batching=Batching(7))
+    samples = list(system.respond(examples))
+    asked = {}
+    for one in examples:
+        with contextlib.suppress(ContextTooLong):
+            asked[one.id] = system._ask(one).tokens
+    assert 0 < len(asked) < 30 and any(sample.dropped_items for sample in samples)
+    longest_first = sorted(asked, key=lambda i: -asked[i])  # of equals the first comes first
+    failed = [one.id for one in examples if one.id not in asked]
+    assert [i for batch in system.batching.planned for i in batch] == [*longest_first, *failed]
+    assert [sample.id for sample in samples if sample.error] == failed
+
+
+def test_prompts_are_made_when_their_batch_comes_and_not_kept(lm, monkeypatch):
+    examples = [example(str(n), "short", ["a"] * n) for n in range(9)]
+    system = ModelSystem(lm, RAG(), Generation(2), batching=Batching(3))
+    made: list[str] = []
+    prepare = Decoder.prepare
+    monkeypatch.setattr(Decoder, "prepare", lambda self, key, *rest: made.append(key) or prepare(self, key, *rest))
+    samples = system.respond(examples)
+    next(samples)
+    assert made == system.batching.planned[0]
+    list(samples)
+    assert made == [i for batch in system.batching.planned for i in batch]
 
 
 def test_a_cut_that_two_streams_share_is_counted_once(lm):

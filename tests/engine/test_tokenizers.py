@@ -175,6 +175,7 @@ def test_a_prompt_has_one_bos_where_the_tokenizer_has_one(load, name):
             encoded = encoder.encode(rendered)
             assert encoded.ids.count(bos) == (bos is not None)
             assert encoded.bos == (encoded.ids[0] == bos)
+            assert encoder.lengths([rendered, "b"]) == [len(encoded.ids), len(encoder.encode("b").ids)]
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)

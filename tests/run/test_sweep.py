@@ -13,7 +13,8 @@ from harness.engine.decode import Decoder
 from harness.engine.rows import Cost
 from harness.errors import UsageError
 from harness.records.store import Outcome, RunRecord, find_runs, read_samples
-from harness.run.sweep import RESAMPLES, _plus, _shares, peak, points
+from harness.run.sweep import RESAMPLES, peak, points
+from harness.run.together import plus, shares
 from harness.task import Sample
 
 TRAIT = {
@@ -119,10 +120,10 @@ def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], 
 
 def test_shares_of_a_cost_add_up() -> None:
     cost = Cost(10, 11, 12, 13, 14, 15)
-    parts = _shares(cost, 4)
+    parts = shares(cost, 4)
     total = Cost()
     for part in parts:
-        total = _plus(total, part)
+        total = plus(total, part)
     assert total == cost and max(p.forward_passes for p in parts) - min(p.forward_passes for p in parts) <= 3
 
 

@@ -14,6 +14,8 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -42,6 +44,36 @@ def revision(row: ModelRow) -> str:
 
     file = try_to_load_from_cache(row.source, "config.json")  # .../snapshots/COMMIT/config.json
     return Path(file).parent.name if isinstance(file, str) else "unknown"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a record says of its model, known before it is loaded."""
+
+    name: str
+    source: str
+    revision: str
+    dtype: str
+
+
+def identity_of(row: ModelRow, dtype: str = "auto", device: str = "auto") -> Identity | None:
+    """Of the model that `load_model` would give; None where that shows only once it is loaded, or the row names none."""
+    if dtype == "auto":
+        dtype = "float32" if _on_cpu(device) else "bfloat16"
+    with contextlib.suppress(OSError):
+        found = revision(row)
+        return None if found == "unknown" else Identity(row.name, row.source, found, dtype)
+    return None
+
+
+def _on_cpu(device: str) -> bool:
+    if device != "auto":
+        return device == "cpu"
+    if metadata.version("torch").endswith("+cpu"):  # it takes seconds to ask torch itself
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def weights_of(revision: str) -> str:

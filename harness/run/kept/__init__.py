@@ -1,0 +1,132 @@
+"""Records that are there already: what a run is called, which needs its data and the name of its model, and not the model.
+
+So a command whose records are finished shows them at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.engine.weights.identity import identity_of
+from harness.errors import HarnessError
+from harness.judge.judges import Judge
+from harness.plugins.registry import model_row
+from harness.plugins.returned import options_of
+from harness.records.schema import (
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    RunRecord,
+    SamplingConfig,
+    SelectionConfig,
+    TaskConfig,
+)
+from harness.records.store import Outcome, folder_of, read_record
+from harness.run.cell import Cell, Settings, generation_of_cell
+from harness.run.console import Console
+from harness.servers.endpoint import ENDPOINT
+
+
+class Named(Protocol):
+    """What a record says of its model; a `LanguageModel` says it, and `harness.engine.weights.identity` without one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def kept_outcomes(
+    model: str, asked: Mapping[str, Any], cells: Sequence[Cell], judge: Judge | None
+) -> dict[int, Outcome]:
+    """By id of a cell, the records that a command leaves as they are; `asked` are its options."""
+    if model.startswith(ENDPOINT) or asked["model_base_url"]:
+        return {}
+    found: dict[int, Outcome] = {}
+    path = asked["model_path"]
+    identity = identity_of(model_row(model, os.fspath(path) if path else None), asked["dtype"], asked["device"])
+    for cell in cells if identity is not None else ():
+        with suppress(HarnessError):  # what is wrong is said where the cell runs
+            done = kept_outcome(identity, cell, judge)
+            if done is not None:
+                found[id(cell)] = done
+    return found
+
+
+def kept_outcome(model: Named, cell: Cell, judge: Judge | None) -> Outcome | None:
+    """What a run of this cell would leave as it is; None where there is something to do, or another process does it."""
+    config = config_of(model, cell, judge)
+    folder = folder_of(Path(cell.settings.output_path), config)
+    if not (folder / "run.json").is_file() or (folder / "lock").exists():
+        return None
+    record = read_record(folder)
+    if not is_finished(record, cell.settings):
+        return None
+    return Outcome(record, folder, exit_code(record, cell.settings))
+
+
+def is_finished(record: RunRecord, settings: Settings) -> bool:
+    """Whether the command has nothing to add."""
+    return record.status == "complete" or (record.status == "partial" and not settings.retry_failed)
+
+
+def say_kept(record: RunRecord, folder: Path, console: Console) -> None:
+    failed = record.health.errors + (record.health.unsettled or record.health.unjudged or 0)
+    again = f"; {failed} samples failed, --retry_failed tries them again"
+    console.say(f"already there: {folder}{again if record.status == 'partial' else ''}")
+
+
+def exit_code(record: RunRecord, settings: Settings) -> int:
+    if record.health.noop and not settings.allow_noop:
+        return 1
+    return 3 if record.status == "partial" else 0
+
+
+def config_of(model: Named, cell: Cell, judge: Judge | None) -> RunConfig:
+    """Everything that can change a number on purpose."""
+    options = options_of(cell.method)
+    if cell.method_source is not None:
+        options["source_sha256"] = cell.method_source
+    settings, fit, decoding = cell.settings, cell.fit_data, generation_of_cell(cell)
+    return RunConfig(
+        model=ModelConfig(name=model.name, id=_model_id(model.source), revision=model.revision, dtype=model.dtype),
+        method=MethodConfig(name=cell.method_name, options=options, preset=cell.preset),
+        task=TaskConfig(name=cell.task_name, version=cell.task.version, options=dict(cell.task_options)),
+        data=DataConfig(
+            description=cell.task.describe_data(),
+            fingerprint=cell.task.fingerprint(cell.selection),
+            split=settings.split,
+            fit_split=fit.split,
+            fit_task=cell.fit_task[0] if cell.fit_task else None,
+            fit_fingerprint=fit.fingerprint,
+            fit_options=dict(cell.fit_options),
+        ),
+        selection=SelectionConfig(
+            limit=settings.limit, users=settings.users, control=settings.control, exclude_leaks=settings.exclude_leaks
+        ),
+        sampling=SamplingConfig(
+            temperature=decoding.sampling.temperature,
+            top_p=decoding.sampling.top_p,
+            top_k=decoding.sampling.top_k,
+            seed=decoding.sampling.seed,
+            max_new_tokens=decoding.max_new_tokens,
+            stop=decoding.stop,
+        ),
+        judge=judge.config if judge and cell.task.judged else None,
+    )
+
+
+def _model_id(source: str) -> str:
+    """The embedded model's folder as it is called in every installation; any other as it was given."""
+    package = Path(__file__).resolve().parents[2]
+    inside = Path(source).is_absolute() and Path(source).is_relative_to(package)
+    return Path(source).relative_to(package.parent).as_posix() if inside else source
