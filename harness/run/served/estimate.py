@@ -17,7 +17,8 @@ def estimate(model: ServedModel, examples: Sequence[Example], plans: Sequence[Pl
 
     A server that lends its tokenizer counts them, which costs nothing.
     """
-    lines, first = [], plans[0]
+    first = plans[0]
+    lines: list[str] = []
     for stream in first.streams:
         tokens = _tokens(model, Plan((stream,)), examples[0])
         about = "" if model.tokenizer.lent else "about "
