@@ -89,7 +89,7 @@ def recorded(lm: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
     task = task_class(config["task"]["name"])(**options, **({"data": args.data} if args.data else {}))
     own = [item for item in task.items(Selection(config["data"]["split"])) if item.example.user.id in held]
     kit = ModelKit(lm, seed=0, max_new_tokens=config["sampling"]["max_new_tokens"])
-    items = kit.sample(own, chosen["samples"])
+    items = kit.sample(own, chosen["samples"])[: args.samples]
     plans = [Plan((Stream(Retrieval(k=chosen["k"]).prompt(item.example)),)) for item in items]
     operator = chosen["discover_operator"]
     estimates = kit.screen(plans, [item.targets[0] for item in items], operator, DECODE)

@@ -362,12 +362,12 @@ def _read_mini(task: Lamp, split: str) -> Split:
 
 def _read_files(task: Lamp, split: str) -> Split:
     questions = task.questions_file(split)
-    golds: Path | None = questions.with_name(f"{split}_outputs.json")
-    if oppu_data.is_oppu(questions) or (split == "test" and not golds.is_file()):
-        golds = None  # they stand in OPPU's file; LaMP keeps those of its test split for its leaderboard
-    elif not golds.is_file():
+    golds = questions.with_name(f"{split}_outputs.json")
+    # they stand in OPPU's own file; LaMP keeps those of its test split for its leaderboard
+    apart = not oppu_data.is_oppu(questions) and (split != "test" or golds.is_file())
+    if apart and not golds.is_file():
         raise DataMissing(f"{task.name}: {questions} has no {golds.name} beside it; fetch that file too")
-    return QuestionFile(task.name, questions, golds, dated=task.split_by == "time")
+    return QuestionFile(task.name, questions, golds if apart else None, dated=task.split_by == "time")
 
 
 def _find(task: Lamp, file: str, split: str) -> Path:
