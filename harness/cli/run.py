@@ -28,7 +28,7 @@ from harness.cli.declarations import (
 from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.files.shown import say, without_credentials
 from harness.run.control import Control
-from harness.servers.endpoint import ENDPOINT
+from harness.servers.address import ENDPOINT
 
 if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
@@ -380,7 +380,7 @@ def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Ju
         tasks = ", ".join(dict.fromkeys(cell.task_name for cell in cells))
         raise UsageError(f"{tasks}: no judge is asked; 'harness judge pairs RUN_A RUN_B' compares two runs of any task")
     from harness.judge.judges import open_judge
-    from harness.servers.endpoint import ENDPOINT
+    from harness.servers.address import ENDPOINT
 
     for asked in {getattr(cell.method, "judge", None) or "" for cell in cells}:
         if base_url and asked.startswith(ENDPOINT) and base_url != os.environ.get("OPENAI_BASE_URL"):

@@ -24,8 +24,8 @@ from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted, Kit, Writer, Written
 from harness.plugins.registry import model_row
+from harness.servers.address import ENDPOINT as ENDPOINT
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.servers.endpoint import ENDPOINT as ENDPOINT
 from harness.servers.endpoint import Endpoint
 
 

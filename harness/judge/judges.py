@@ -28,8 +28,9 @@ from typing import Any, Literal, Protocol
 from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.records.schema import JudgeConfig
 from harness.servers import remembered
+from harness.servers.address import ENDPOINT
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.servers.endpoint import ENDPOINT, Endpoint
+from harness.servers.endpoint import Endpoint
 from harness.servers.prices import Price, limits_of, price_of, settings_of
 from harness.servers.remembered import Asker, Remembered
 from harness.servers.reply_cache import ReplyCache

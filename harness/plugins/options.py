@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from annotated_types import Ge, Le, Lt
 
 from harness.errors import UsageError, did_you_mean
 from harness.method import Method, Retrieval
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Ge(1)]
 """Of what there is at least one: a rank, samples, draws from a model."""
-Draw = Annotated[int, Field(ge=0, lt=2**63)]
+Draw = Annotated[int, Ge(0), Lt(2**63)]
 """A seed, or which of several random draws."""
-Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Finite = Annotated[float, Ge(-1e6), Le(1e6)]
 """A strength or a coefficient: beyond these a float32 holds nothing but it."""
 
 
@@ -141,7 +141,10 @@ def _ranges(hint: Any) -> str:
     """The range that a type says, in words; empty where it says none."""
     if typing.get_origin(hint) is not Annotated:
         return next(filter(None, map(_ranges, typing.get_args(hint))), "")
-    ends = {name: value for info in hint.__metadata__ for part in info.metadata for name, value in _end(part)}
+    said = [
+        part for info in hint.__metadata__ for part in getattr(info, "metadata", [info])
+    ]  # a pydantic.Field has several
+    ends = {name: value for part in said for name, value in _end(part)}
     words = {"ge": "{} or more", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
     return ", ".join(words[name].format(f"{value:g}" if value < 2**53 else "2**63") for name, value in ends.items())
 

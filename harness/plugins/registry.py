@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -163,7 +164,7 @@ class MethodRow:
     """A method as it was named on the command line."""
 
     name: str
-    """How it is called in records: its registered name, or the class name of a file's method."""
+    """How it is called in records: its registered name, or what it would be registered as (`_named`)."""
     cls: type[Method]
     source: str | None = None
     """Hash of the file of a method that is not registered."""
@@ -178,7 +179,8 @@ def method_row(given: str | Method) -> MethodRow:
     cls = method_class(given)
     if given in METHODS:
         return MethodRow(given, cls)
-    return MethodRow(cls.__name__.lower(), cls, _digest(Path(given.partition(":")[0]).read_bytes()))
+    file = Path(given.partition(":")[0])
+    return MethodRow(_named(cls, file), cls, _digest(file.read_bytes()))
 
 
 def _row_of(method: Method) -> MethodRow:
@@ -195,7 +197,17 @@ def _row_of(method: Method) -> MethodRow:
         raise UsageError(
             f"the source of {cls.__name__} cannot be read, and a record names a method by it; put it into a .py file"
         ) from error
-    return MethodRow(cls.__name__.lower(), cls, _digest(content), method)
+    return MethodRow(_named(cls, file), cls, _digest(content), method)
+
+
+def _named(cls: type[Method], file: Path) -> str:
+    """The class's name in lower case, words parted by `_`: as its file has them where the file is named after the class.
+
+    So `RecencyContrast` is recency_contrast, and `LoRAC` of lora_c.py is lora_c, outside the repository as in it.
+    """
+    if file.stem.replace("_", "") == cls.__name__.lower():
+        return file.stem
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def _digest(content: bytes) -> str:

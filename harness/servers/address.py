@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from harness.errors import UsageError
 from harness.files.shown import without_credentials
 
+ENDPOINT = "openai/"
+"""What the name of a model behind a server begins with."""
+
 
 @dataclass(frozen=True)
 class Address:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from harness.errors import DataMissing
-from harness.servers.address import Address
+from harness.servers.address import ENDPOINT, Address
 from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields, words_of
 from harness.servers.echo import read_echo
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ENDPOINT = "openai/"
 OPENAI = "https://api.openai.com/v1"
 THOUGHTS = 4096
 """Tokens left to a model that thinks before it answers and counts its thoughts as output."""

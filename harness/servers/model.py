@@ -13,8 +13,9 @@ from typing import NoReturn
 from harness.data import Joint, Rendered
 from harness.errors import HarnessError, UsageError
 from harness.files.user_cache import user_cache
+from harness.servers.address import ENDPOINT
 from harness.servers.chat import Ask, NoReply
-from harness.servers.endpoint import ENDPOINT, Endpoint, Limits
+from harness.servers.endpoint import Endpoint, Limits
 from harness.servers.prices import Price, limits_of, price_of, settings_of
 from harness.servers.remembered import Remembered
 from harness.servers.reply_cache import ReplyCache

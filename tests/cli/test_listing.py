@@ -46,6 +46,18 @@ def test_help_has_the_exit_codes(harness: Callable) -> None:
         assert any(line.split()[:1] == [str(code)] and meaning in line for line in said.splitlines())
 
 
+@pytest.mark.parametrize("command", ["--help", "run --help", "list methods"])
+def test_what_a_newcomer_types_first_loads_no_heavy_library(command: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['harness', *{command.split()}]; from harness.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'numpy', 'scipy', 'asyncio', 'openai'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "loaded: []", done.stdout + done.stderr
+
+
 def test_a_shell_completes_commands_options_and_names() -> None:
     def offered(words: str) -> str:
         given = {

@@ -1,0 +1,36 @@
+"""How strangers' code is named and found."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from harness.method import Method
+from harness.methods import METHODS
+from harness.plugins.registry import from_file, method_class, method_row
+
+WITH_TWO = """
+from harness.methods.rag import RAG
+
+class RecencyContrast(RAG):
+    "Two of them in one file."
+
+class CAD2Contrast(RAG):
+    "Two of them in one file."
+"""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_the_same_name_outside_the_repository_as_in_it(name: str) -> None:
+    file = Path(inspect.getsourcefile(method_class(name)) or "")
+    assert method_row(str(file)).name == name
+
+
+def test_methods_of_one_file_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(WITH_TWO)
+    names = [f"{tmp_path / 'mine.py'}:{name}" for name in ("RecencyContrast", "CAD2Contrast")]
+    assert [method_row(name).name for name in names] == ["recency_contrast", "cad2_contrast"]
+    made = [from_file(name, Method)() for name in names]
+    assert [method_row(method).name for method in made] == ["recency_contrast", "cad2_contrast"]
