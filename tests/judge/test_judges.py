@@ -106,15 +106,6 @@ def lm() -> LanguageModel:
     return lm
 
 
-# A server that can be told to fail
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving(Server()) as running:
-        yield running
-
-
 QUICK = ("backoff=0.01", "timeout=3", "retries=3")
 
 

@@ -62,11 +62,6 @@ def test_a_token_ruled_out_without_context_leaves_no_nan() -> None:
         assert not out.isnan().any()
 
 
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return random_lm()
-
-
 def test_lambda_is_cads_alpha(lm: LanguageModel) -> None:
     decoder = Decoder(lm)
     for item in toy_examples(3):

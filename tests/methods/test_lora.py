@@ -40,11 +40,6 @@ USERS = [item.example.user for item in toy_examples(4, seed=2)]
 GPT2 = {"targets": "c_attn", "rank": 2}
 
 
-@pytest.fixture
-def lm() -> LanguageModel:
-    return random_lm()
-
-
 def _fitted(states: Sequence[Fitted | UserFailed | None]) -> list[Fitted]:
     assert all(isinstance(state, Fitted) for state in states), states
     return [state for state in states if isinstance(state, Fitted)]

@@ -30,11 +30,6 @@ USERS = [item.example.user for item in toy_examples(4, seed=2)]
 TRAIN = toy_examples(5, seed=1)
 
 
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return random_lm()
-
-
 def _fitted(states: Sequence[Fitted | UserFailed | None]) -> list[Fitted]:
     assert all(isinstance(state, Fitted) for state in states)
     return [state for state in states if isinstance(state, Fitted)]

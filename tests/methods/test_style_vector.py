@@ -23,11 +23,6 @@ from harness.run.contract import ToyTemplate, check_method, random_lm, toy_examp
 USERS = [item.example.user for item in toy_examples(3, seed=2)]
 
 
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    return random_lm()
-
-
 def _fitted(states: Sequence[Fitted | UserFailed | None]) -> list[Fitted]:
     assert all(isinstance(state, Fitted) for state in states), states
     return [state for state in states if isinstance(state, Fitted)]

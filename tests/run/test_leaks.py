@@ -22,7 +22,7 @@ from harness.methods.plain import Plain
 from harness.plan import Plan, Stream
 from harness.records.store import find_runs, read_samples
 from harness.run.cell import Cell, Settings
-from harness.run.contract import ToyTemplate, random_lm
+from harness.run.contract import ToyTemplate
 from harness.run.leaks import leak_of, leaks
 from harness.run.steps import run_cell
 from harness.task import Selection
@@ -73,13 +73,6 @@ def test_the_leaks_of_lamps_dev_users_are_counted() -> None:
     # 3 users have the article with its headline, 11 the headline; 14 the tweet; and some it but for case or punctuation
     assert headline == {"question": 3, "answer": 8, "near": 1}
     assert tweet == {"answer": 14, "near": 4}
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    lm = random_lm(dtype=torch.float32)
-    lm.revision = "random"
-    return lm
 
 
 def _write(folder: Path, golds: Sequence[str]) -> None:

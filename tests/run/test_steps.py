@@ -30,7 +30,6 @@ from harness.plan import Plan, Stream
 from harness.records.store import RunFolder, find_runs, read_record, read_samples
 from harness.run.cell import Cell, Settings, grid
 from harness.run.console import Console
-from harness.run.contract import random_lm
 from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import ModelSystem
@@ -40,13 +39,6 @@ from harness.tasks.lamp import Lamp1
 from harness.tasks.lamp_prompts import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    lm = random_lm(dtype=torch.float32)
-    lm.revision = "random"
-    return lm
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
@@ -17,18 +16,10 @@ from harness.methods.plain import Plain
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
 from harness.run.cell import Cell, Settings
-from harness.run.contract import random_lm
 from harness.run.contract.tasks import check_task
 from harness.run.steps import run_cell
 from harness.task import Metric, Sample
 from harness.tasks.lamp import Lamp3
-
-
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
-    lm = random_lm(dtype=torch.float32)
-    lm.revision = "random"
-    return lm
 
 
 def _run(lm: LanguageModel, tmp_path: Path, **changed: Callable[..., Any]) -> Any:
