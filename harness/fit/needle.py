@@ -27,7 +27,7 @@ from harness.engine.capture import most_attended
 from harness.engine.encoder import Encoder
 from harness.engine.prompt_variants import ROW_TOKENS
 from harness.engine.rows import Request
-from harness.errors import ContextTooLong, HarnessError
+from harness.errors import ContextTooLong, HarnessError, UsageError
 from harness.fit.kit import ModelKit
 from harness.plan import Plan, Stream, Text
 
@@ -148,7 +148,7 @@ def _request(kit: ModelKit, key: str, needle: Needle, text: str, depth: float) -
     try:
         request = kit.decoder.prepare(key, Plan((Stream(Prompt(_Question(), whole)),)), ANSWER_TOKENS)
     except ContextTooLong as error:
-        raise HarnessError(f"needle tests: {error}; give fewer tokens of text (--set needle_tokens=...)") from error
+        raise UsageError(f"needle tests: {error}; give fewer tokens of text (--set needle_tokens=...)") from error
     if not _span(request, needle).any():
         raise HarnessError(f"needle tests: the tokenizer of {kit.lm.name} tells no positions; it must be a fast one")
     return request

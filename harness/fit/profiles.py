@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.data import User
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.plugins.retrieve import Encoder, sentence_encoder
 
 Embedding = Literal["tfidf", "minilm"]
@@ -39,11 +39,11 @@ class UserClusters:
 
 
 def cluster_users(users: Sequence[User], count: int, embedding: Embedding, seed: int) -> UserClusters:
-    """Raises HarnessError where there are fewer users with a history than clusters."""
+    """Raises UsageError where there are fewer users with a history than clusters."""
     from sklearn.cluster import KMeans
 
     if len(users) < count:
-        raise HarnessError(f"{count} clusters asked for of {len(users)} users; give fewer (--set clusters=...)")
+        raise UsageError(f"{count} clusters asked for of {len(users)} users; give fewer (--set clusters=...)")
     tensors, meta = _fit(users, embedding, seed)
     points = embed(users, tensors, meta)
     import torch

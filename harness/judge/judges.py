@@ -60,7 +60,7 @@ class Judge(Protocol):
         ...
 
     def mode(self) -> str:
-        """How its scores come about, see `record_schema.Judging`; empty where that cannot be found out now."""
+        """How its scores come about, see `harness.records.schema.Judging`; empty where that cannot be found out now."""
         ...
 
     def rate(self, questions: Sequence[Question], payer: str = "", progress: Progress = _silent) -> list[Rating]:
