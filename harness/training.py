@@ -146,7 +146,7 @@ def positions(text: str, *, shared: bool = True) -> tuple[Where, ...]:
         return (ALL,)
     if text == "last":
         return (LAST_PROMPT,)
-    found = re.fullmatch(r"f(?P<first>\d+)(\+l(?P<last>\d+))?|l(?P<only>\d+)", text)
+    found = re.fullmatch(r"f(?P<first>[0-9]{1,9})(\+l(?P<last>[0-9]{1,9}))?|l(?P<only>[0-9]{1,9})", text)
     first, last = (int(found["first"] or 0), int(found["last"] or found["only"] or 0)) if found else (0, 0)
     if not first and not last:
         raise UsageError(f"positions={text} is not valid; allowed: all, last, or as in f7+l7 (first 7 and last 7)")

@@ -53,7 +53,7 @@ class Copy(Method):
         counts = next(
             (c for c in (in_history, in_train) if any(label in c for label in labels)), dict.fromkeys(labels, 1)
         )
-        if all(label.strip().isdigit() for label in labels):
+        if all(label.strip().isdecimal() for label in labels):
             return _median(labels, counts)
         return max(labels, key=lambda label: counts.get(label, 0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -399,7 +400,7 @@ def _batch_size(given: int | str) -> int | None:
     text = str(given)
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise UsageError(f"--batch_size {text} is not valid; allowed: auto, or a number >= 1")
     return int(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,8 +107,9 @@ def _fitted(key: str, trait: str | None, pooling: str) -> Vectors:
 def _blocks(text: str | None) -> Sequence[int] | None:
     if text is None:
         return None
-    first, dash, last = text.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) < int(first):
+    found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text)
+    first, last = found.groups() if found else ("", "")
+    if not found or int(last or first) < int(first):
         raise UsageError(f"--blocks {text} is not valid; give 0-based blocks as in 3 or 11-15, both included")
     return range(int(first), int(last or first) + 1)
 

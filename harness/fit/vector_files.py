@@ -252,7 +252,7 @@ def load(path: Path) -> Vectors:
     parts: dict[str, dict[int, Tensor]] = {"block": {}, "neutral": {}, "residual_norm": {}}
     for name, tensor in tensors.items():
         part, _, block = name.partition(".")
-        if part not in parts or not (block.isascii() and block.isdigit()):
+        if part not in parts or not re.fullmatch(r"[0-9]{1,9}", block):
             raise DataMissing(
                 f"vector file {path} holds {name!r}; expected block.0, neutral.0, residual_norm.0 and so on"
             )
@@ -365,7 +365,7 @@ def from_steered(path: Path) -> Vectors:
     blocks = {}
     for hookpoint, steer in content.items():
         name, _, number = hookpoint.rpartition(".")
-        whole = name in ("layers", "h", "model.layers", "transformer.h") and number.isdigit()
+        whole = name in ("layers", "h", "model.layers", "transformer.h") and re.fullmatch(r"[0-9]{1,9}", number)
         if not whole or steer.get("action") != "add" or steer.get("head_index") is not None:
             raise UsageError(
                 f"vector file {path}: {hookpoint!r} ({steer.get('action')}) is not an addition to a block's output; only "

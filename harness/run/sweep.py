@@ -5,6 +5,7 @@ How cells run together is in `harness.run.together`: here is which points there 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.together import Together
 
+MOST_POINTS = 10_000
+"""A record each; more is a slip of the finger."""
+
 RESAMPLES = 1000
 """Of the users, to see where else the peak could be."""
 
@@ -26,12 +30,16 @@ RESAMPLES = 1000
 def points(settings: Sequence[str]) -> dict[str, list[str]]:
     """Settings of every point, by its name: `layer=0..27` and `coefficient=1|2` vary, the others are the same for all.
 
-    Raises UsageError where nothing varies or a range has no end.
+    Raises UsageError where nothing varies, where a range has no end, and for more than MOST_POINTS.
     """
     found: dict[str, list[str]] = {"": []}
     for setting in settings:
         key, _, text = setting.partition("=")
         values = _values(setting, text)
+        if len(found) * len(values) > MOST_POINTS:
+            raise UsageError(
+                f"--set {setting} makes {len(found) * len(values)} points, a record each; allowed: up to {MOST_POINTS} in a sweep"
+            )
         found = {
             f"{name} {key}={value}".strip() if len(values) > 1 else name: [*chosen, f"{key}={value}"]
             for name, chosen in found.items()
@@ -44,12 +52,12 @@ def points(settings: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _values(setting: str, text: str) -> list[str]:
+def _values(setting: str, text: str) -> Sequence[object]:
     if ".." in text:
         first, _, last = text.partition("..")
-        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        if not (re.fullmatch(r"[0-9]{1,9}", first) and re.fullmatch(r"[0-9]{1,9}", last) and int(first) <= int(last)):
             raise UsageError(f"--set {setting} is no range; give whole numbers as in layer=0..27, both ends included")
-        return [str(value) for value in range(int(first), int(last) + 1)]
+        return range(int(first), int(last) + 1)
     return text.split("|")
 
 

@@ -38,7 +38,15 @@ def test_ranges_and_alternatives_vary_and_the_rest_is_the_same_for_all() -> None
     found = points(["layer=0..2", "scale=unit", "coefficient=1|2"])
     assert list(found)[:3] == ["layer=0 coefficient=1", "layer=0 coefficient=2", "layer=1 coefficient=1"]
     assert found["layer=2 coefficient=2"] == ["layer=2", "scale=unit", "coefficient=2"] and len(found) == 6
-    for wrong in (["layer=1"], ["layer=3..1"], ["layer=0.."]):
+    wrongs = (
+        ["layer=1"],
+        ["layer=3..1"],
+        ["layer=0.."],
+        ["layer=0..²"],
+        ["k=0..999999999"],
+        ["k=0..99", "layer=0..999"],
+    )
+    for wrong in (*wrongs, [f"layer=0..{'9' * 5000}"]):
         with pytest.raises(UsageError):
             points(wrong)
 
