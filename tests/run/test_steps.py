@@ -30,11 +30,12 @@ from harness.plan import Plan, Stream
 from harness.records.store import RunFolder, find_runs, read_record, read_samples
 from harness.run.cell import Cell, Settings, grid
 from harness.run.console import Console
+from harness.run.contract import random_lm
 from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import ModelSystem
 from harness.statistics import metrics
-from harness.task import Sample, Task
+from harness.task import Generation, Sample, Task
 from harness.tasks.lamp import Lamp1
 from harness.tasks.lamp_prompts import LABELS
 
@@ -69,6 +70,22 @@ def outcome(folder: Path) -> dict[str, Any]:
         del costs["seconds"]
     record["samples"] = sorted((folder / "samples.jsonl").read_text().splitlines())
     return record
+
+
+def test_log_probabilities_that_are_nan_end_a_run_with_one_line(tmp_path: Path) -> None:
+    """A NaN is never compared, drawn from or counted as an answer, whether answers are written or scored."""
+    lm = random_lm(dtype=torch.float32)
+    lm.revision = "random"
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight[7] = torch.nan
+    cell = cells(tmp_path, method="plain")
+    with pytest.raises(HarnessError, match=r"^the log-probabilities are NaN: .*try --dtype float32") as stopped:
+        run_cell(lm, cell)
+    assert "\n" not in str(stopped.value) and stopped.value.exit_code == 1
+    (folder,) = [path.parent for path in tmp_path.rglob("run.json")]
+    assert read_record(folder).status == "failed" and not read_samples(folder)
+    with pytest.raises(HarnessError, match=r"^the log-probabilities are NaN"):
+        ModelSystem(lm, cell.method, Generation(3)).score([cell.items[0].example], [["1", "2"]])
 
 
 # Killed and started again

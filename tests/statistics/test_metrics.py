@@ -89,6 +89,22 @@ def test_macro_f1_equals_scikit_learn_over_the_full_label_list(seed):
     assert metrics.macro_f1(golds, answers, 8) == pytest.approx(expected, abs=1e-12)
 
 
+def test_macro_f1_has_an_interval_only_where_every_label_is_the_gold_of_five_users():
+    def macro_f1(golds: list[int]) -> Metric:
+        samples = [Sample(str(i), f"u{i}") for i in range(len(golds))]
+        return metrics.macro_f1_metric(samples, np.array(golds), np.array([golds[0], *golds[:-1]]), ["a", "b", "c"])
+
+    whole, rare, absent = macro_f1([0, 1, 2] * 5), macro_f1([0, 1] * 5 + [2] * 4), macro_f1([0, 1] * 7)
+    assert whole.low is not None and whole.high is not None and not whole.note
+    assert whole.value is not None and whole.low <= whole.value <= whole.high
+    assert (rare.low, rare.high, rare.note) == (
+        None,
+        None,
+        "labels that are the gold of fewer than 5 users: 1; no interval",
+    )
+    assert (absent.low, absent.note) == (None, "labels without a gold here, which count 0: 1 of 3; no interval")
+
+
 NASTY = st.one_of(
     st.sampled_from(["", " ", "\0", "\n[1]", "[1]\u200b", "[ 1 ]", "COMEDY", "comedy ", "sci-fi\n", "sports", "nan", "-inf",
                      "Infinity", "1e400", "-1e308", "1e154", "1_0", "0x5", "٣", "５", "4,5", "5.0", " 3 ", "0", "99", "-0.0",
