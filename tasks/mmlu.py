@@ -243,13 +243,17 @@ def _cells(content: bytes, name: str) -> list[list[str]]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = list(csv.reader(io.StringIO(content[: error.start].decode("utf-8-sig"), newline="")))
+        before = _cells(content[: error.start], name)
         row, cell = max(0, len(before) - 1), max(0, len(before[-1]) - 1 if before else 0)
         raise DataMissing(
             f"{name}, row {row}, cell {cell}: byte {content[error.start]:#04x} is no UTF-8, and would change the question; "
             "fetch the file again, or convert it to UTF-8"
         ) from None
-    return list(csv.reader(io.StringIO(text, newline="")))
+    rows = csv.reader(io.StringIO(text, newline=""))
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise DataMissing(f"{name}, line {rows.line_num}: not valid CSV ({error}); is a quote not closed?") from None
 
 
 def _subjects(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
     if missing:
         raise UsageError(f"{file} has no column {', '.join(sorted(missing))}; keep the columns that were exported")
     found: dict[str, Opinion] = {}
-    for row in rows:
+    for row in _lines(rows, file):
         where = f"{file}, line {rows.line_num}"
         code = (row["pair"] or "").strip()
         if code not in pairs:
@@ -111,6 +111,15 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
         if any(choices.values()):
             found[code] = Opinion(choices["winner"], choices["alignment_winner"])
     return found
+
+
+def _lines(rows: csv.DictReader[str], file: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise UsageError(
+            f"{file}, line {rows.reader.line_num}: not valid CSV ({error}); is a quote not closed?"
+        ) from None
 
 
 def _choice(text: str, pair: Pair, where: str) -> Choice | None:

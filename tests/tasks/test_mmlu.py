@@ -188,6 +188,9 @@ def test_a_byte_order_mark_is_no_part_of_the_question_and_other_bytes_are_refuse
     target.write_bytes("What is a virus?,a,b,c,d,A\n".encode("utf-16"))
     with pytest.raises(DataMissing, match=r"virology_test.csv, row 0, cell 0: byte 0xff is no UTF-8"):
         MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
+    target.write_bytes(b'What is a virus?,a,b,c,d,A\n"Is it one?,a,b,c,d,' + b"x" * 140_000)
+    with pytest.raises(DataMissing, match=r"virology_test.csv, line 2: not valid CSV .*is a quote not closed"):
+        MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
 
 
 def test_the_fingerprint_covers_what_is_read_and_whose_users(csvs: Path) -> None:
