@@ -117,17 +117,18 @@ class Recipe:
     """Share of a user's steps in which it rises from 0."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 0),
-            ("batch_size", 1),
-            ("lr", 0),
-            ("weight_decay", 0),
-            ("clip", 0),
-            ("warmup", 0),
+        for name, least, most in (
+            ("epochs", 0, 100_000),
+            ("batch_size", 1, None),
+            ("lr", 0, None),
+            ("weight_decay", 0, None),
+            ("clip", 0, None),
+            ("warmup", 0, 1),
         ):
             value = getattr(self, name)
-            if not value >= least or value == float("inf"):
-                raise UsageError(f"{name} {value} is not valid; allowed: {name} >= {least}")
+            if not value >= least or value == float("inf") or (most is not None and value > most):
+                allowed = f"{name} >= {least}" if most is None else f"{name} from {least} to {most}"
+                raise UsageError(f"{name} {value} is not valid; allowed: {allowed}")
 
     def rates(self, steps: int) -> list[float]:
         """The learning rate of each of a user's steps. The first is not 0, as a schedule counted from 0 has it."""

@@ -26,13 +26,14 @@ from harness.errors import UsageError
 from harness.method import Fitted, Method
 from harness.mix import ContextSum, Contrast
 from harness.plan import Plan, Stream
+from harness.plugins.options import Finite
 
 
 @dataclass(frozen=True)
 class CoS(Method):
     """Contrast with and without the user's history, by a strength that may be negative, or item by item."""
 
-    lam: float | tuple[float, ...] = 1.0
+    lam: Finite | tuple[Finite, ...] = 1.0
     """lambda of the whole history, any number; or one for each of the k items, best first, as in `1.5,1,-0.5`."""
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from harness.fit.heads import Head, Operator, file_identity, mask, read_heads
 from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import DECODE, Plan, Stream
-from harness.plugins.options import Draw, Finite
+from harness.plugins.options import Draw, Finite, Many
 
 _COPYING = (
     "decore: the model answered {answered} of {tests} needle tests, so its retrieval heads are unknown; taken are the heads "
@@ -53,7 +53,7 @@ class DeCoRe(Method):
 
     alpha: Finite | Literal["entropy", "entropy_gain"] = "entropy"
     """Weight of the contrast: >= 0, or per position the entropy in nats, or what masking adds to the entropy."""
-    cap: float | None = None
+    cap: Finite | None = None
     """Largest weight, where it is an entropy."""
     heads: int | None = None
     """Retrieval heads masked; by default 50, or a tenth of all heads where that is fewer, at least one."""
@@ -66,7 +66,7 @@ class DeCoRe(Method):
     """Which draw of the control."""
     needle_tokens: int | None = None
     """Tokens of the longest needle test; by default 3,579, as published, or a quarter of a smaller context."""
-    depths: int = 10
+    depths: Many = 10
     """Places of a needle in its text."""
     samples: int = 50
     """Train examples read where needle tests find nothing, a seeded draw."""
@@ -74,6 +74,8 @@ class DeCoRe(Method):
     def __post_init__(self) -> None:
         if isinstance(self.alpha, float | int) and self.alpha < 0:
             raise UsageError(f"decore: alpha {self.alpha} is negative; allowed: alpha >= 0, 'entropy', 'entropy_gain'")
+        if self.cap is not None and self.cap < 0:
+            raise UsageError(f"decore: cap {self.cap} is negative; allowed: cap >= 0")
         for name in ("heads", "needle_tokens", "depths", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

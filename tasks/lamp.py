@@ -107,7 +107,7 @@ class Lamp(Task):
 
     def questions_file(self, split: str) -> Path:
         """Where the split's questions are. Raises DataMissing where they are not."""
-        oppu = oppu_data.find(self.name, Path(self.data).expanduser(), split)
+        oppu = oppu_data.find(self.name, Path(os.path.expanduser(self.data)), split)
         return oppu or _find(self, f"{split}_questions.json", split)
 
     @cached_property
@@ -371,7 +371,7 @@ def _read_files(task: Lamp, split: str) -> Split:
 
 
 def _find(task: Lamp, file: str, split: str) -> Path:
-    root = Path(task.data).expanduser()
+    root = Path(os.path.expanduser(task.data))
     names = [*task.folders, official_name(task.name), ""]
     if task.split_by == "time":
         names = [f"time/{name}" for name in names] + names

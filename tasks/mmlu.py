@@ -116,6 +116,8 @@ class MMLU(Task):
         """
         if num_fewshot < 0:
             raise UsageError(f"num_fewshot={num_fewshot} is not valid; allowed: 0 to 5, as many as dev has")
+        if per_subject is not None and per_subject < 1:
+            raise UsageError(f"per_subject={per_subject} is not valid; allowed: per_subject >= 1")
         self.data = data or os.environ.get("HARNESS_DATA")
         self.subjects = _subjects(subjects)
         self.num_fewshot = num_fewshot
@@ -230,7 +232,7 @@ class MMLU(Task):
             raise DataMissing(f"mmlu: no folder of its CSV files was given; {_FETCH}")
         if (subject, split) not in self._files:
             name = f"{split}/{subject}_{split}.csv"
-            places = [Path(self.data).expanduser() / inner / name for inner in ("", "data", "mmlu", "mmlu/data")]
+            places = [Path(os.path.expanduser(self.data)) / inner / name for inner in ("", "data", "mmlu", "mmlu/data")]
             found = next((place for place in places if place.is_file()), None)
             if found is None:
                 raise DataMissing(f"mmlu: {self.data} holds no {name}; {_FETCH}")

@@ -105,8 +105,8 @@ class Persona(Task):
 
         `rollouts` samples of each prompt need a --temperature. `prompts=tiny` asks in the words the embedded model knows.
         """
-        if pairs < 1 or rollouts < 1:
-            raise UsageError(f"persona: pairs={pairs}, rollouts={rollouts} ask nothing; allowed: numbers >= 1")
+        if pairs < 1 or not 1 <= rollouts <= 10_000:
+            raise UsageError(f"persona: pairs={pairs}, rollouts={rollouts}; allowed: >= 1, 1 to 10000")
         self.condition, self.prompts, self.pairs, self.rollouts = condition, prompts, pairs, rollouts
 
     @classmethod

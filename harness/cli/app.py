@@ -58,6 +58,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as its code
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        "".join(sys.argv[1:]).encode()
+    except UnicodeEncodeError:
+        _stop("the command holds bytes that are no UTF-8; rename the file, or check the terminal's encoding", 2)
     command = typer.main.get_command(app)
     if "_HARNESS_COMPLETE" in os.environ:
         command.main(prog_name="harness")
@@ -81,7 +85,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):  # harness list methods | head -1
             sys.exit(1)
-        _stop(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+        _stop(f"{str(error.filename or 'output')[:300]}: {error.strerror or error}", 1)
 
 
 def _stop(line: str, code: int) -> NoReturn:

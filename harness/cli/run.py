@@ -365,7 +365,7 @@ def _folder(option: str, given: AnyPath | None) -> str | None:
     text = path_text(given)
     if text is not None and "://" in text:
         raise UsageError(f"{option} {text} is a URL; 'harness data get TASK' downloads, then give the folder")
-    if text is not None and Path(text).expanduser().is_file():
+    if text is not None and os.path.isfile(os.path.expanduser(text)):
         raise UsageError(f"{option} {text} is a file; give the folder that holds it: {Path(text).parent}")
     return text
 

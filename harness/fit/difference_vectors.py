@@ -25,6 +25,7 @@ from harness.data import Prompt
 from harness.errors import UsageError
 from harness.method import Fitted
 from harness.plan import ALL, ALL_BUT_BOS, DECODE, GENERATED, PROMPT, Where
+from harness.plugins.options import Many
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,7 @@ class Pair:
 class Extraction:
     """How vectors are extracted from pairs of prompts."""
 
-    rollouts: int = 5
+    rollouts: Many = 5
     """Sampled answers to each prompt."""
     temperature: float = 1.0
     judge: str | None = None

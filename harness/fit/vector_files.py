@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -148,7 +149,7 @@ def read_vectors(path: Path, blocks: Sequence[int] | None = None) -> Vectors:
 
     Raises DataMissing for a file that is absent or damaged, UsageError for what cannot be meant.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataMissing(f"vector file {path} does not exist")
     if path.suffix not in (".safetensors", ".gguf", ".pt", ".pth"):
         raise UsageError(f"vector file {path}: unknown format; allowed: .safetensors, .gguf, .pt")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Ge(1)]
 """Of what there is at least one: a rank, samples, draws from a model."""
+Many = Annotated[int, Ge(1), Le(10_000)]
+"""Of what is made one by one, such as answers of a model: more is a slip of the finger."""
 Draw = Annotated[int, Ge(0), Lt(2**63)]
 """A seed, or which of several random draws."""
 Finite = Annotated[float, Ge(-1e6), Le(1e6)]
@@ -104,9 +106,11 @@ def parse(settings: Sequence[str], allowed: Mapping[str, Any], whose: str) -> di
             raise UsageError(f"setting {setting!r} is not key=value; {whose} has: {names}")
         if key not in allowed:
             raise UsageError(f"{whose} has no option {key!r}{did_you_mean(key, allowed)} it has: {names}")
+        if not _plain(text):
+            raise UsageError(f"{whose}: {key} holds bytes that are no UTF-8, or a NUL; no record can hold those")
         try:
-            value = _typed(text, TypeAdapter(allowed[key]))
-        except ValidationError:
+            value = _as_said(text, _typed(text, TypeAdapter(allowed[key])))
+        except (ValidationError, ValueError):
             value = math.nan
         if isinstance(value, float) and math.isnan(value):
             hint = did_you_mean(text, _choices(allowed[key]))
@@ -127,6 +131,23 @@ def _typed(text: str, adapter: TypeAdapter[Any]) -> Any:
         if text[:1] not in set("-.0123456789"):
             raise
         return adapter.validate_python(text.split(","))
+
+
+def _plain(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _as_said(text: str, value: Any) -> Any:
+    """The value, where it is the number that the text says and no more than a file can hold. Raises ValueError elsewhere.
+
+    pydantic reads `0-99` as -99, and a whole number of any size.
+    """
+    if isinstance(value, tuple):
+        for part, one in zip(text.split(","), value, strict=True):
+            _as_said(part, one)
+    elif type(value) is int and not (float(text) == value and abs(value) < 2**63):
+        raise ValueError(f"{text} is not {value}")
+    return value
 
 
 def _choices(hint: Any) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -74,10 +75,10 @@ def model_row(name: str, path: str | None = None) -> ModelRow:
             f"--model {name} is a model behind a server, and none is named; give one that runs here: an alias, another hub "
             "id, or --model_path with a folder. A server's model can judge: --judge openai/<model>"
         )
-    if path is None and Path(name).is_file() and not name.endswith(GGUF):
+    if path is None and os.path.isfile(name) and not name.endswith(GGUF):
         raise UsageError(f"model {name} is a file; give the folder that holds config.json, or a .gguf file")
     if path is not None:
-        if not (Path(path).is_dir() or _is_gguf(path)):
+        if not (os.path.isdir(path) or _is_gguf(path)):
             raise DataMissing(
                 f"--model_path {path} is no folder and no GGUF file; give the folder that holds config.json, or a .gguf file"
             )
@@ -88,10 +89,10 @@ def model_row(name: str, path: str | None = None) -> ModelRow:
         return ModelRow("tiny", str(MODEL_DIR), local=True)
     if name in MODELS:
         return ModelRow(name, MODELS[name], local=False)
-    if _is_gguf(name) or (Path(name).is_dir() and _weights_in(name) != name):
+    if _is_gguf(name) or (os.path.isdir(name) and _weights_in(name) != name):
         file = _weights_in(name)
         return ModelRow(Path(file).stem.lower(), file, local=True)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         folder = Path(name).resolve()
         generic = folder.name in {"hf", "model", "weights", "checkpoint"}
         # the folder as it was given: a record need not hold where it lies on this machine
@@ -107,13 +108,13 @@ def model_row(name: str, path: str | None = None) -> ModelRow:
 
 
 def _is_gguf(path: str) -> bool:
-    return path.endswith(GGUF) and Path(path).is_file()
+    return path.endswith(GGUF) and os.path.isfile(path)
 
 
 def _weights_in(path: str) -> str:
     """The path itself, or the one GGUF file of a folder that holds no other weights."""
     folder = Path(path)
-    if not folder.is_dir() or any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
+    if not os.path.isdir(path) or any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
         return path
     files = sorted(folder.glob(f"*{GGUF}"))
     if len(files) > 1:
@@ -260,7 +261,7 @@ def from_file(spec: str, base: type[T]) -> type[T]:
     """The subclass of `base` in `file.py`, or the named one in `file.py:Class`."""
     file, _, wanted = spec.partition(":")
     path = Path(file)
-    if not path.is_file():
+    if not os.path.isfile(file):
         raise UsageError(f"file {file!r} does not exist; give the path of a .py file, as in ./mine.py:Mine")
     module_spec = importlib.util.spec_from_file_location(f"file {path}", path)  # no name that a module may have
     assert module_spec is not None and module_spec.loader is not None

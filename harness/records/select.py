@@ -61,9 +61,9 @@ def _places(wanted: str) -> list[Path]:
     path = Path(wanted)
     if "://" in wanted:
         raise UsageError(f"{wanted} is a URL; records are read from folders: download it and give the folder")
-    if path.is_file():
+    if os.path.isfile(path):
         raise UsageError(f"{wanted} is a file; give the folder that holds it, as in {path.parent}")
-    if path.is_dir():
+    if os.path.isdir(path):
         return [path]
     found = list(dict.fromkeys(folder for folder in _below(wanted) if folder.is_dir()))
     if not found:

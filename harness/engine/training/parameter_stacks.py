@@ -162,7 +162,9 @@ class LoraStack:
     """`Adapter` of all learners."""
 
     def __init__(self, lm: LanguageModel, part: Adapter, learners: Sequence[Learner], seed: int) -> None:
-        shapes = lora_modules(lm, part.targets)
+        shapes, width = lora_modules(lm, part.targets), lm.sites.width
+        if not 1 <= part.rank <= width:
+            raise UsageError(f"rank {part.rank} is not valid for a model of width {width}; allowed: 1 to {width}")
         self.scale = part.alpha / part.rank
         self.cut = min(block for name in shapes if (block := _block_of(lm, name)) is not None)
         firsts = [_first_adapter(part, learner, shapes, seed) for learner in learners]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
 
     from harness.engine.training.parameter_stacks import digest, lora_shapes
 
-    if not (Path(folder) / "adapter_config.json").is_file():
+    if not os.path.isfile(Path(folder) / "adapter_config.json"):
         raise DataMissing(f"{folder} has no adapter_config.json; give the folder of a PEFT adapter")
     said: _Said = read_json(
         Path(folder) / "adapter_config.json", _Said, "adapter file", "the LoraConfig that PEFT writes"

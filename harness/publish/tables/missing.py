@@ -6,6 +6,7 @@ Which those are says `gaps` of the module that a table is filled by: runs it lac
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +92,7 @@ def chosen_users(table: Table, data: str | None) -> Mapping[str, str]:
     from harness.tasks import oppu_data
 
     tasks = {cell.keys["task"] for row in table.rows for cell in row.cells if "task" in cell.keys}
-    chosen = data and any(oppu_data.find(task, Path(data).expanduser(), "dev") for task in tasks)
+    chosen = data and any(oppu_data.find(task, Path(os.path.expanduser(data)), "dev") for task in tasks)
     return {} if chosen else table.users
 
 
