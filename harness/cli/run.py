@@ -401,7 +401,7 @@ def _batch_size(given: int | str) -> int | None:
     if text == "auto":
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise UsageError(f"--batch_size {text} is not valid; allowed: auto, or a number >= 1")
+        raise UsageError(f"--batch_size {text} is not valid; allowed: auto, or 1 to 999999999")
     return int(text)
 
 
