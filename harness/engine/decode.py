@@ -416,7 +416,9 @@ class _Chooser:
             values[:, s.top_k :] = 0
         if s.top_p < 1:
             before = values.cumsum(-1) - values
-            values = values.masked_fill(before >= s.top_p * values.sum(-1, keepdim=True), 0)
+            cut = before >= s.top_p * values.sum(-1, keepdim=True)
+            cut[:, 0] = False  # the most likely token stays, however little of it is asked for
+            values = values.masked_fill(cut, 0)
         cumulative = values.cumsum(-1)
         draw = torch.tensor([self.noise[i][step] for i in samples], dtype=cumulative.dtype, device=logp.device)
         rank = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +58,7 @@ class Settings:
         for name, value, valid, allowed in (
             ("temperature", self.temperature, sane_temperature(self.temperature), TEMPERATURES),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1, which is no cut"),
-            ("top_k", self.top_k, 0 <= self.top_k < 2**31, "0, which is no cut, or more"),
+            ("top_k", self.top_k, 0 <= self.top_k < 2**31, "0, which is no cut, to 2147483647"),
             ("seed", self.seed, 0 <= self.seed < 2**63, f"0 to {2**63 - 1}"),
             ("limit", self.limit, self.limit is None or self.limit >= 1, "1 or more"),
             ("users", self.users, self.users is None or self.users >= 1, "1 or more"),
@@ -177,6 +178,9 @@ class Cell:
             held_out = _share_of_users(task, split, _fraction(given, share), self.settings.seed)
             return FitData(name, task, options, given, task.fingerprint(Selection(split)), held_out)
         if not self.method.needs_train():
+            if split not in ("train", "dev", "test"):
+                with suppress(DataMissing):
+                    task.fingerprint(Selection(split))  # raises UsageError where the task has no such split
             return FitData(name, task, options)
         optional = self.method.fits_without_train
         if split == self.settings.split and self.fit_task is None:

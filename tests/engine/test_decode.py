@@ -282,12 +282,13 @@ def test_sampling_noise_depends_on_seed_sample_and_step_only() -> None:
     assert [a.ids for a in cold] == [a.ids for a in greedy]
 
 
-def test_top_k_one_is_greedy_and_a_small_top_p_keeps_the_best_token() -> None:
-    lm = random_lm()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_top_k_one_is_greedy_and_a_small_top_p_keeps_the_best_token(dtype: torch.dtype) -> None:
+    lm = random_lm(dtype=dtype)
     decoder = Decoder(lm)
     requests = [_request(decoder, "a", "first"), _request(decoder, "b", "second one")]
     greedy = [a.ids for a in decoder.generate(requests, max_new_tokens=6)]
-    for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=1.0, top_p=1e-9)):
+    for sampling in (Sampling(2.0, top_k=1), Sampling(1.0, top_p=1e-9), Sampling(1.0, top_p=1e-300)):
         assert [a.ids for a in decoder.generate(requests, max_new_tokens=6, sampling=sampling)] == greedy
 
 

@@ -26,22 +26,6 @@ from harness.tasks import TASKS
 from harness.tasks.lamp import Lamp4
 
 NUMBERS = ("0", "-1", "1000000", "9" * 20, "9" * 5000, "nan", "-inf", "1e400", "0-99", "²")
-    "0",
-    "-1",
-    "99",
-    "1000000",
-    "1e20",
-    "9" * 20,
-    "9" * 5000,
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "0-99",
-    "1_0",
-    "٣",
-    "²",
-)
 WORDS = ("", "none", "x", "9-3", "-1,2", "99,nan", "../x", "\x1b[31m", "\ud800")
 
 
