@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from harness.cli.declarations import AnyPath, Names, Options, names, path_text, with_defaults
+from harness.errors import HarnessError
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
 from harness.run.console import terminal_or_notebook
@@ -83,6 +84,10 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
         lm = load(model, options, console, served=True) if isinstance(model, str) else model
         try:
             done = run_cell(lm, cell, console=console, judge=judge)
+        except SystemExit as stop:  # of a method or task; nothing was finished, and a script or notebook goes on
+            raise HarnessError(
+                f"the method or task ended the program with sys.exit({stop.code}); that is no result"
+            ) from stop
         finally:
             console.close()
     said = tuple(warnings(done.record))

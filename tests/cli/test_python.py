@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -70,6 +70,19 @@ def test_a_method_of_ones_own_is_recorded_with_its_source(there: Path, toy: Path
 @dataclass(frozen=True)
 class Mine(RAG):
     """A method that is not registered."""
+
+
+@dataclass(frozen=True)
+class Ends(RAG):
+    """A method that ends the program."""
+
+    def plan(self, *args: object) -> NoReturn:  # type: ignore[override]
+        sys.exit(0)
+
+
+def test_a_method_that_ends_the_program_is_an_error_and_the_notebook_goes_on(there: Path, toy: Path) -> None:
+    with pytest.raises(door.HarnessError, match=r"ended the program with sys.exit\(0\); that is no result"):
+        door.evaluate(Ends(), "lamp4", str(toy), **LITTLE)
 
 
 def test_metrics_have_values_and_intervals_and_samples_are_a_frame(there: Path, toy: Path) -> None:
