@@ -15,15 +15,16 @@ import pytest
 
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError
+from harness.fit.artifacts import ArtifactStore
+from harness.fit.kit import ModelKit
 from harness.method import Method
 from harness.methods import METHODS
 from harness.plugins.options import _allowed, build_method, build_task
 from harness.plugins.registry import method_class, task_class
-from harness.run.cell import Cell, Settings
-from harness.run.contract import toy_examples
-from harness.run.steps import run_cell
+from harness.run.contract import _learnt, toy_examples
+from harness.run.system import ModelSystem
+from harness.task import Generation
 from harness.tasks import TASKS
-from harness.tasks.lamp import Lamp4
 
 NUMBERS = ("0", "-1", "1000000", "9" * 20, "9" * 5000, "nan", "-inf", "1e400", "0-99", "²")
 WORDS = ("", "none", "x", "9-3", "-1,2", "99,nan", "../x", "\x1b[31m", "\ud800")
@@ -112,19 +113,18 @@ QUICK = {
     ("name", "setting"), [(name, setting) for name, several in BORNE.items() for setting in several]
 )
 def test_what_only_the_model_can_refuse_runs_or_is_one_line(
-    name: str, setting: str, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, setting: str, lm: LanguageModel, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     option = setting.partition("=")[0]
     settings = [*(own for own in QUICK.get(name, ()) if not own.startswith(f"{option}=")), setting]
-    task = Lamp4()
     train, test = toy_examples(4, seed=1), toy_examples(2, seed=2)
-    monkeypatch.setattr(task, "items", lambda selection: train if selection.split == "train" else test)
 
     def run() -> None:
         method = build_method(method_class(name), name, None, settings)
-        cell = Cell(name, method, "lamp4", task, Settings(max_new_tokens=2, output_path=tmp_path, allow_noop=True))
-        done = run_cell(lm, cell)
-        assert done.record.status in ("complete", "incomplete") and (done.folder / "run.json").is_file()
+        shared, personal = _learnt(method, ModelKit(lm, max_new_tokens=2, store=ArtifactStore(tmp_path)), train, test)
+        states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
+        system = ModelSystem(lm, method, Generation(2), shared=shared, personal=states)
+        samples = list(system.respond([item.example for item in test]))
+        assert all(sample.error is not None or isinstance(sample.response, str) for sample in samples)
 
     refused(run, codes=(1, 2))
