@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import DataMissing
+from harness.files.json_files import parse, read_bytes
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB = "hf:"
@@ -54,9 +55,10 @@ def rows_of(source: str, config: str | None = None, lists: Collection[str] = ())
 
 def content_of(path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
-    except OSError as error:
-        raise DataMissing(f"{path} cannot be read ({error.strerror}); give the path of a file of users") from None
+        return read_bytes(Path(os.path.expanduser(path)))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataMissing(f"{path} cannot be read ({why}); give the path of a file of users") from None
 
 
 def _jsonl(path: Path, text: str) -> Iterator[Row]:
@@ -74,8 +76,8 @@ def _json(path: Path, text: str) -> Iterator[Row]:
 
 def _parsed(path: Path, number: int, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse(text)
+    except ValueError as error:
         raise DataMissing(f"{path}, line {number}: not valid JSON ({error})") from None
 
 
@@ -101,7 +103,7 @@ def _csv(path: Path, text: str, lists: Collection[str]) -> Iterator[Row]:
 def _list(cell: str) -> Any:
     """A list is written as JSON."""
     try:
-        return json.loads(cell)
+        return parse(cell)
     except ValueError:
         return cell
 
@@ -125,7 +127,7 @@ def _hub(name: str, config: str | None) -> Iterator[Row]:
     """The rows of all splits, each with the name of its own as `split` where it has none."""
     import datasets
 
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     datasets.disable_progress_bars()
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

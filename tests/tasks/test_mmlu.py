@@ -189,7 +189,9 @@ def test_a_byte_order_mark_is_no_part_of_the_question_and_other_bytes_are_refuse
     with pytest.raises(DataMissing, match=r"virology_test.csv, row 0, cell 0: byte 0xff is no UTF-8"):
         MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
     target.write_bytes(b'What is a virus?,a,b,c,d,A\n"Is it one?,a,b,c,d,' + b"x" * 140_000)
-    with pytest.raises(DataMissing, match=r"virology_test.csv, line 2: not valid CSV .*is a quote not closed"):
+    with pytest.raises(
+        DataMissing, match=r"virology_test.csv, (line 2: not valid CSV .*is a quote not closed|row 1: expected)"
+    ):
         MMLU(str(tmp_path), subjects="virology").items(Selection("test"))
 
 
