@@ -236,7 +236,7 @@ def test_a_line_that_is_not_as_it_should_be_is_named(tmp_path: Path, change: dic
         ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("a.jsonl", b'{"user": "u", "input": "\\ud800", "target": "b"}', "line 1: not valid JSON"),
         ("a.jsonl", b'{"user": "u", "input": "a", "input": "b", "target": "c"}', "line 1: not valid JSON"),
-        ("a.csv", b"user,text,reply,history\nu,a,b," + b"[" * 20_000, "line 1: field history"),
+        ("a.csv", b"user,text,reply,history\nu,a,b," + b"[" * 20_000, "line 2: field history"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, words: str) -> None:
