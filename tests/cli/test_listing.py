@@ -51,7 +51,7 @@ def test_what_a_newcomer_types_first_loads_no_heavy_library(command: str) -> Non
     code = (
         f"import sys; sys.argv = ['harness', *{command.split()}]; from harness.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'numpy', 'scipy', 'openai'}\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'lm_eval', 'scipy', 'openai'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
