@@ -20,7 +20,7 @@ from harness.publish import report
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {
-    "leaderboard": ("#/leaderboard?task=lamp2m&method=-control+-heads%3D+-clusters", 560),
+    "leaderboard": ("#/leaderboard?model=tiny&task=lamp2m&controls=no", 640),
     "side-by-side": ("#/samples?group={lamp4}&order=differ", 690),
 }
 """Pictures of the pages: name -> address behind the report, and height in pixels."""

@@ -110,11 +110,11 @@ report.views.push({
 /** Points against plain at the origin: right is better general ability, up is better personalization. */
 function tradeOff(chosen) {
   const { runs } = report.data.get("runs");
-  const [width, height, margin] = [760, 460, 76];
+  const [width, height, margin] = window.innerWidth < 800 ? [440, 400, 76] : [760, 460, 76];
   // ratios stand by their logarithm, so that twice and half as much are as far from plain
   const scaled = (ends) => (chosen.ratio ? ends.map((end) => (end === null ? null : Math.log10(end))) : ends);
   const points = chosen.points.map((point) => ({ ...point, utility: scaled(point.utility) }));
-  const across = axis(points.map((point) => point.utility), margin, width - 16);
+  const across = axis(points.map((point) => point.utility), margin, width - 56); // room for the names of the last
   const times = (value) => `${Number((10 ** value).toPrecision(2))}×`;
   const up = axis(chosen.points.map((point) => point.gain), height - margin, 16);
   const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": `${chosen.gain} against ${chosen.utility}` });
@@ -128,12 +128,16 @@ function tradeOff(chosen) {
   }
   drawing.append(s("text", { x: (width + margin) / 2, y: height - 12, "text-anchor": "middle", class: "title" }, chosen.ratio ? chosen.utility : `${chosen.utility}: change against plain`));
   drawing.append(s("text", { transform: `translate(14 ${height / 2}) rotate(-90)`, "text-anchor": "middle", class: "title" }, `${chosen.gain}: gain over plain`));
-  for (const { run, gain, utility } of points) {
+  const taken = []; // where names stand: one that would cover another moves down
+  for (const { run, gain, utility } of [...points].sort((one, other) => other.gain[0] - one.gain[0])) {
     const [x, y] = [across(utility[0]), up(gain[0])];
+    const name = { x: x + 8, y: y - 7 };
+    for (const other of taken) if (Math.abs(other.x - name.x) < 44 && name.y - other.y < 13) name.y = other.y + 13;
+    taken.push(name);
     const mark = s("a", { href: link("run", { run }), class: "point" });
     if (utility[1] !== null) mark.append(s("line", { x1: across(utility[1]), x2: across(utility[2]), y1: y, y2: y }));
     if (gain[1] !== null) mark.append(s("line", { x1: x, x2: x, y1: up(gain[1]), y2: up(gain[2]) }));
-    mark.append(s("circle", { cx: x, cy: y, r: 5 }), s("text", { x: x + 8, y: y - 7 }, runs[run].label));
+    mark.append(s("circle", { cx: x, cy: y, r: 5 }), s("text", name, runs[run].label));
     mark.append(s("title", {}, `${runs[run].label}: ${signed(gain[0])} ${chosen.gain}, ${chosen.ratio ? times(utility[0]) : signed(utility[0])} ${chosen.utility}`));
     drawing.append(mark);
   }
