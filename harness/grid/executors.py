@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import UsageError
-from harness.servers.endpoint import ENDPOINT
+from harness.servers.address import ENDPOINT
 
 KINDS = "local:N, ray[:N], ray://HOST:PORT, slurm:KEY=VALUE,..., workers:N"
 

@@ -24,7 +24,7 @@ from harness.plan import Plan, Stream
 from harness.plugins.registry import model_row
 from harness.run.batches import Batching
 from harness.run.contract import ToyTemplate, check_method
-from harness.run.system import Generation, System
+from harness.run.system import Generation, ModelSystem
 from harness.task import Selection
 from harness.tasks.mmlu import MMLU
 
@@ -102,7 +102,7 @@ def test_plain_scores_mmlu_as_hflm_does_on_smollm2(smollm2: Path) -> None:
     lm = load_model(model_row("smollm2-135m", str(smollm2)), device="cpu", dtype="float64", blocks=4)
     task = MMLU(str(SHARED / "mmlu/data"), num_fewshot=0, per_subject=1, users_from="none")
     items = list(task.items(Selection("test")))[::6]
-    system = System(lm, Plain(), Generation(1), batching=Batching(4))
+    system = ModelSystem(lm, Plain(), Generation(1), batching=Batching(4))
     ours = {sample.id: sample.extra["logprobs"] for sample in task.respond(system, items)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

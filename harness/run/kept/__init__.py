@@ -29,7 +29,7 @@ from harness.records.schema import (
 from harness.records.store import Outcome, folder_of, read_record
 from harness.run.cell import Cell, Settings, generation_of_cell
 from harness.run.console import Console
-from harness.servers.endpoint import ENDPOINT
+from harness.servers.address import ENDPOINT
 
 
 class Named(Protocol):
