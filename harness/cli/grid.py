@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
 from harness.cli import commands
-from harness.cli.run import cells_of, load
+from harness.cli.commands import with_options
+from harness.cli.declarations import Command
+from harness.cli.run import RUN, cells_of, load
 from harness.cli.sweep import cells_by_point
 from harness.errors import DataMissing, UsageError
 from harness.files.shown import say
@@ -41,6 +45,31 @@ def status_(
             say()
         for line in status(root):
             say(line)
+
+
+@grid_app.command("plan")
+@with_options(*RUN)
+def plan_(**given: Unpack[Command]) -> None:
+    """What a run would take on its workers: cells, shards, memory a worker, hours and operations.
+
+    Takes the options of harness run, --on among them, and says after the plan which command starts it. With --on
+    workers:N that command prints the line of each worker, for a scheduler that the harness does not know.
+    """
+    from harness.grid.estimate import estimate
+    from harness.grid.executors import place_of
+    from harness.run.console import Terminal
+
+    place = place_of(given)
+    if place is None:
+        raise UsageError("give the workers to plan for, as in --on local:2, --on ray or --on workers:8")
+    console, cells = Terminal(), cells_of(given["method"], given["task"], given)
+    for cell in cells:
+        assert cell.items
+    lm = load(given["model"], given, console)
+    for cell in cells:
+        say(f"{cell.method_name} on {cell.task_name} with {lm.name}")
+        say(estimate(lm, cell, place.workers))
+    say(f"start it: {shlex.join(['harness', 'run', *sys.argv[sys.argv.index('plan') + 1 :]])}")
 
 
 @grid_app.command("worker")

@@ -148,9 +148,12 @@ def run(
         return done.exit_code
 
     def describe(cell: Cell) -> int:
+        from harness.grid.estimate import estimate
         from harness.run.dry_run import dry_run
 
         say(dry_run(lm, cell))
+        if place:
+            say(estimate(lm, cell, place.workers))
         return 0
 
     for line in dict.fromkeys(cell.task.describe_data() for cell in cells):

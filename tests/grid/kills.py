@@ -74,13 +74,16 @@ def children(pid: int) -> list[int]:
 
 def left_over(marker: str) -> list[str]:
     """Processes of this script besides itself."""
-    found = []
+    found, own, pid = [], set[int](), os.getpid()
+    while pid > 1:  # who started it has its name on the command line too
+        own.add(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line, state = path.read_bytes(), path.with_name("stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if marker.encode() in line and int(path.parent.name) != os.getpid() and state != "Z":
+        if marker.encode() in line and int(path.parent.name) not in own and state != "Z":
             found.append(path.parent.name)
     return found
 

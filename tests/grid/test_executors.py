@@ -15,6 +15,11 @@ from harness.records.store import find_runs
 Harness = Callable[[str], Any]
 
 
+@pytest.fixture(autouse=True)
+def _sockets_off() -> None:
+    """Ray asks the system for this machine's address by a socket to another host, to which nothing is sent."""
+
+
 @pytest.fixture
 def command(toy: Path) -> str:
     return (

@@ -96,3 +96,16 @@ def test_fit_on_workers_keeps_what_fit_here_would(harness: Harness, forked: Any,
 def test_a_place_that_is_none_is_refused_before_a_model_is_loaded(harness: Harness, on: str, says: str) -> None:
     done = harness(f"run --method plain --task lamp2m --limit 5 --on {on}")
     assert done.code == 2 and says in done.error()
+
+
+def test_a_plan_says_shards_hours_operations_and_memory_and_how_to_start(harness: Harness, toy: Path) -> None:
+    done = harness(
+        f"grid plan --method rag --method plain --task lamp2m --model {toy} --limit 20 --batch_size 4 --on workers:2"
+    )
+    assert done.code == 0, done.err
+    assert done.out.count("20 samples in 5 batches, about 2 shards") == 2
+    for word in ("operations", "hours", "memory a worker", "start it: harness run --method rag"):
+        assert word in done.out
+    dry = harness(f"run --method plain --task lamp2m --model {toy} --limit 20 --batch_size 4 --on local:2 --dry_run")
+    assert dry.code == 0 and "on 2 workers: 20 samples in 5 batches" in dry.out
+    assert not Path("runs").exists()
