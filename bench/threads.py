@@ -70,6 +70,7 @@ def main() -> None:
                     command = [sys.executable, __file__, "--way", way, "--size", args.size, "--steps", str(args.steps)]
                     done = subprocess.run(command, env=plain | variables, capture_output=True, text=True, check=True)
                     runs[way].append(json.loads(done.stdout))
+                    print(condition, load, way, done.stdout.strip(), file=sys.stderr)
             middle = {
                 way: sorted(found, key=lambda one: one["wall_ms"])[len(found) // 2] for way, found in runs.items()
             }
