@@ -222,7 +222,7 @@ class ModelKit:
             scores = score_variants(self.lm, request.prompts[0].encoded, answer, [(*edits, *v) for v in variants])
             return -scores.double().mean(dim=1).cpu()
 
-        return self._by_sample(label, repr(variants), len(pairs), score)
+        return self._by_sample(label, repr(variants), pairs, score)
 
     def screen(
         self,
@@ -244,7 +244,7 @@ class ModelKit:
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
             return first_order(self.lm, request.prompts[0].encoded, answer, operator, where)
 
-        return self._by_sample(label, f"first order, {operator}, {where}", len(pairs), estimate)
+        return self._by_sample(label, f"first order, {operator}, {where}", pairs, estimate)
 
     def shortlist(self, estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = ()) -> list[Head]:
         """The heads to measure after `screen`, an equal share for each group of samples (see `harness.fit.screening`)."""
@@ -260,16 +260,20 @@ class ModelKit:
         """Exact scores of as many heads as it takes for the `best` to be right (see `harness.fit.screening`)."""
         return until_sure(estimates, best, groups, measure)
 
-    def _by_sample(self, label: str, what: str, count: int, score: Callable[[int], Tensor]) -> Tensor:
-        """score(0) to score(count - 1), stacked. A sample that another fit had finished is read from its checkpoint.
+    def _by_sample(
+        self, label: str, what: str, pairs: Sequence[tuple[Plan, str]], score: Callable[[int], Tensor]
+    ) -> Tensor:
+        """score(0) to score(len(pairs) - 1), stacked. A sample that another fit had finished is read from its checkpoint.
 
-        Fits that share a checkpoint score the same samples in the same order, so a part is named by what is scored and
-        its number.
+        A part is named by what is scored, its number, and the first prompt and the answer it is scored on: a fit that scores the
+        same items under several prompts finds none of one under another.
         """
         rows = []
-        name = hashlib.sha256(what.encode()).hexdigest()[:16]
-        for number in range(count):
-            part = f"{name}-{number}"
+        count = len(pairs)
+        for number, (plan, target) in enumerate(pairs):
+            first = plan.streams[0]
+            named = f"{what}\0{first.prompt.render()!r}\0{first.edits!r}\0{target}"
+            part = f"{hashlib.sha256(named.encode(errors='replace')).hexdigest()[:16]}-{number}"
             row = self.checkpoint.get(part) if self.checkpoint else None
             if row is None:
                 self.progress(label, number, count)

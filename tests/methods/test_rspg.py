@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from harness.data import Example, HistoryItem, Labelled, User
 from harness.errors import UsageError
+from harness.fit.artifacts import Checkpoint
 from harness.fit.kit import ModelKit
 from harness.method import Retrieval
 from harness.methods.rspg import RSPG
@@ -89,6 +91,17 @@ def test_a_real_models_scores_are_log_probabilities(kit: Scored) -> None:
     assert set(shared.meta["scores"]) == {"none", "bm25", "profile"} and all(
         s < 0 for s in shared.meta["scores"].values()
     )
+
+
+def test_a_fit_that_keeps_its_parts_scores_each_retriever_by_itself(tmp_path: Path) -> None:
+    train = toy_examples(4, seed=1)
+    alone = METHOD.fit(ModelKit(random_lm()), train).meta["scores"]
+    kept = ModelKit(random_lm(), checkpoint=Checkpoint(tmp_path / "parts"))
+    assert METHOD.fit(kept, train).meta["scores"] == pytest.approx(alone)
+    parts = len(list((tmp_path / "parts").iterdir()))  # equal prompts share one
+    assert len(set(alone.values())) > 1 and len(train) < parts <= 3 * len(train)
+    again = ModelKit(random_lm(), checkpoint=kept.checkpoint)
+    assert METHOD.fit(again, train).meta["scores"] == pytest.approx(alone)
 
 
 def test_a_pool_of_what_there_is_not_is_one_line() -> None:
