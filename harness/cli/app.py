@@ -15,7 +15,7 @@ from harness.cli.commands import OldResults, RecordsArgument, completing, width,
 from harness.cli.compare import compare, figure
 from harness.cli.declarations import Options, pairs, path_text
 from harness.cli.grid import grid_app
-from harness.cli.judge import judge_app, recompute, score
+from harness.cli.judge import certify, judge_app, recompute, score
 from harness.cli.push import push
 from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
@@ -47,6 +47,7 @@ app.command()(fit)
 app.command()(sweep)
 app.command()(score)
 app.command()(recompute)
+app.command()(certify)
 app.command()(compare)
 app.command()(figure)
 app.command()(table)

@@ -32,6 +32,10 @@ def compare(
         Literal["wrong_user", "shuffled"] | None,
         typer.Option(help="Hold one run against its own record under this control: the personalization gain."),
     ] = None,
+    matched: Annotated[
+        Literal["tokens", "flops"] | None,
+        typer.Option(help="Of each method the run whose cost a sample agrees with the others', chosen by cost alone."),
+    ] = None,
     min_history: Annotated[
         int, typer.Option("--min_history", min=0, help="Compare users with this many items of history, or more.")
     ] = 0,
@@ -62,7 +66,14 @@ def compare(
         one = _uncontrolled((runs or [""])[0])
         folders = [control_of(one, control), one]
     else:
-        folders = _with_baseline(*_asked(runs or [], task, model), baseline)
+        asked, searched = _asked(runs or [], task, model, variants=matched is not None)
+        if matched is not None:
+            from harness.statistics.matched import matched as of_equal_cost
+
+            points, what = of_equal_cost(asked, matched)
+            asked = [point.folder for point in points]
+            say(what, stream=sys.stderr)
+        folders = _with_baseline(asked, searched, baseline)
     wanted = [] if metric == ["all"] else metric or [MAIN]
     found = compare(folders, wanted, data, min_history=min_history)
     width = shutil.get_terminal_size((80, 40)).columns
@@ -83,8 +94,9 @@ def _uncontrolled(wanted: str) -> Path:
     return own[0] if len(own) == 1 else find_run(wanted)
 
 
-def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[Path], bool]:
-    """The records to compare, and whether they were searched for, so that their order says nothing."""
+def _asked(runs: list[str], task: str | None, model: str | None, *, variants: bool = False) -> tuple[list[Path], bool]:
+    """The records to compare, points of sweeps among them with `variants`, and whether they were searched for, so that their
+    order says nothing."""
     from harness.plugins.registry import task_name
     from harness.publish.leaderboard import rankings
     from harness.records.select import record_folders, said, select
@@ -103,7 +115,8 @@ def _asked(runs: list[str], task: str | None, model: str | None) -> tuple[list[P
         some = ", ".join(f"--model {m} --task {t}" for m, t in titles[:6])
         raise UsageError(f"runs of several models or tasks; name one of each: {some}")
     most = max(found, key=lambda ranking: len(ranking.rows))
-    kept = [row.run.folder for row in most.rows if not row.variant and row.run.folder]
+    wanted = [row.run for row in most.rows if variants or not row.variant]
+    kept = [run.folder for run in wanted if run.folder]
     there = [folder for folder in kept if (folder / "samples.jsonl").is_file()]
     if len(there) < len(kept):
         without = ", ".join(folder.name for folder in kept if folder not in there)

@@ -68,6 +68,35 @@ def score(
     raise typer.Exit(done.exit_code)
 
 
+@with_options("data", "model_path", "device", "json", help_data="Folder of the task's files.")
+def certify(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A record's folder, or its hash.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples to answer again.")] = 20,
+    method: Annotated[str | None, typer.Option(metavar="FILE", help="The file of a method of your own.")] = None,
+    **given: Unpack[Command],
+) -> None:
+    """Answer 20 samples of a run again in other batches, with other threads and in another process; say what moved.
+
+    Exit 5 where the recorded batches give other answers than the record holds.
+    """
+    import json
+    from dataclasses import asdict
+
+    from harness.publish.show import certificate_table
+    from harness.records.select import find_run
+    from harness.run.certify import Asked, certify
+    from harness.run.console import Terminal
+
+    console = Terminal()
+    asked = Asked(
+        find_run(run_folder), path_text(given["data"]), path_text(given["model_path"]), method, given["device"], samples
+    )
+    found = certify(asked, console)
+    console.close()
+    say(json.dumps({**asdict(found), "folder": str(found.folder)}) if given["json"] else certificate_table(found))
+    raise typer.Exit(0 if found.reproduced else 5)
+
+
 def recompute(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 5 where a record would change.")] = False,
@@ -210,6 +239,60 @@ def import_(
     if record.compared < record.pairs:
         Terminal().say(f"warning: {record.pairs - record.compared} of {record.pairs} pairs have no vote")
     raise typer.Exit(3 if record.status == "partial" else 0)
+
+
+@judge_app.command()
+@with_options(
+    "judge", "judge_base_url", "judge_set", "data", "limit", "json", limit=50, help_limit="Questions asked again."
+)
+def reliability(
+    records: Annotated[
+        list[str],
+        typer.Argument(metavar="RECORD...", help="A run that a judge rated, or comparisons of the same two runs."),
+    ],
+    **given: Unpack[Command],
+) -> None:
+    """How far a judge agrees with itself, with another judge, and with people.
+
+    Of a run its judge (or --judge) is asked again, afresh. Of comparisons nothing is asked: position bias, and the
+    agreement of every two of them, by judges or by people.
+    """
+    import json
+    import tempfile
+    from dataclasses import asdict
+
+    from harness.judge.judges import open_judge
+    from harness.judge.reliability import of_comparisons, of_run
+    from harness.publish.show import reliability_table
+    from harness.records.select import find_run
+    from harness.records.store import read_record, read_samples
+    from harness.run.console import Terminal
+    from harness.run.score import task_of
+    from harness.servers.reply_cache import ReplyCache
+
+    if all((Path(folder) / "pairs.json").is_file() for folder in records):
+        found = of_comparisons([Path(folder) for folder in records])
+    elif len(records) > 1:
+        raise UsageError(
+            "give one run, or comparisons alone ('harness judge pairs' and 'judge import' name their folders)"
+        )
+    else:
+        console, folder = Terminal(), find_run(records[0])
+        record = read_record(folder)
+        own = record.config.judge
+        name = given["judge"] or (own.name if own else None)
+        if name is None:
+            raise UsageError("the run was rated by no judge; name one: --judge openai/<model>")
+        address = given["judge_base_url"] or (own.base_url if own and own.name == name else None)
+        with tempfile.TemporaryDirectory() as fresh:
+            judge = open_judge(name, address, pairs_of(given["judge_set"]), ReplyCache(Path(fresh) / "judge.sqlite"))
+            task, count = task_of(record, path_text(given["data"])), given["limit"] or 1
+            found = of_run(task, record, read_samples(folder), judge, count=count, progress=console.progress)
+        console.close()
+    if given["json"]:
+        say(json.dumps([{**asdict(one), "value": one.value.model_dump()} for one in found]))
+    else:
+        say(reliability_table(found))
 
 
 def _report(folder: Path, record: PairRecord) -> None:

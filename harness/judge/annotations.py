@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from harness.errors import UsageError
 from harness.files import replace_file
 from harness.files.shown import csv_cell
@@ -172,13 +174,9 @@ def alpha(units: Sequence[Sequence[Choice]]) -> float | None:
 
     None where no unit has two votes or all votes are the same, which leaves nothing to expect.
     """
-    units = [unit for unit in units if len(unit) > 1]
-    values = Counter(vote for unit in units for vote in unit)
-    n = sum(values.values())
-    expected = n * n - sum(count * count for count in values.values())
-    if not expected:
+    import krippendorff
+
+    counts = np.array([[unit.count(name) for name in ("a", "b", "tie")] for unit in units if len(unit) > 1])
+    if not counts.size or (counts.sum(axis=0) > 0).sum() < 2:
         return None
-    observed = sum(
-        (len(unit) ** 2 - sum(count**2 for count in Counter(unit).values())) / (len(unit) - 1) for unit in units
-    )
-    return 1 - (n - 1) * observed / expected
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))

@@ -70,6 +70,18 @@ def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:
                 ) from None
 
 
+def rebuild_method(cls: type[Method], options: Mapping[str, Any]) -> Method:
+    """The method of a record, from the options as it keeps them. Raises UsageError where it has other options now."""
+    from pydantic import TypeAdapter, ValidationError
+
+    allowed = _allowed(cls)
+    own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a method that is not registered
+    try:
+        return cls().with_options({k: TypeAdapter(allowed[k]).validate_python(v) for k, v in own.items()})
+    except (KeyError, ValidationError) as error:
+        raise UsageError(f"method {cls.__name__} has other options now than in the record: {error}") from None
+
+
 def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | None) -> tuple[Task, dict[str, Any]]:
     """The task with its options, and those options without `data`, which a record describes by its content."""
     missing = sorted(getattr(cls, "__abstractmethods__", ()))

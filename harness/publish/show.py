@@ -12,10 +12,12 @@ from tabulate import tabulate
 from harness.errors import HarnessError, UsageError
 from harness.files.shown import one_line
 from harness.judge.pairwise_record import PairRecord
+from harness.judge.reliability import Finding
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
+from harness.run.certify import Certificate
 from harness.run.leaks import said
 from harness.statistics.answer import shortened
 from harness.task import Selection, Task
@@ -64,6 +66,40 @@ def expert_table(found: Mapping[str, Any]) -> str:
     rows = [[name, _with_interval(MetricValue(**value))] for name, value in found["metrics"].items()]
     n = f"n = {found['samples'] - found['missing']} of {found['samples']}"
     return tabulate(rows, headers=[n, "F1 of aspects"], disable_numparse=True)
+
+
+def reliability_table(found: Sequence[Finding]) -> str:
+    """How far judges agree, each value with its n and, of shares and distances, its interval."""
+    rows = [[one.what, one.of, _with_interval(one.value), one.value.n] for one in found]
+    return tabulate(rows, headers=["what", "of", "value", "n"], disable_numparse=True)
+
+
+def certificate_table(found: Certificate) -> str:
+    """What moved under which circumstances, and what it means."""
+    rows = [
+        [
+            one.name,
+            f"{len(one.changed)} of {found.samples}",
+            f"{one.shift:.1e}",
+            "-" if one.metric is None else f"{one.metric:.4f}",
+        ]
+        for one in found.variants
+    ]
+    table = tabulate(
+        rows, headers=["answered again", "answers changed", "largest shift, nats", found.metric], disable_numparse=True
+    )
+    recorded = "" if found.recorded is None else f"{found.metric} of the recorded answers: {found.recorded:.4f}. "
+    moved = sorted({i for one in found.variants for i in one.changed})
+    if not moved:
+        verdict = f"All {found.samples} answers are the recorded ones, whatever the batch, the threads and the process."
+    elif found.reproduced:
+        verdict = (
+            f"The recorded batches give the recorded answers. {len(moved)} move with rounding: {', '.join(moved[:5])}."
+        )
+    else:
+        verdict = f"This machine does not give the recorded answers to {len(found.variants[0].changed)} samples."
+    notes = [f"- {note}" for note in found.notes]
+    return "\n".join([table, textwrap.fill(recorded + verdict, 80), *notes])
 
 
 def _with_interval(metric: MetricValue | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.files import replacing_folder
-from harness.publish.report import content, items
+from harness.publish.report import by_user, content, items
 from harness.publish.report.items import Group, groups, read_items
 from harness.records.schema import json_value
 from harness.records.select import Places, said
@@ -53,7 +53,8 @@ def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
         folder = draft / "data"
         _put(folder, "runs", content.overview(runs, results, found))
         _put(folder, "tables", content.tables(results))
-        _put(folder, "figures", content.figures(results, draft / "figures"))
+        pictures = draft / "figures"
+        _put(folder, "figures", [*by_user.figures(found, data, pictures), *content.figures(results, pictures)])
         for run in runs:
             key = items.key(run)
             _put(folder, f"records/{key}", content.record(run))

@@ -90,6 +90,16 @@ def read_items(group: Group, data: Sequence[str] = ()) -> dict[str, Any]:
     return {"items": texts}
 
 
+def histories(group: Group, run: RunRecord, data: Sequence[str] = ()) -> dict[str, list[str]]:
+    """By user, the texts of their history, for users who have one. Raises HarnessError where the data is not to be had."""
+    found: dict[str, list[str]] = {}
+    for item in _evaluated(_task(run, data), run):
+        documents = [record.document for record in item.example.user.history]
+        if len(documents) > len(found.get(item.example.user.id, ())):
+            found[item.example.user.id] = documents
+    return found
+
+
 def _evaluated(task: Task, run: RunRecord) -> Sequence[Labelled]:
     """The items of a run, with the histories it gave."""
     asked, items = run.config.selection, task.items(_selection(run))

@@ -1,0 +1,49 @@
+"""Runs of equal cost are chosen by cost alone, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.records.store import RunConfig, RunFolder, RunRecord
+from harness.statistics.matched import matched
+
+
+@pytest.fixture
+def save(tmp_path: Path, run_config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    def write(method: str, k: int, tokens: int, setup: int = 0) -> Path:
+        config = run_config(method, options={"k": k})
+        record = RunRecord(config=config, status="complete", batches=[["1", "2"]])
+        record.cost.prefill_tokens, record.cost.decode_tokens = 2 * tokens - 10, 10
+        record.cost.setup_prefill_tokens = 2 * setup
+        record.cost.flops = 1e6 * tokens
+        with RunFolder.open(tmp_path, config) as folder:
+            folder.write(record)
+            return folder.path
+
+    return write
+
+
+def test_of_each_method_the_run_is_taken_whose_cost_lies_closest(save: Callable[..., Path]) -> None:
+    rag = [save("rag", k, tokens) for k, tokens in ((1, 100), (4, 410), (8, 820))]
+    cad = [save("cad", k, tokens) for k, tokens in ((1, 190), (2, 400))]
+    points, said = matched([*rag, *cad], "tokens")
+    assert [point.folder for point in points] == [rag[1], cad[1]]
+    assert said == "matched by tokens a sample, chosen by cost alone: rag 410, cad 400 (within 2 %)"
+    assert [point.folder for point in matched([*rag, *cad], "flops")[0]] == [rag[1], cad[1]]
+
+
+def test_what_is_learnt_of_a_user_is_part_of_a_samples_cost(save: Callable[..., Path]) -> None:
+    oppu, rag = save("oppu", 0, 50, setup=350), [save("rag", k, 100 * k) for k in (1, 4)]
+    assert [point.cost for point in matched([*rag, oppu], "tokens")[0]] == [400, 400]
+
+
+def test_costs_that_do_not_agree_are_refused_with_the_next_step(save: Callable[..., Path]) -> None:
+    runs = [save("rag", 1, 100), save("cad", 1, 200)]
+    with pytest.raises(UsageError, match=r"rag 100, cad 200, 2.00 times apart \(allowed: 1.25\)"):
+        matched(runs, "tokens")
+    with pytest.raises(UsageError, match="needs runs of two methods or more"):
+        matched(runs[:1], "tokens")
