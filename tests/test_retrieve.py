@@ -257,3 +257,26 @@ def test_a_cached_index_is_many_times_faster_than_rank_bm25():
     for _ in range(5):
         BM25Okapi([document.split() for document in documents]).get_scores(asked.query.split())
     assert ours < (time.perf_counter() - start) / 2
+
+
+def test_a_package_adds_a_retriever_by_entry_point_and_its_order_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from harness.plugins import entry_points
+    from harness.plugins.options import build_method
+    from harness.plugins.registry import method_class
+
+    point = EntryPoint("last", "builtins:min", "harness.retrievers")
+    monkeypatch.setattr(entry_points, "_found", lambda group: {"last": point} if group == "harness.retrievers" else {})
+    history = tuple(HistoryItem(str(n), {"text": str(n)}, str(n)) for n in range(4))
+    example = Example("1", User("u", history), "q", "q", lambda text, items, summary: text)
+    order: list[object] = [3, 1]
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda example, seed: order)
+    method = build_method(method_class("rag"), "rag", None, ["retriever=last", "k=2"])
+    assert [item.id for item in method.retrieval.prompt(example).items] == ["3", "1"]
+    for wrong, words in (([0, 7], "holds 7"), ([1, 1], "names an item twice"), (["a"], "holds 'a'")):
+        order[:] = wrong
+        with pytest.raises(UsageError, match=f"retriever 'last' gave an order that {words}; expected places"):
+            retrieve("last", example, 2)
+    with pytest.raises(UsageError, match=r"allowed: .*'dense' or 'last'"):
+        build_method(method_class("rag"), "rag", None, ["retriever=first"])

@@ -124,7 +124,7 @@ def list_(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="methods, tasks, models, retrievers, tables or figures.",
+            help="methods, tasks, models, retrievers, metrics, tables or figures.",
             autocompletion=completing("lists"),
         ),
     ],

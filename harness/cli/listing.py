@@ -98,9 +98,15 @@ def _models() -> Rows:
 
 
 def _retrievers() -> Rows:
-    from harness.plugins.retrieve import RETRIEVERS
+    from harness.plugins.retrieve import retrievers
 
-    return [[name, text] for name, text in RETRIEVERS.items()]
+    return [[name, text] for name, text in retrievers().items()]
+
+
+def _metrics() -> Rows:
+    from harness.statistics.text_metrics import all_metrics
+
+    return [[name, text] for name, text in all_metrics().items()]
 
 
 def _tables() -> Rows:
@@ -124,6 +130,11 @@ LISTS: Mapping[str, tuple[Sequence[str], Callable[[], Rows], str]] = {
     "tasks": (("task", "what it asks"), _tasks, ""),
     "models": (("alias", "hub id (any hub id or folder works too)"), _models, ""),
     "retrievers": (("retriever", "order of the history"), _retrievers, ""),
+    "metrics": (
+        ("metric", "of one's own users' texts"),
+        _metrics,
+        "--task_set metrics=NAME,NAME chooses; choice and number have accuracy, macro_f1, mae and rmse of their own.",
+    ),
     "tables": (("table", "title"), _tables, ""),
     "figures": (("figure", "title"), _figures, ""),
 }

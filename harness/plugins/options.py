@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le, Lt
 
 from harness.errors import UsageError, did_you_mean
-from harness.method import Method, Retrieval
+from harness.method import Method, Retrieval, RetrieverName
+from harness.plugins.entry_points import added
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def _allowed(cls: type[Method]) -> dict[str, Any]:
     """Option -> its type, with the range that the type says."""
     hints = typing.get_type_hints(cls, include_extras=True)
     own = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.name != "retrieval"}
-    return {**typing.get_type_hints(Retrieval, include_extras=True), **own}
+    of_retrieval = typing.get_type_hints(Retrieval, include_extras=True)
+    if names := added("harness.retrievers"):
+        of_retrieval["retriever"] = typing.Literal[(*typing.get_args(RetrieverName), *names)]
+    return {**of_retrieval, **own}
 
 
 def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:

@@ -25,7 +25,11 @@ import numpy as np
 
 from harness.data import Example, HistoryItem
 from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.plugins.entry_points import added, load_added
 
+GROUP = "harness.retrievers"
+"""Entry points of packages that add retrievers: functions of an example and a seed that return places in its history, best
+first. A record holds the name alone, so a retriever that changes should change its name."""
 RETRIEVERS: Mapping[str, str] = {
     "bm25": "BM25 between the query and each item's text (rank_bm25's Okapi variant), ties in the history's order",
     "profile": "the first k items in the history's order (file order; oldest first where items have dates)",
@@ -43,16 +47,34 @@ ENCODER_TOKENS, ENCODER_BATCH = 512, 32
 
 def retrieve(name: str, example: Example, k: int, *, seed: int = 0) -> tuple[HistoryItem, ...]:
     """The k best items of the example's history, best first; all of them where there are fewer, () for k = 0."""
-    if name not in _ORDERS:
-        raise UsageError(
-            f"unknown retriever {name!r}{did_you_mean(name, RETRIEVERS)} Choose from: {', '.join(RETRIEVERS)}"
-        )
+    if name not in _ORDERS and name not in added(GROUP):
+        known = retrievers()
+        raise UsageError(f"unknown retriever {name!r}{did_you_mean(name, known)} Choose from: {', '.join(known)}")
     if k < 0:
         raise UsageError(f"k={k} history items were asked for; k must be 0 or more")
     history = example.user.history
     if k == 0 or not history:
         return ()
-    return tuple(history[i] for i in _ORDERS[name](example, seed)[:k])
+    order = _ORDERS[name](example, seed) if name in _ORDERS else _added_order(name, example, seed)
+    return tuple(history[i] for i in order[:k])
+
+
+def retrievers() -> dict[str, str]:
+    """Name -> one line, those among them that installed packages add."""
+    return {**RETRIEVERS, **dict.fromkeys(added(GROUP), f"added by an installed package ({GROUP})")}
+
+
+def _added_order(name: str, example: Example, seed: int) -> Sequence[int]:
+    """What a package's retriever says of the history. Raises UsageError where that is no order of its items."""
+    order = list(load_added(GROUP, name)(example, seed))
+    places = range(len(example.user.history))
+    wrong = [place for place in order if isinstance(place, bool) or place not in places]
+    if wrong or len(set(order)) < len(order):
+        what = f"holds {wrong[0]!r}" if wrong else "names an item twice"
+        raise UsageError(
+            f"retriever {name!r} gave an order that {what}; expected places in the history, 0 to {len(places) - 1}, best first"
+        )
+    return order
 
 
 def date_key(date: str) -> tuple[int, ...]:

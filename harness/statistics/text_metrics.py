@@ -77,6 +77,12 @@ def text_metric(name: str) -> TextMetric:
     if name in TEXT:
         return TEXT[name]
     if name in added(GROUP):
-        return TextMetric(load_added(GROUP, name), f"added by an installed package ({GROUP})", None)
-    known = [*TEXT, *added(GROUP)]
+        return TextMetric(load_added(GROUP, name), all_metrics()[name], None)
+    known = all_metrics()
     raise UsageError(f"unknown metric {name!r}{did_you_mean(name, known)} Choose from: {', '.join(known)}")
+
+
+def all_metrics() -> dict[str, str]:
+    """Name -> one line, those among them that installed packages add."""
+    mine = {name: metric.says for name, metric in TEXT.items()}
+    return {**mine, **dict.fromkeys(added(GROUP), f"added by an installed package ({GROUP})")}
