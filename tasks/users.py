@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +128,7 @@ class Users(Task):
             )
         return type("Users", (cls,), {"source": name, "__doc__": cls.__doc__})
 
-    def read(self) -> Sequence[Mapping[str, Any]]:
+    def read(self) -> Iterable[Mapping[str, Any]]:
         """The lines, each with `user`, `input`, `target` and what else there is: what a task of your own overrides."""
         return [row.value for row in self._rows]
 

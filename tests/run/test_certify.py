@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.records.store import find_runs, read_samples
+from harness.publish.show import certificate_table
+from harness.records.store import find_runs
+from harness.run.certify import Certificate, Variant
 
 
-def test_a_certificate_says_what_moved_and_a_record_of_other_answers_is_found_out(
+def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_models(
     harness: Callable[[str], Any], toy: Path
 ) -> None:
     common = f"--task lamp4 --model {toy} --limit 3 --max_new_tokens 2 --output_path kept --batch_size 2"
-    assert harness(f"run --method dps --set heads=2 {common}").code in (0, 1)
-    assert harness(f"run --method copy {common}").code == 0
+    assert harness(f"run --method rag --method copy --set rag.k=1 {common}").code == 0
     of = {run.config.method.name: run for run in find_runs(Path("kept"))}
-    folder = of["dps"].folder
-    assert folder is not None
-    done = harness(f"certify {folder} --samples 3 --json")
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
-    names = [one["name"] for one in found["variants"]]
-    assert names[:3] == ["recorded batches", "one a batch", "3 a batch"] and names[-1] == "another process"
-    assert found["samples"] == 3 and all(one["changed"] == [] for one in found["variants"])
-    assert found["variants"][0]["shift"] == 0 and all(one["shift"] < 1e-3 for one in found["variants"])
-    assert found["variants"][0]["metric"] == found["recorded"]
     assert "answers without the model" in harness(f"certify {of['copy'].folder}").error()
-
+    folder = of["rag"].folder
+    assert folder is not None
     lines = (folder / "samples.jsonl").read_text().splitlines()
     changed = json.loads(lines[0]) | {"response": "another answer"}
     (folder / "samples.jsonl").write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
-    done = harness(f"certify {folder} --samples 3")
-    assert done.code == 5 and "does not give the recorded answers to 1 samples" in done.out
-    assert len(read_samples(folder)) == 3
+
+    done = harness(f"certify {folder} --samples 3 --json")
+    assert done.code == 5, done.err
+    found = json.loads(done.out)
+    names = [one["name"] for one in found["variants"]]
+    assert names[:3] == ["recorded batches", "one a batch", "3 a batch"] and names[-1] == "another process"
+    assert found["samples"] == 3 and all(one["changed"] == [changed["id"]] for one in found["variants"])
+    assert found["variants"][0]["shift"] == 0 and all(one["shift"] < 1e-3 for one in found["variants"])
+
+
+def test_the_table_of_a_certificate_says_what_follows() -> None:
+    good, moved = Variant("recorded batches", (), 0.0, 0.5), Variant("one a batch", ("7",), 2e-6, 0.25)
+    made = Certificate(Path("run"), 20, "rouge1", 0.5, (good, moved), ("numpy 1 then, 2 now",))
+    text = " ".join(certificate_table(made).split())
+    assert "one a batch 1 of 20 2.0e-06 0.2500" in text and "1 move with rounding: 7." in text
+    assert "numpy 1 then, 2 now" in text and made.reproduced
+    assert "All 20 answers are the recorded ones" in certificate_table(replace(made, variants=(good,)))
+    assert "does not give the recorded answers to 1" in certificate_table(replace(made, variants=(moved,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,9 +18,11 @@ from harness.errors import DataMissing, UsageError
 from harness.plugins import entry_points
 from harness.plugins.registry import task_class, task_name
 from harness.records.store import find_runs
+from harness.run.contract.tasks import check_task
 from harness.task import Sample, Selection
 from harness.tasks.users import Users
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 LINES: list[dict[str, Any]] = [
     {"user": "ann", "input": "Reply to: lunch?", "target": "Sure!", "history": ["Hi!", {"input": "tea?", "output": "Yes!"}]},
     {"user": "bob", "input": "Reply to: tea?", "target": "No, thank you.", "history": []},
@@ -310,3 +313,29 @@ def test_ones_own_users_are_checked_and_run_from_the_command_line(
     assert run.metrics["chrf"].n == 7 and run.leaks == {"7": "question"}
     assert harness("run --method plain --task users:./none.jsonl").code == 4
     assert "is no file of users" in harness("run --method plain --task users:./mine.txt").error()
+
+
+def test_a_task_of_each_kind_is_a_few_lines_and_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "support_mails.py"))["main"]("mails.jsonl")
+    topics = task_class(str(EXAMPLES / "topics.py"))()
+    golds = {"text": "reply", "number": 3}
+    kinds = [
+        type(kind, (Users,), {"name": kind, "answers": kind, "read": lambda self, gold=gold: _lines(gold)})()
+        for kind, gold in golds.items()
+    ]
+    metrics = {}
+    for made in (topics, *kinds):
+        kept: list[str] = []
+        check_task(made, say=kept.append)
+        metrics[made.name] = kept[-1]
+    assert metrics["topics"] == "its metrics: macro_f1, accuracy" and metrics["number"] == "its metrics: mae, rmse"
+    assert metrics["text"].startswith("its metrics: rouge1, rougeL, meteor")
+    (item, *_) = topics.items(Selection())
+    assert item.example.choices == ("account", "delivery", "other", "payment", "product")
+
+
+def _lines(gold: object) -> list[dict[str, Any]]:
+    return [{"user": f"u{n}", "input": f"mail {n}", "target": gold, "split": ("train", "dev")[n % 2]} for n in range(8)]
