@@ -81,7 +81,7 @@ def of_run(
     return _of_ratings(whose, [sample.user for sample, _, _ in asked], kept, again)
 
 
-def _rate(judge: Judge, asked: Sequence[tuple[Sample, str, Question]], progress: Progress) -> Sequence[float | None]:
+def _rate(judge: Judge, asked: Sequence[tuple[Sample, str, Question]], progress: Progress) -> list[float | None]:
     return [rating.score for rating in judge.rate([question for _, _, question in asked], "", progress)]
 
 
