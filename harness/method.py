@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.training import Adapter, Learner, Recipe, Shifts
 
 RetrieverName = Literal["bm25", "profile", "recency", "random", "dense"]
-"""Those of the harness; installed packages add others (`harness.retrieve.GROUP`)."""
+"""Those of the harness; installed packages add others (`harness.plugins.retrieve.GROUP`)."""
 
 
 @dataclass(frozen=True)
