@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
-from harness import retrieve as module
 from harness.data import Example, HistoryItem, User
 from harness.errors import DataMissing, UsageError
+from harness.plugins import retrieve as module
 from harness.plugins.retrieve import RETRIEVERS, Bm25, retrieve, use_encoder
 from harness.task import Selection
 from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7

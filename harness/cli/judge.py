@@ -84,8 +84,8 @@ def certify(
 
     from harness.publish.show import certificate_table
     from harness.records.select import find_run
-    from harness.run.certify import Asked, certify
     from harness.run.console import Terminal
+    from harness.run.contract.certify import Asked, certify
 
     console = Terminal()
     asked = Asked(

@@ -17,7 +17,7 @@ from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
-from harness.run.certify import Certificate
+from harness.run.contract.certify import Certificate
 from harness.run.leaks import said
 from harness.statistics.answer import shortened
 from harness.task import Selection, Task

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.publish.show import certificate_table
 from harness.records.store import find_runs
-from harness.run.certify import Certificate, Variant
+from harness.run.contract.certify import Certificate, Variant
 
 
 def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_models(
