@@ -55,7 +55,7 @@ def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
     points: dict[str, list[Point]] = {}
     for folder in folders:
         record = read_record(folder)
-        cost = cost_of(record, by)
+        cost = cost_of(record, by) if record.config.selection.control == "none" else None
         if cost:  # an answer that needs no model costs nothing, and nothing is as cheap
             name = record.config.method.name
             points.setdefault(name, []).append(Point(folder, name, cost))

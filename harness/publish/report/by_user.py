@@ -16,7 +16,6 @@ from harness.errors import HarnessError
 from harness.plugins.registry import task_class
 from harness.publish import leaderboard
 from harness.publish.report.items import Group, histories, key
-from harness.records.schema import RunRecord
 from harness.statistics.intervals import gain_interval
 from harness.task import Sample
 
@@ -40,10 +39,15 @@ def figures(groups: Sequence[Group], data: Sequence[str], folder: Path) -> list[
 
 def _draw(group: Group, model: str, data: Sequence[str], folder: Path, name: str) -> dict[str, Any] | None:
     usual = [r for r in group.runs if r.config.model.name == model and r.config.selection.control == "none"]
-    (ranking,) = leaderboard.rankings(usual) or [None] if len({_what(run) for run in usual}) == 1 else [None]
-    plain = next((run for run in usual if run.config.method.name == "plain"), None)
-    if ranking is None or plain is None:
+    with_plain = [
+        (ranking, row.run)
+        for ranking in leaderboard.rankings(usual)
+        for row in ranking.rows
+        if row.run.config.method.name == "plain"
+    ]
+    if not with_plain:
         return None
+    ranking, plain = max(with_plain, key=lambda one: len(one[0].rows))
     ranked = [row for row in ranking.rows if row.run is not plain and not row.variant][:MOST]
     try:
         texts = histories(group, plain, data)
@@ -69,11 +73,6 @@ def _draw(group: Group, model: str, data: Sequence[str], folder: Path, name: str
     _picture(file, gains, {user: float(len(some)) for user, some in texts.items()}, unlike(texts), ranking.metric)
     title = f"who gains over plain: {ranking.title}, {len(texts)} users"
     return {"id": name, "title": title, "place": "gain by user", "file": f"{folder.name}/{file.name}", "commands": ()}
-
-
-def _what(run: RunRecord) -> str:
-    config = run.config
-    return f"{config.data.split} {config.selection.limit} {config.selection.users} {config.selection.exclude_leaks}"
 
 
 def _by_id(samples: Sequence[Sample], number: str) -> dict[str, tuple[str, float]]:
