@@ -61,7 +61,10 @@ class Slurm:
             self.executor.update_parameters(name="harness", **given)
         except (NameError, TypeError, ValueError) as error:
             raise UsageError(f"--on slurm: {' '.join(str(error).split())[:300]}") from error
+        self.here = cluster != "slurm"
+        """Whether jobs are processes of this machine, whose end somebody has to look at."""
         self.jobs: dict[int, Any] = {}
+        self.started: list[Any] = []
         self.looked: dict[int, float] = {}
 
     def start(self, rank: int) -> None:
@@ -69,6 +72,7 @@ class Slurm:
             self.jobs[rank] = self.executor.submit(be_worker, command(self.root, rank, self.workers))
         except Exception as error:  # submitit raises what sbatch printed, in a class of its own
             raise HarnessError(f"--on slurm: {' '.join(str(error).split())[:300]}") from error
+        self.started.append(self.jobs[rank])
         self.looked[rank] = 0.0
 
     def ended(self, rank: int) -> str | None:
@@ -89,3 +93,6 @@ class Slurm:
     def stop(self) -> None:
         for rank in self.jobs:
             self.kill(rank)
+        until = time.monotonic() + LOOK_SECONDS
+        while self.here and not all(job.done() for job in self.started) and time.monotonic() < until:
+            time.sleep(0.05)

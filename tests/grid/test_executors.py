@@ -12,6 +12,9 @@ import pytest
 
 from harness.records.store import find_runs
 
+# of Ray's and submitit's own: sockets, loops and processes that they leave to be collected
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 Harness = Callable[[str], Any]
 
 
@@ -55,7 +58,6 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         cluster.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore")  # of Ray's own: sockets, loops and files it leaves open
 def test_two_ray_nodes_write_the_bytes_of_one_process_and_a_node_may_go(
     harness: Harness, command: str, two_nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
