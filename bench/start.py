@@ -24,7 +24,7 @@ from subject import write
 ROOT = Path(__file__).resolve().parents[1]
 LINE = "run --method rag --task lamp3 --limit 2 --max_new_tokens 1"
 SHOWN = "import sys; from harness.cli.app import main; sys.argv = ['harness', *{!r}]; main()"
-LOADING = f"import harness.run.kept; harness.run.kept.kept_outcomes = lambda *_: {{}}; {SHOWN}"
+LOADING = f"import harness.run.kept; harness.run.kept.kept_outcomes = lambda *_: dict(); {SHOWN}"
 
 
 def main() -> None:

@@ -126,3 +126,15 @@ def test_a_record_at_batch_one_writes_little_more_than_itself(bench: Callable) -
     found = bench("record_bytes.py --model tiny --samples 20 --of 20 --rewriting 10")["results"]
     assert found["log"]["extrapolated"] is False
     assert found["log"]["times_the_record"] < 4 < found["rewriting"]["times_the_record"]
+
+
+def test_what_a_grid_in_shared_batches_saves_is_measured(bench: Callable) -> None:
+    found = bench("grid_batches.py --size toy --limit 4 --batch_size 2 --new 2 --k 1 --rounds 1")["results"]
+    assert found["responses"] == 20  # in float32 single ones may differ
+    assert found["flops_saved"] > 0.2
+
+
+def test_the_comparison_in_one_pass_gives_what_two_passes_and_a_generation_gave(bench: Callable) -> None:
+    found = bench("effect.py --size toy --samples 4 --new 3 --k 1 --rounds 1 --methods rag cad")["results"]
+    for method in ("rag", "cad"):
+        assert found[method]["same_shares"] and found[method]["kl_apart"] < 1e-3
