@@ -28,6 +28,14 @@ PAGES: Mapping[str, str] = {
 SOURCE = {page: file for file, page in PAGES.items()}
 
 
+def on_config(config: Any) -> Any:
+    """A page of docs/ that the navigation does not name is listed under Learn."""
+    named = yaml.safe_dump(config.nav)
+    learn = next(part["Learn"] for part in config.nav if "Learn" in part)
+    learn += [page.name for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in named]
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     for file, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / file).read_text(encoding="utf-8")))

@@ -130,7 +130,7 @@ def list_(
     ],
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Of methods: explain this one.", autocompletion=completing("methods")),
+        typer.Argument(metavar="NAME", help="Of methods: explain this one.", autocompletion=completing("methods")),
     ] = None,
 ) -> None:
     """Name what is there, or explain one method and its options."""
@@ -143,7 +143,7 @@ def list_(
 def show(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Folders of records, hashes or globs; several stand side by side."),
+        typer.Argument(metavar="RUN", help="Folders of records, hashes or globs; several stand side by side."),
     ],
     samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N")] = 5,
     beside: Annotated[list[str], typer.Option(hidden=True)] = [],  # noqa: B006
@@ -230,7 +230,9 @@ def report(
 @app.command("check")
 @with_options("set", "model_path", help_set="Method option key=value. Repeatable.")
 def check_(
-    what: Annotated[str, typer.Argument(help="./file.py, ./file.py:Class, or the name of a method or a task.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="./file.py, ./file.py:Class, or the name of a method or a task.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="Check a method on this model: alias, hub id, folder or .gguf file.")
     ] = None,
@@ -269,7 +271,7 @@ def check_(
 
 @data_app.command("get")
 def data_get(
-    task: Annotated[str, typer.Argument(help="Such as lamp4; or wordnet, which METEOR reads.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Such as lamp4; or wordnet, which METEOR reads.")],
     split: Annotated[str, typer.Option(help="user or time.")] = "user",
     part: Annotated[list[str], typer.Option(help="train, dev or test. Repeatable.")] = ["train", "dev", "test"],  # noqa: B006
     dest: Annotated[
@@ -299,7 +301,9 @@ def data_get(
 
 @data_app.command("check")
 def data_check(
-    what: Annotated[str, typer.Argument(help="A file of users (.jsonl, .json, .csv, .parquet), or a task.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="A file of users (.jsonl, .json, .csv, .parquet), or a task.")
+    ],
     data: Annotated[str | None, typer.Option(help="Folder of the task's files.")] = None,
     task_set: Annotated[list[str], typer.Option("--task_set", "--task-set", help="Task option key=value.")] = [],  # noqa: B006
 ) -> None:
@@ -311,7 +315,7 @@ def data_check(
 
 
 @data_app.command("mini")
-def data_mini(dest: Annotated[Path, typer.Argument(help="Folder to write to.")]) -> None:
+def data_mini(dest: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to.")]) -> None:
     """Write lamp-mini, the synthetic users, as files in the official LaMP shape."""
     from harness.tiny import lamp_mini
 

@@ -19,7 +19,7 @@ CONTEXT = {"token_normalize_func": lambda name: name.replace("-", "_"), "max_con
 
 
 _ASKED = "A folder of records, a record, a hash or a glob. Repeatable [default: results and runs]."
-RecordsArgument = Annotated[list[str] | None, typer.Argument(metavar="[RECORDS]...", help=_ASKED, show_default=False)]
+RecordsArgument = Annotated[list[str] | None, typer.Argument(metavar="RECORDS", help=_ASKED, show_default=False)]
 RecordsOption = Annotated[
     list[str], typer.Option("--records", "--results", metavar="RECORDS", help=_ASKED, show_default=False)
 ]

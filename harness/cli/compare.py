@@ -17,7 +17,7 @@ from harness.files.shown import say
 def compare(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Records: folders, hashes or globs; all are held against the first."),
+        typer.Argument(metavar="RUN", help="Records: folders, hashes or globs; all are held against the first."),
     ] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this task.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this model.")] = None,
@@ -142,7 +142,7 @@ def _with_baseline(folders: list[Path], searched: bool, baseline: str | None) ->
 
 def figure(
     ids: Annotated[
-        list[str], typer.Argument(metavar="ID...|all", help="Such as dps-3; 'harness list figures' names them.")
+        list[str], typer.Argument(metavar="ID", help="Such as dps-3, or all; 'harness list figures' names them.")
     ],
     records: RecordsOption = [],  # noqa: B006
     output: Annotated[

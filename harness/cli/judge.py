@@ -98,7 +98,7 @@ def certify(
 
 
 def recompute(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    results: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of records.")] = Path("results"),
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 5 where a record would change.")] = False,
 ) -> None:
     """Compute metrics and intervals of all records again, from their saved samples; no model and no judge is asked.

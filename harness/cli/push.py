@@ -30,7 +30,7 @@ DATA_CARD = "---\npretty_name: {title}\ntags: [personalization]\n---\n"
 
 
 def push(
-    target: Annotated[str | None, typer.Argument(metavar="[hf://datasets/NAME]", help="A data set on the Hub.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="hf://datasets/NAME", help="A data set on the Hub.")] = None,
     records: RecordsArgument = None,
     report: Annotated[bool, typer.Option("--report", help="The report too, as the static space of that name.")] = False,
     samples: Annotated[bool, typer.Option("--samples", help="Answers to licensed data too.")] = False,

@@ -14,7 +14,9 @@ from harness.files.shown import say
 
 
 def table(
-    ids: Annotated[list[str] | None, typer.Argument(help="Such as dps-1; all of them by default.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Such as dps-1; all of them by default.")
+    ] = None,
     records: RecordsOption = [],  # noqa: B006
     fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
     model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,

@@ -40,7 +40,10 @@ def _vectors(context: typer.Context) -> None:
 
 @vectors_app.command("export")
 def export(
-    source: Annotated[str, typer.Argument(help="Key of a fitted state, as 'harness fit' prints it, or a vector file.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Key of a fitted state, as 'harness fit' prints it, or a vector file."),
+    ],
     path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: .safetensors (ours), .pt or .gguf.")],
     trait: Trait = None,
     pooling: Annotated[str, typer.Option(help="response, prompt or last_prompt.")] = "response",
