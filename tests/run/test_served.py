@@ -219,7 +219,7 @@ def test_cad_is_refused_where_a_choice_is_more_than_one_token(run: Callable, ser
 def test_a_choice_compared_a_character_is_refused_under_a_mix_and_not_without(server: Words) -> None:
     server.scores, server.counts = "prompt", True
     item = toy_examples(1)[0].example
-    example = replace(item, choices=(" A", " Bee"), per_character=True)
+    example = replace(item, choices=(" A", " Bee"), compared="character")
     model = ServedModel("m", server.url, FAST)
     with pytest.raises(UsageError, match="a character"):
         ServedSystem(model, CAD(), Generation(5)).check([example])

@@ -54,7 +54,9 @@ def kept_outcomes(
     found: dict[int, Outcome] = {}
     path = asked["model_path"]
     identity = identity_of(model_row(model, os.fspath(path) if path else None), asked["dtype"], asked["device"])
-    for cell in cells if identity is not None else ():
+    if identity is None:
+        return {}
+    for cell in cells:
         with suppress(HarnessError):  # what is wrong is said where the cell runs
             done = kept_outcome(identity, cell, judge)
             if done is not None:
