@@ -72,7 +72,9 @@ def score(
 def certify(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A record's folder, or its hash.")],
     samples: Annotated[int, typer.Option(min=1, help="Samples to answer again.")] = 20,
-    method: Annotated[str | None, typer.Option(metavar="FILE", help="The file of a method of your own.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--method", metavar="FILE", help="The file of a method of your own.")
+    ] = None,
     **given: Unpack[Command],
 ) -> None:
     """Answer 20 samples of a run again in other batches, with other threads and in another process; say what moved.
@@ -89,7 +91,7 @@ def certify(
 
     console = Terminal()
     asked = Asked(
-        find_run(run_folder), path_text(given["data"]), path_text(given["model_path"]), method, given["device"], samples
+        find_run(run_folder), path_text(given["data"]), path_text(given["model_path"]), file, given["device"], samples
     )
     found = certify(asked, console)
     console.close()

@@ -52,7 +52,7 @@ class Slurm:
         except (RuntimeError, ValueError) as error:
             raise DataMissing(f"--on slurm: {error}; give the command where sbatch is") from error
         if cluster == "slurm":
-            given = {f"slurm_{key}": value for key, value in {"time": str(MINUTES), **options}.items()}
+            given: dict[str, Any] = {f"slurm_{key}": value for key, value in {"time": str(MINUTES), **options}.items()}
         else:
             given = {"timeout_min": MINUTES}
             if options:

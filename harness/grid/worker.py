@@ -198,6 +198,9 @@ class _Worker:
                 continue
             path = inbox / waiting[0]
             task = take(path)
+            if task is None:  # withdrawn by the driver, or a part of it
+                path.unlink(missing_ok=True)
+                continue
             relay = _Relay(self.life)
             start = time.perf_counter()
             try:
@@ -337,7 +340,7 @@ class _OpenCell:
         self.cell, self.lm, self.store = cell, lm, store
         self.others: Mapping[str, str | None] = learnt.get("others", {})
         key = learnt.get("shared")
-        self.shared: Shared = Shared(store.get(key) if learnt.get("state") else None, key)
+        self.shared: Shared = Shared(store.get(key) if key and learnt.get("state") else None, key)
         self.encoded: dict[str, Asked | HarnessError] = {}
         """Of the prompts not answered yet, where this worker planned the cell."""
 

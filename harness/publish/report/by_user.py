@@ -29,7 +29,7 @@ Points = tuple[list[float], list[float]]
 
 def figures(groups: Sequence[Group], data: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """A picture of each model on each data set with a run of `plain`, of others, and of enough users whose histories are at hand."""
-    found = []
+    found: list[dict[str, Any]] = []
     for group in groups:
         for model in dict.fromkeys(run.config.model.name for run in group.runs):
             drawn = _draw(group, model, data, folder, f"users-{len(found) + 1}")
@@ -135,7 +135,7 @@ def _thirds(x: np.ndarray, y: np.ndarray, users: Sequence[str]) -> list[tuple[fl
     third = np.searchsorted(np.quantile(x, [1 / 3, 2 / 3], method="lower"), x, side="left")
     found = []
     for number in range(3):
-        inside = np.flatnonzero(third == number)
+        inside: list[int] = np.flatnonzero(third == number).tolist()
         if len(inside) > 1:
             low, high = gain_interval(y[inside], [users[i] for i in inside])
             found.append((float(np.median(x[inside])), float(y[inside].mean()), float(low), float(high)))

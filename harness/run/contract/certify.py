@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from harness.data import Labelled
 from harness.engine.loading import load_model
@@ -240,7 +241,7 @@ def cell_of(record: RunRecord, data: str | None, method_file: str | None = None)
 def _model(record: RunRecord, asked: Asked) -> LanguageModel:
     config = record.config.model
     path = asked.model_path or (config.id if config.name != "tiny" and Path(config.id).exists() else None)
-    lm = load_model(model_row(config.name, path), dtype=config.dtype, device=asked.device)
+    lm = load_model(model_row(config.name, path), dtype=cast(Any, config.dtype), device=asked.device)
     if lm.revision != config.revision:
         raise UsageError(
             f"{asked.folder} was made with {config.name} at {config.revision[:20]}, and this is {lm.revision[:20]}; give "
