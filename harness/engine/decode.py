@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -67,6 +67,8 @@ class Decoder:
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
         self.cost = Cost()
+        self.written: Callable[[float], None] = lambda part: None
+        """Told after each token of a batch which part of its longest possible answer is there."""
         # a sliding window counts columns of the cache, and padding behind a shared beginning would be counted with them
         self._begins_once = not any(layer.is_sliding for layer in lm.new_cache().layers)
         self._begun: tuple[tuple[int, ...], Any] = (), None
@@ -132,6 +134,7 @@ class Decoder:
                 going = [n for n, i in enumerate(live) if not answers[i].done]
                 if not going or step == max_new_tokens - 1:
                     break
+                self.written((step + 1) / max_new_tokens)
                 if 2 * len(going) <= len(live):  # drop finished samples once they are half of the batch
                     kept = [r for r, n in enumerate(current.rows.sample_of) if n in set(going)]
                     rows = current.rows.pick(kept)

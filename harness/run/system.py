@@ -150,6 +150,7 @@ class ModelSystem:
         while number < len(batching.planned):
             batch = batching.planned[number]
             if not batching.done.issuperset(batch):
+                self.decoder.written = partial(self._written, finished, len(batch), len(ids))
                 found = self._attempt(partial(run, batch))
                 if found is None and len(batch) > 1:
                     batching.halve(number)
@@ -159,7 +160,12 @@ class ModelSystem:
                     yield number, i, result
             number += 1
             finished += len(batch)
+            self.decoder.written = lambda part: None
             self.progress("answering", finished, len(ids))
+
+    def _written(self, finished: int, batch: int, total: int, part: float) -> None:
+        """The bar moves within a batch, which on a CPU takes minutes: it stands where equal answers would."""
+        self.progress("answering", finished + int(part * batch), total)
 
     def fits(self, sizes: Sequence[Size]) -> int | None:
         """How many samples as large as the largest of these the memory holds; None where that is not known."""

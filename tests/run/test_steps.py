@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -189,6 +189,21 @@ def test_a_run_cut_at_any_byte_of_its_files_ends_like_an_unbroken_one(
         (folder / "samples.jsonl").write_bytes(samples_left)
         assert outcome(run_cell(lm, cells(tmp_path / "killed")).folder) == whole
         assert sorted(path.name for path in folder.iterdir()) == ["run.json", "samples.jsonl"]
+
+
+def test_the_bar_moves_while_a_batch_is_written(lm: LanguageModel, tmp_path: Path) -> None:
+    class Watching(Console):
+        told: ClassVar[list[int]] = []
+
+        def progress(self, label: str, done: int, total: int) -> None:
+            if label == "answering":
+                self.told.append(done)
+
+    run_cell(
+        lm, cells(tmp_path, method="plain", task="lamp4", batch_size=4, limit=4, max_new_tokens=8), console=Watching()
+    )
+    assert {1, 2, 3} & set(Watching.told), "within the only batch"
+    assert Watching.told == sorted(Watching.told) and Watching.told[-1] == 4
 
 
 def test_run_json_is_written_at_the_start_and_at_the_end_however_many_batches_there_are(
