@@ -5,22 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from harness.errors import HarnessError, UsageError
 from harness.files.shown import one_line
 from harness.judge.pairwise_record import PairRecord
-from harness.judge.reliability import Finding
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
-from harness.run.contract.certify import Certificate
 from harness.run.leaks import said
 from harness.statistics.answer import shortened
 from harness.task import Selection, Task
+
+if TYPE_CHECKING:  # what a table is of need not be loaded for another one
+    from harness.judge.reliability import Finding
+    from harness.run.contract.certify import Certificate
 
 
 def metrics_table(record: RunRecord, width: int = 80) -> str:
