@@ -6,6 +6,7 @@ job is submitted in its place. `cluster=local` runs the jobs as processes of thi
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -40,6 +41,8 @@ class Slurm:
 
     def __init__(self, root: Path, place: Where) -> None:
         """Raises DataMissing without submitit or Slurm."""
+        # it would configure logging for the whole process: close others' handlers, and write to stdout, which is data
+        os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
         try:
             import submitit
         except ImportError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ def _samples(folder: str) -> bytes:
     return (run.folder / "samples.jsonl").read_bytes()
 
 
+def _needs(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'personalization-harness[{extra}]'")
+
+
 def _in_a_process(*command: str) -> str:
     """What it said on stderr. Ray and submitit take over signals and streams of the process that uses them."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
@@ -39,7 +46,7 @@ def _in_a_process(*command: str) -> str:
 
 
 def test_two_ray_nodes_write_the_bytes_of_one_process_and_a_node_may_go(harness: Harness, command: str) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'personalization-harness[ray]'")
+    _needs("ray", "ray")
     assert harness(f"{command} --output_path one").code == 0
     script = Path(__file__).with_name("ray_nodes.py")
     said = _in_a_process(str(script), *command.split(), "--output_path", "two")
@@ -48,7 +55,7 @@ def test_two_ray_nodes_write_the_bytes_of_one_process_and_a_node_may_go(harness:
 
 
 def test_submitits_local_jobs_write_the_bytes_of_one_process(harness: Harness, command: str) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'personalization-harness[slurm]'")
+    _needs("submitit", "slurm")
     assert harness(f"{command} --output_path one").code == 0
     _in_a_process("-m", "harness", *command.split(), *["--output_path", "two", "--on", "slurm:cluster=local,workers=1"])
     assert _samples("two") == _samples("one")
@@ -70,7 +77,22 @@ def test_a_missing_package_is_one_line(
 
 
 def test_slurm_missing_is_one_line(harness: Harness, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'personalization-harness[slurm]'")
+    _needs("submitit", "slurm")
     monkeypatch.setenv("PATH", "")
     done = harness(f"{command} --on slurm:partition=gpu")
     assert done.code == 4 and "sbatch" in done.error()
+
+
+def test_submitit_leaves_the_logging_of_this_process_alone(harness: Harness, command: str) -> None:
+    _needs("submitit", "slurm")
+
+    class Mine(logging.Handler):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    mine = Mine()
+    harness(f"{command} --on slurm:partition=gpu")
+    assert not mine.closed and not logging.getLogger("submitit").handlers
