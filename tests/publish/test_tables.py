@@ -838,13 +838,14 @@ def test_a_file_that_cannot_be_read_is_said_and_the_other_tasks_are_counted(tmp_
     for task in ("LaMP_4", "LaMP_7"):
         (tmp_path / task).mkdir()
     (tmp_path / "LaMP_4" / "dev_questions.json").write_text("[")
+    (tmp_path / "LaMP_4" / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_4", "golds": []}))
     question = {"id": "1", "input": "Paraphrase the following tweet: a b", "profile": [{"id": "2", "text": "u"}]}
     (tmp_path / "LaMP_7" / "dev_questions.json").write_text(json.dumps([question]))
     golds = {"task": "LaMP_7", "golds": [{"id": "1", "output": "c"}]}
     (tmp_path / "LaMP_7" / "dev_outputs.json").write_text(json.dumps(golds))
     (made,) = grids(["dps-5"], tmp_path, data=str(tmp_path))
     assert [line.keys["task"] for line in made.lines if line.source == "measured"] == ["lamp7"]
-    assert any("LaMP_4/dev_questions.json is not valid JSON" in remark for remark in made.remarks)
+    assert any("LaMP_4/dev_questions.json is not valid JSON" in remark for remark in made.remarks), made.remarks
 
 
 def test_oppus_files_have_the_users_of_perfit_themselves(tmp_path: Path):
