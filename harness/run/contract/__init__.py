@@ -55,9 +55,12 @@ def check_method(
     _check_no_gold(plans)
     say("no gold leaks: no plan can reach a target")
 
+    states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
+    system = ModelSystem(lm, method, Generation(8), shared=shared, personal=states)
+    examples = [item.example for item in test]
     decoder = Decoder(lm)
     if all(plan.answer is not None for plan in plans):
-        _check_given(lm, method, shared, personal, test)
+        _check_given(system, examples)
         say("its answers need no model: the same alone and together, for no forward pass")
         if _fingerprint(lm) != before:
             raise broken("the model is left as found", f"{type(method).__name__} changed weights, mode or hooks")
@@ -72,7 +75,7 @@ def check_method(
     _check_normalised(decoder, requests, together)
     say("the mix returns normalised log-probabilities")
     if any(plan.draws for plan in plans):
-        _check_drawn(lm, method, shared, personal, test)
+        _check_drawn(system, examples)
         say("of several responses it chooses the same one alone and in a batch")
     neutral = method.neutral()
     if neutral is None:
@@ -89,16 +92,7 @@ def check_method(
     say("the model is left as found, also after an exception")
 
 
-def _check_given(
-    lm: LanguageModel,
-    method: Method,
-    shared: Fitted | None,
-    personal: Sequence[Fitted | None],
-    test: Sequence[Labelled],
-) -> None:
-    states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
-    system = ModelSystem(lm, method, Generation(8), shared=shared, personal=states)
-    examples = [item.example for item in test]
+def _check_given(system: ModelSystem, examples: Sequence[Example]) -> None:
     together = [sample.response for sample in system.answer(examples)]
     if together != [system.answer([example])[0].response for example in examples]:
         raise broken("a row equals the row alone", "an answer that needs no model differs with its neighbours")
@@ -106,16 +100,7 @@ def _check_given(
         raise broken("an answer that needs no model runs none", f"{system.decoder.cost.forward_passes} passes were run")
 
 
-def _check_drawn(
-    lm: LanguageModel,
-    method: Method,
-    shared: Fitted | None,
-    personal: Sequence[Fitted | None],
-    test: Sequence[Labelled],
-) -> None:
-    states = {item.example.user.id: state for item, state in zip(test, personal, strict=True)}
-    system = ModelSystem(lm, method, Generation(8), shared=shared, personal=states)
-    examples = [item.example for item in test]
+def _check_drawn(system: ModelSystem, examples: Sequence[Example]) -> None:
     together = [(sample.response, sample.extra) for sample in system.answer(examples)]
     if together != [(sample.response, sample.extra) for example in examples for sample in system.answer([example])]:
         raise broken("a row equals the row alone", "what was drawn, or the choice of it, differs with its neighbours")
