@@ -374,7 +374,7 @@ class _OpenCell:
         def planned() -> None:
             raise _Planned
 
-        system.batching.changed = planned
+        system.batching.whole, system.batching.changed = True, planned
         try:
             for _ in self.cell.task.respond(system, self.cell.items):
                 break

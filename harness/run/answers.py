@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
@@ -114,6 +115,14 @@ class Asked:
     def cut_tokens(self) -> int:
         """Cut from the left of the contexts, over the streams of the request that lost most."""
         return max((sum(prompt.cut for prompt in different(request)) for request in self.requests), default=0)
+
+
+def given(answer: str, choices: Sequence[str]) -> Asked:
+    """An answer that needs no model: of choices the one with all the probability."""
+    if not choices:
+        return Asked((), given=Generated((), (), answer, "given"))
+    is_it = [choice == answer for choice in choices]
+    return Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
 
 
 class Difference(NamedTuple):

@@ -1,9 +1,10 @@
-"""Which samples of a run are computed together: planned whole before the first batch, kept in the record."""
+"""Which samples of a run are computed together: planned before they run, kept in the record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 from harness.errors import UsageError
 
@@ -12,8 +13,8 @@ AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256, "served": 256}
 
 @dataclass
 class Batching:
-    """Which samples run together. Planned whole before the first batch runs, and kept in the record: a resumed run
-    repeats the batches it finds there, since a sample's last bits depend on its neighbours."""
+    """Which samples run together. Planned before they run, and kept in the record: a resumed run repeats the batches it finds
+    there, since a sample's last bits depend on its neighbours."""
 
     size: int | None = None
     """Samples a batch; None = auto, which doubles from batch to batch."""
@@ -24,22 +25,35 @@ class Batching:
     """Samples of planned batches that need not run again."""
     changed: Callable[[], None] = lambda: None
     """Called when `planned` changed, before any of it runs."""
+    ahead: int = 4096
+    """Samples of a window, which is put in order when its turn comes: the prompts of all would take minutes to measure."""
+    whole: bool = False
+    """Whether every window is put in order before the first batch, as a grid shares them out."""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
             raise UsageError(f"batch size {self.size} is not valid; allowed: auto, or a number >= 1")
 
     def plan(self, ids: Sequence[str], device: str) -> None:
-        """Cut `ids` into batches, in their order. Does nothing where batches are planned already."""
-        if self.planned:
-            return
+        """Cut `ids` into batches, in their order and none across two windows."""
         most = self.most(device)
-        size, start = self.size or min(AUTO_START, most), 0
-        while start < len(ids):
-            self.planned.append(list(ids[start : start + size]))
-            start += size
-            size = self.size or min(2 * size, most)
-        self.changed()
+        sizes = [self.size or min(AUTO_START, most)]
+        while sum(sizes) < len(ids):
+            sizes.append(self.size or min(2 * sizes[-1], most))
+        self.planned += self._cut(ids, sizes, 0)
+
+    def window(self, at: int) -> list[list[str]]:
+        """The batches from number `at` on, where a window begins, up to the next one."""
+        found: list[list[str]] = []
+        while sum(map(len, found)) < self.ahead and at + len(found) < len(self.planned):
+            found.append(self.planned[at + len(found)])
+        return found
+
+    def order(self, at: int, ids: Sequence[str], device: str) -> None:
+        """Put the window that begins with batch `at` in this order, in batches no larger than the memory holds."""
+        old = self.window(at)
+        size = min(max(map(len, old)), self.most(device))
+        self.planned[at : at + len(old)] = self._cut(ids, [size], 0)
 
     def most(self, device: str) -> int:
         """Samples of the largest batch."""
@@ -49,24 +63,31 @@ class Batching:
         fits = AUTO_MOST[device] if self.fits is None else 2 ** (max(1, self.fits).bit_length() - 1)
         return min(AUTO_MOST[device], fits)
 
-    def left(self, ids: Sequence[str]) -> Sequence[str]:
-        """Those of `ids` that batches which are not done need: all of them where nothing is planned."""
-        if not self.planned:
-            return ids
-        return [i for batch in self.planned if not self.done.issuperset(batch) for i in batch]
-
     def halve(self, at: int) -> None:
         """Memory ran out in batch `at`: half as many samples a batch for it and all that come after it."""
         half = (len(self.planned[at]) + 1) // 2
         after = self.planned[at:]
         done = [ids for ids in after if self.done.issuperset(ids)]
         waiting = [i for ids in after if ids not in done for i in ids]
-        self.planned[at:] = done + [waiting[n : n + half] for n in range(0, len(waiting), half)]
+        before = sum(map(len, [*self.planned[:at], *done]))
+        self.planned[at:] = done + self._cut(waiting, [half], before)
         self.changed()
 
     def sizes(self) -> list[int]:
         """In the order they were first used."""
         return list(dict.fromkeys(len(batch) for batch in self.planned))
+
+    def _cut(self, ids: Sequence[str], sizes: Sequence[int], before: int) -> list[list[str]]:
+        """Batches of these sizes, the last of them for all that follow, that end where a window does, `before` samples counted."""
+        found: list[list[str]] = []
+        start = 0
+        for size in chain(sizes, repeat(sizes[-1])):
+            if start == len(ids):
+                break
+            end = start + min(size, self.ahead - (before + start) % self.ahead, len(ids) - start)
+            found.append(list(ids[start:end]))
+            start = end
+        return found
 
 
 def longest_first(labels: Sequence[str], tokens: Sequence[int]) -> list[int]:

@@ -1,13 +1,13 @@
 """How large prompts are, before any of them is answered: batches are planned by that, and the memory they take is foreseen.
 
 Prompts are tokenised many at once and not kept: those of 20,000 users would fill gigabytes. They are made again when their
-batch comes.
+batch comes. And they are measured a window of samples at a time, so that the first answers do not wait for all.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from harness.data import Example, Rendered
@@ -16,6 +16,7 @@ from harness.errors import HarnessError, UserFailed
 from harness.method import Progress
 from harness.plan import Plan
 from harness.run.answers import Asked, Size
+from harness.run.batches import Batching, longest_first
 from harness.task import Generation
 
 TOGETHER = 256
@@ -28,11 +29,43 @@ class Asks(Protocol):
     lm: LanguageModel
     generation: Generation
     progress: Progress
+    batching: Batching
 
+    def fits(self, sizes: Sequence[Size]) -> int | None: ...
     def plan(self, example: Example) -> Plan: ...
     def _try(self, example: Example) -> Asked | HarnessError: ...
     def _room(self, example: Example, tokens: int) -> int: ...
     def _answer_ids(self, example: Example, text: str) -> tuple[int, ...]: ...
+
+
+def plan_windows(system: Asks, examples: Sequence[Example], alike: Callable[[Example], str]) -> None:
+    """The batches of all examples: those of the first window in order, the others when they come, unless all are wanted."""
+    batching, by_id = system.batching, {example.id: example for example in examples}
+    first = _longest_first(system, examples[: batching.ahead], alike)
+    batching.plan([*first, *(example.id for example in examples[batching.ahead :])], system.lm.device.type)
+    at = len(batching.window(0))
+    while batching.whole and at < len(batching.planned):
+        order_window(system, by_id, alike, at)
+        at += len(batching.window(at))
+    batching.changed()
+
+
+def order_window(system: Asks, by_id: Mapping[str, Example], alike: Callable[[Example], str], at: int) -> None:
+    """Put the window that begins with batch `at` in order, unless it was when some of it was answered."""
+    batches = system.batching.window(at)
+    if not any(system.batching.done.issuperset(ids) for ids in batches):
+        ids = _longest_first(system, [by_id[i] for batch in batches for i in batch], alike)
+        system.batching.order(at, ids, system.lm.device.type)
+
+
+def _longest_first(system: Asks, examples: Sequence[Example], alike: Callable[[Example], str]) -> list[str]:
+    """Ids, equal `alike` next to each other and those that cannot be asked last; batches of them fit the memory."""
+    sizes = sizes_of(system, examples)
+    ready = [(example, size) for example, size in zip(examples, sizes, strict=True) if size is not None]
+    order = longest_first([alike(example) for example, _ in ready], [size.tokens for _, size in ready])
+    failed = [example.id for example, size in zip(examples, sizes, strict=True) if size is None]
+    system.batching.fits = system.fits([size for _, size in ready])
+    return [*(ready[n][0].id for n in order), *failed]
 
 
 def sizes_of(system: Asks, examples: Sequence[Example]) -> list[Size | None]:

@@ -39,10 +39,11 @@ from harness.run.answers import (
     Size,
     chosen_answers,
     different,
+    given,
     response_of,
 )
 from harness.run.batches import Batching, longest_first, out_of_memory
-from harness.run.sizes import sizes_of
+from harness.run.sizes import order_window, plan_windows
 from harness.task import TOO_LARGE, Generation, Sample, System
 
 EFFECT_BATCH = 8
@@ -118,36 +119,41 @@ class ModelSystem:
         if len(by_id) != len(examples):
             raise UsageError("two examples of the selection have the same id")
         self.plan_batches(examples, alike=alike)
-        for number, i, sample in self.in_batches(list(by_id), lambda ids: self.answer([by_id[i] for i in ids])):
+        run, ahead = lambda ids: self.answer([by_id[i] for i in ids]), partial(order_window, self, by_id, alike)
+        for number, i, sample in self.in_batches(list(by_id), run, ahead=ahead):
             yield replace(sample or Sample(i, by_id[i].user.id, error=TOO_LARGE), batch=number)
 
     def plan_batches(
         self, examples: Sequence[Example], *, alike: Callable[[Example], str] = lambda example: ""
     ) -> None:
         """As `respond` would. Does nothing where batches are planned already."""
-        if self.batching.planned:
-            return
-        sizes = sizes_of(self, examples)
-        ready = [(example, size) for example, size in zip(examples, sizes, strict=True) if size is not None]
-        order = longest_first([alike(example) for example, _ in ready], [size.tokens for _, size in ready])
-        failed = [example.id for example, size in zip(examples, sizes, strict=True) if size is None]
-        self.batching.fits = self.fits([size for _, size in ready])
-        self.batching.plan([*(ready[n][0].id for n in order), *failed], self.lm.device.type)
+        if not self.batching.planned:
+            plan_windows(self, examples, alike)
 
     def answer(self, examples: Sequence[Example]) -> list[Sample]:
         """Ungraded samples of examples that run as one batch."""
         return self._samples(examples, [self._try(example) for example in examples])
 
     def in_batches(
-        self, ids: Sequence[str], run: Callable[[Sequence[str]], Sequence[Result]]
+        self,
+        ids: Sequence[str],
+        run: Callable[[Sequence[str]], Sequence[Result]],
+        *,
+        ahead: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, str, Result | None]]:
         """What `run` gives for the ids of each batch: (number of the batch, id, result; None = out of memory).
 
         Batches are cut from `ids` in their order and halved where memory does not suffice; those done are left out.
+        `ahead` is told the number of the batch that begins each window but the first, before it runs.
         """
         batching, number, finished = self.batching, 0, 0
-        batching.plan(ids, self.lm.device.type)
+        if not batching.planned:
+            batching.plan(ids, self.lm.device.type)
+            batching.changed()
         while number < len(batching.planned):
+            if ahead and finished and finished % batching.ahead == 0:
+                ahead(number)
+                batching.changed()
             batch = batching.planned[number]
             if not batching.done.issuperset(batch):
                 self.decoder.written = partial(self._written, finished, len(batch), len(ids))
@@ -291,13 +297,6 @@ class ModelSystem:
         answers = self._sorted(order, asked, partial(self._answer, generation=generation))
         return [answer for answer in answers if isinstance(answer, Generated)]
 
-    def _given(self, answer: str, choices: Sequence[str]) -> Asked:
-        """An answer that needs no model: of choices the one with all the probability."""
-        if not choices:
-            return Asked((), given=Generated((), (), answer, "given"))
-        is_it = [choice == answer for choice in choices]
-        return Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
-
     def _sorted(
         self, order: Sequence[int], asked: Sequence[Asked], run: Callable[[Sequence[Asked]], Sequence[Result]]
     ) -> list[Result]:
@@ -407,7 +406,7 @@ class ModelSystem:
         """By default the example's own choices, under the method's plan; without choices the prompt leaves `room` tokens."""
         plan = plan or self.plan(example)
         if plan.answer is not None:
-            return self._given(plan.answer, example.choices if choices is None else choices)
+            return given(plan.answer, example.choices if choices is None else choices)
         ids = [self._answer_ids(example, text) for text in (example.choices if choices is None else choices)]
         if ids:
             lengths = {len(i) for i in ids}

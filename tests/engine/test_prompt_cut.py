@@ -155,6 +155,49 @@ def test_prompts_are_made_when_their_batch_comes_and_not_kept(lm, monkeypatch):
     assert made == [i for batch in system.batching.planned for i in batch]
 
 
+def test_many_samples_are_measured_and_put_in_order_a_window_at_a_time(lm, monkeypatch):
+    rng = np.random.Generator(np.random.Philox(1))
+    examples = [example(str(n), "word " * int(rng.integers(1, 30)), ["a"]) for n in range(25)]
+    asked: list[str] = []
+    plan = RAG.plan
+    monkeypatch.setattr(RAG, "plan", lambda self, one, *rest: asked.append(one.id) or plan(self, one, *rest))
+
+    def system(**options: object) -> ModelSystem:
+        return ModelSystem(lm, RAG(), Generation(2), batching=Batching(4, ahead=10, **options))
+
+    first = system()
+    answers = first.respond(examples)
+    next(answers)
+    assert set(asked) == {str(n) for n in range(10)}, "of the others nothing is known before their turn"
+    samples = [sample.id for sample in answers]
+    planned = first.batching.planned
+    assert [len(ids) for ids in planned] == [4, 4, 2, 4, 4, 2, 4, 1] and len(samples) == 24
+    tokens = {one.id: first._ask(one).tokens for one in examples}
+    for window in (range(10), range(10, 20), range(20, 25)):
+        in_order = sorted(map(str, window), key=lambda i: -tokens[i])
+        assert [i for ids in planned for i in ids if int(i) in window] == in_order
+
+    whole = system(whole=True)
+    whole.plan_batches(examples)
+    assert whole.batching.planned == planned, "a grid shares out the same batches"
+
+    stopped = system()
+    answers = stopped.respond(examples)
+    done = {next(answers).id for _ in range(12)} - {planned[3][1]}  # killed within a batch of the second window
+    resumed = system(planned=[list(ids) for ids in stopped.batching.planned], done=frozenset(done))
+    assert {sample.id for sample in resumed.respond(examples)} == {
+        i for ids in planned if not done.issuperset(ids) for i in ids
+    }
+    assert resumed.batching.planned == planned
+
+    halved = system()
+    halved.plan_batches(examples)
+    halved.batching.halve(1)
+    list(halved.respond(examples))
+    assert [len(ids) for ids in halved.batching.planned] == [4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]
+    assert [i for ids in halved.batching.planned for i in ids] == [i for ids in planned for i in ids]
+
+
 def test_a_cut_that_two_streams_share_is_counted_once(lm):
     class Twice(Plain):
         def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:

@@ -26,7 +26,7 @@ from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.mix import First
 from harness.plan import Plan
 from harness.records.schema import Serving
-from harness.run.answers import RULED_OUT, Effect, response_of
+from harness.run.answers import RULED_OUT, Effect, given, response_of
 from harness.run.served.choices import chosen, why_not_mixed
 from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
@@ -179,9 +179,9 @@ class ServedSystem(ModelSystem):
             try:
                 plan = plans[example.id] = self.plan(example)
                 if plan.answer is not None:
-                    given = self._given(plan.answer, example.choices)
-                    assert given.given is not None
-                    found[example.id] = self._sample(example, given, given.given)
+                    asked = given(plan.answer, example.choices)
+                    assert asked.given is not None
+                    found[example.id] = self._sample(example, asked, asked.given)
                     continue
                 waiting[example.id] = [_Waiting(example, s.prompt, len(s.prompt.items)) for s in plan.streams]
             except (ContextTooLong, UserFailed) as error:
