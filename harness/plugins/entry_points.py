@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 @cache
 def _found(group: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # brings the email package with it
+
     return {point.name: point for point in entry_points(group=group)}
 
 
