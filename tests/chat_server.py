@@ -147,6 +147,8 @@ class Words(Listening):
     """Request fields it does not take."""
     faults: Callable[[int], str] = lambda number: ""
     """Number of the request -> a status, what is broken, `slow`, or nothing."""
+    answering: int = 0
+    """Requests so far, those for tokens aside."""
     retry_after: str = "0"
     vocabulary: list[str] = field(default_factory=list)
     """An id is a place in it."""
@@ -169,9 +171,9 @@ class Words(Listening):
                 return _error(404, "Not Found")
             ids = self.ids(self.text(request))
             return Said({"count": len(ids), "max_model_len": self.context or 4096, "tokens": ids})
-        with self.lock:
-            number = len(self.asked) - sum(p == "/tokenize" for p in self.paths)
-        fault = self.faults(number)
+        with self.lock:  # not by how many have come: several may come before the first is answered
+            self.answering += 1
+            fault = self.faults(self.answering)
         if fault.isdigit():
             return Said({"error": {"message": "not now"}}, int(fault), {"Retry-After": self.retry_after})
         if fault == "slow":
