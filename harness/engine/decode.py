@@ -21,8 +21,8 @@ from torch import Tensor
 
 from harness.engine.cache import Prefilled, fan_out, gather
 from harness.engine.encoder import CutPrompt
-from harness.engine.model import LanguageModel, pad_left
-from harness.engine.rows import Cost, Pass, Request, Rows, of_like_length
+from harness.engine.model import LanguageModel, pad_left, pad_right
+from harness.engine.rows import Cost, Pass, Request, Rows, of_like_answers, of_like_length
 from harness.errors import ContextTooLong, HarnessError
 from harness.plan import (
     GREEDY,
@@ -151,8 +151,17 @@ class Decoder:
         """Log-probabilities of one continuation a request, teacher-forced, in nats. Nothing is cut silently.
 
         Every stream of a plan is fed the same continuation ids. Requests with equal prompts share the prefill, and
-        continuations of one request that differ in their last token only are read from the same pass.
+        continuations of one request that differ in their last token only are read from the same pass. Samples whose
+        continuations are much longer than others' run apart from them.
         """
+        found: dict[int, Scored] = {}
+        for numbers in of_like_answers(requests, continuations):
+            some = self._score([requests[i] for i in numbers], [continuations[i] for i in numbers])
+            found.update(zip(numbers, some, strict=True))
+        return [found[i] for i in range(len(requests))]
+
+    def _score(self, requests: Sequence[Request], continuations: Sequence[Sequence[int]]) -> list[Scored]:
+        """Of continuations that are padded to the longest of them."""
         values = [[0.0] * len(c) for c in continuations]
         greedy = [[False] * len(c) for c in continuations]
         longest = max(len(c) for c in continuations)
@@ -244,7 +253,7 @@ class Decoder:
                     real = np.concatenate([np.ones((len(numbers), start), dtype=bool), positions >= 0], axis=1)
                     seen, keep = torch.from_numpy(real).to(mask), slice(ids.shape[1] - 1, None)
                 else:  # no token looks at padding on the right, and attention without a mask is faster
-                    ids, positions = _pad_right(rest, [start] * len(rest))
+                    ids, positions = pad_right(rest, [start] * len(rest))
                     seen = torch.ones(len(rest), start + ids.shape[1], dtype=torch.long, device=mask.device)
                     keep = torch.tensor([[len(tokens) - 1] for tokens in rest], device=mask.device)
                 with self.passes(self.lm, leaders.pick(numbers), self.cost) as current:
@@ -368,7 +377,7 @@ class _State:
 
     def tail(self, current: Pass, tails: Sequence[Sequence[int]]) -> Tensor:
         """Tokens after what the cache holds, padded on the right: hidden states [R, T, D]."""
-        ids, positions = _pad_right(tails, self.next)
+        ids, positions = pad_right(tails, self.next)
         longest = ids.shape[1]
         self.mask[:, self.filled : self.filled + longest] = torch.from_numpy(positions >= 0)
         self.filled += longest
@@ -427,17 +436,6 @@ class _Chooser:
         rank = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)
         last = (values > 0).sum(-1, keepdim=True) - 1
         return order.gather(1, torch.minimum(rank, last))[:, 0].tolist()
-
-
-def _pad_right(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [R, T] padded on the right, and positions [R, T] counting from each row's start, -1 at padding."""
-    longest = max(len(row) for row in rows)
-    ids = np.zeros((len(rows), longest), dtype=np.int64)
-    positions = np.full((len(rows), longest), -1, dtype=np.int64)
-    for r, row in enumerate(rows):
-        ids[r, : len(row)] = row
-        positions[r, : len(row)] = np.arange(starts[r], starts[r] + len(row))
-    return ids, positions
 
 
 def _uniforms(seed: int, key: str, steps: int) -> np.ndarray:

@@ -139,3 +139,14 @@ def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[np.ndarray, np.n
             ids[r, longest - len(row) :] = row
             positions[r, longest - len(row) :] = np.arange(len(row))
     return ids, positions
+
+
+def pad_right(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [R, T] padded on the right, and positions [R, T] counting from each row's start, -1 at padding."""
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    positions = np.full((len(rows), longest), -1, dtype=np.int64)
+    for r, row in enumerate(rows):
+        ids[r, : len(row)] = row
+        positions[r, : len(row)] = np.arange(starts[r], starts[r] + len(row))
+    return ids, positions

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from harness.engine.flops import adapter_flops
 from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits, acts_before
 from harness.plan import Plan, Site, Stream
+
+Name = TypeVar("Name", int, str)
 
 _LEAST_SHARED = 32
 """Tokens at which prompts must begin alike, and half of the longest of them, to share that beginning."""
@@ -205,9 +207,9 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def of_like_length(prompts: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Numbers of the prompts in groups to prefill together: none is padded by more than a quarter and 16 tokens."""
-    groups: list[list[int]] = []
+def of_like_length(prompts: Mapping[Name, Sequence[int]]) -> list[list[Name]]:
+    """Names of the prompts in groups to run together: none is padded by more than a quarter and 16 tokens."""
+    groups: list[list[Name]] = []
     for number in sorted(prompts, key=lambda number: -len(prompts[number])):
         longest = len(prompts[groups[-1][0]]) if groups else 0
         if not prompts[number]:
@@ -216,3 +218,15 @@ def of_like_length(prompts: Mapping[int, Sequence[int]]) -> list[list[int]]:
             groups.append([])
         groups[-1].append(number)
     return [sorted(group) for group in groups]
+
+
+def of_like_answers(requests: Sequence[Request], continuations: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the requests in groups to score together, those of one sample in one, by the longest of its continuations."""
+    longest: dict[str, Sequence[int]] = {}
+    for request, continuation in zip(requests, continuations, strict=True):
+        longest[request.key] = max(longest.get(request.key, ()), continuation, key=len)
+    group_of = {key: number for number, group in enumerate(of_like_length(longest)) for key in group}
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        groups[group_of.get(request.key, 0)].append(number)
+    return list(groups.values())

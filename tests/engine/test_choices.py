@@ -90,6 +90,22 @@ def test_prompts_share_no_beginning_that_an_edit_of_one_of_them_touches(where: W
     assert decoder.cost.prefill_tokens < other.cost.prefill_tokens
 
 
+def test_choices_much_longer_than_others_are_not_padded_to(lm: LanguageModel) -> None:
+    decoder = Decoder(lm)
+    short, long = _requests(decoder, ["a", "b"])
+    choices = {short: [(5, 6), (7, 8, 9)], long: [(5,) * 40, (6,)]}
+    requests = [request for request, some in choices.items() for _ in some]
+    together = decoder.score(requests, [choice for some in choices.values() for choice in some])
+    cost = decoder.cost.flops
+    decoder.cost.flops = 0
+    alone = [score for request, some in choices.items() for score in decoder.score([request] * len(some), some)]
+    assert cost == decoder.cost.flops, (
+        "what each costs by itself: no row is as long as the longest choice of another sample"
+    )
+    for one, other in zip(together, alone, strict=True):
+        assert np.allclose(one.logprobs, other.logprobs, rtol=1e-9) and one.greedy == other.greedy
+
+
 def test_choices_that_differ_in_their_last_token_cost_one_pass() -> None:
     lm = random_lm()
     request = _requests(Decoder(lm), ["which letter?"])[0]
