@@ -282,9 +282,10 @@ class Draws:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.temperature == 0 or not sane_temperature(self.temperature):
+        whole = isinstance(self.count, int) and self.count >= 1
+        if not whole or not isinstance(self.temperature, int | float) or not 1e-3 <= self.temperature <= 1e3:
             raise UsageError(
-                f"{self.count} responses at temperature {self.temperature}: allowed are 1 or more, at 0.001 to 1000"
+                f"{self.count!r} responses at temperature {self.temperature!r}: allowed are 1 or more, at 0.001 to 1000"
             )
 
 
@@ -323,10 +324,14 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        """Whether it is more than one bare stream as it is, so that it should differ from the unedited model."""
+        """Whether it is more than one bare stream as it is, so that its log-probabilities should differ from the model's."""
         first = self.streams[0]
         edited = bool(first.edits or first.adapters or first.exits or first.early)
         return len(self.streams) > 1 or edited or self.mix != _First()
+
+    def rows(self, *, scored: bool) -> int:
+        """Of a batch: one a stream, and so many for each response that is drawn; of choices that are scored none is."""
+        return len(self.streams) * (1 if self.draws is None or scored else self.draws.count)
 
 
 class Sites(Protocol):

@@ -326,7 +326,7 @@ class Decoder:
                     tuple(tuple(responses[sample]) for sample in samples),
                     step + span.start,
                 )
-                logp = mixed(mix, apply(mix, outputs, place), outputs[0].logits.shape)
+                logp = mixed(mix, apply(mix, outputs, place), outputs[0].logits)
                 if len(groups) == 1:
                     out = logp
                     break

@@ -64,9 +64,11 @@ def plan_of(method: Method, plan: object) -> Plan:
             raise _wrong(f"{who}: early of a stream is", stream.early, "an ExitRule, a function of the model's depth")
     if plan.answer is not None and not isinstance(plan.answer, str):
         raise _wrong(f"{who}: answer is", plan.answer, "a text, or None where the model answers")
-    _check_mix(who, plan.mix)
-    if plan.draws is not None and (not isinstance(plan.draws, Draws) or not callable(plan.draws.choose)):
-        raise _wrong(f"{who}: draws is", plan.draws, "Draws(count, choose), where choose is called with the responses")
+    _check_value(f"{who}: mix", plan.mix)
+    if plan.draws is not None:
+        if not isinstance(plan.draws, Draws):
+            raise _wrong(f"{who}: draws is", plan.draws, "Draws(count, choose)")
+        _check_value(f"{who}: choose", plan.draws.choose)
     return plan
 
 
@@ -77,31 +79,49 @@ def chosen_of(choose: object, number: object, count: int) -> int:
     return int(number)
 
 
-def _check_mix(who: str, mix: object) -> None:
-    value = "a value that is called, as a frozen dataclass with __call__ (see harness/mix.py)"
-    if not callable(mix) or isinstance(mix, type):
-        raise _wrong(f"{who}: mix is", mix, value)
-    name = getattr(mix, "__qualname__", "")
-    if "<lambda>" in name or "<locals>" in name:  # a new one in each call, so that no two plans have the same mix
+def _check_value(what: str, value: object) -> None:
+    """A mix, or who chooses among drawn responses: what is called, and is compared by value."""
+    expected = "a value that is called, as a frozen dataclass with __call__ (see harness/mix.py)"
+    if not callable(value) or isinstance(value, type):
+        raise _wrong(f"{what} is", value, expected)
+    name = getattr(value, "__qualname__", "")
+    if "<lambda>" in name or "<locals>" in name:  # a new one in each call, so that no two plans have the same one
         raise HarnessError(
-            f"{who}: mix is the function {name}, made anew for each plan, and rows run together where their mixes are equal; "
-            f"expected {value}"
+            f"{what} is the function {name}, made anew for each plan, and rows run together where these are equal; "
+            f"expected {expected}"
         )
     try:
-        hash(mix)
+        hash(value)
     except TypeError as error:
         raise HarnessError(
-            f"{who}: mix {type(mix).__name__} cannot be hashed ({error}), and rows run together where their mixes are equal; "
+            f"{what} {type(value).__name__} cannot be hashed ({error}), and rows run together where these are equal; "
             "make it a frozen dataclass of numbers and tuples, or of tensors with eq=False"
         ) from None
 
 
-def mixed(mix: object, logp: Any, shape: Sequence[int]) -> Any:
-    """What a mix returned for logits of `shape` [R, T, V]."""
-    if tuple(getattr(logp, "shape", ())) != tuple(shape):
+NORMALISED = 1e-3
+"""How far the log-sum-exp of log-probabilities may be from 0, in the lowest precision that logits are computed in."""
+
+
+def mixed(mix: object, logp: Any, logits: Any) -> Any:
+    """What a mix returned for logits [R, T, V], in their precision and on their device.
+
+    That it is normalised is looked at where a row's first position is, which costs next to nothing; NaN passes, since a
+    model may give that too.
+    """
+    shape = list(logits.shape)
+    if list(getattr(logp, "shape", ())) != shape:
         given = f"a tensor {list(logp.shape)}" if hasattr(logp, "shape") else _said(logp)
         raise HarnessError(
-            f"mix {type(mix).__name__} returned {given}; expected log-probabilities {list(shape)} [rows, tokens, vocabulary]"
+            f"mix {type(mix).__name__} returned {given}; expected log-probabilities {shape} [rows, tokens, vocabulary]"
+        )
+    logp = logp.to(logits)
+    off = float(logp[:, 0].logsumexp(-1).abs().max())
+    if off > NORMALISED:
+        raise HarnessError(
+            f"mix {type(mix).__name__} returned no log-probabilities: the log-sum-exp over the vocabulary is {off:.3g} away from 0; "
+            "end it with "
+            ".log_softmax(-1), in float32 or wider"
         )
     return logp
 

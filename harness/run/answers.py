@@ -35,7 +35,8 @@ class Effect:
 
     def nothing(self, dtype: torch.dtype) -> bool:
         """Whether all of it is rounding."""
-        noise = {torch.float64: 1e-14, torch.float32: 1e-9}.get(dtype, 1e-5)
+        # a mix that takes logarithms twice is away from one that takes them once by the rounding of their sum
+        noise = {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 1e-5)
         return self.kl_nats <= noise and self.changed_tokens == 0 and self.identical == 1
 
 
@@ -70,13 +71,13 @@ class Size(NamedTuple):
     tokens: int
     """Prompt tokens of the longest stream."""
     rows: int
-    """One a stream, and of choices one for each beginning that they do not share."""
+    """One a stream, for each response that is drawn, and of choices for each beginning that they do not share."""
     choice: int
     """Tokens of the longest choice."""
 
     @classmethod
-    def of(cls, tokens: int, streams: int, choices: Sequence[tuple[int, ...]]) -> Size:
-        return cls(tokens, streams * len({c[:-1] for c in choices} or {()}), max(map(len, choices), default=0))
+    def of(cls, tokens: int, rows: int, choices: Sequence[tuple[int, ...]]) -> Size:
+        return cls(tokens, rows * len({c[:-1] for c in choices} or {()}), max(map(len, choices), default=0))
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Asked:
     @property
     def size(self) -> Size:
         """In a batch."""
-        streams = max((len(request.plan.streams) for request in self.requests), default=0)
-        return Size.of(self.tokens, streams, self.choices)
+        rows = max((request.plan.rows(scored=bool(self.choices)) for request in self.requests), default=0)
+        return Size.of(self.tokens, rows, self.choices)
 
     @property
     def cut_tokens(self) -> int:

@@ -65,8 +65,12 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
             f"({prompt.dropped} dropped){what}"
         )
         lines.append(lm.encoder.tokenizer.decode(list(prompt.encoded.ids)))
+    if plan.draws is not None and not example.choices:
+        lines.append(
+            f"--- {plan.draws.count} responses drawn at temperature {plan.draws.temperature:g}, one of them chosen"
+        )
     lines.append(f"--- mix {plan.mix!r}" if whole else "--- mix not known before that is learnt")
-    lines.append(_costs(lm, cell, request))
+    lines.append(_costs(lm, cell, request, plan.rows(scored=bool(example.choices))))
     return "\n".join(lines)
 
 
@@ -110,10 +114,10 @@ def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:
     return [f"fitting reads {read} items of about {length} tokens in {passes} passes ({why}): {total:.2g} operations"]
 
 
-def _costs(lm: LanguageModel, cell: Cell, request: Request) -> str:
+def _costs(lm: LanguageModel, cell: Cell, request: Request, rows: int) -> str:
     kv_heads = getattr(lm.model.config, "num_key_value_heads", None) or lm.sites.heads
     bytes_per_number = torch.finfo(lm.model.dtype).bits // 8
-    rows, tokens = len(request.prompts), request.tokens + cell.max_new_tokens
+    tokens = request.tokens + cell.max_new_tokens
     cache = 2 * lm.sites.layers * kv_heads * lm.sites.head_dim * bytes_per_number * tokens * rows
     return (
         f"a batch takes 1 forward pass for its prompts and up to {cell.max_new_tokens} to decode, "

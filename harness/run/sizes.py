@@ -84,7 +84,7 @@ def _some(system: Asks, examples: Sequence[Example]) -> list[Size | None]:
         with contextlib.suppress(UserFailed):
             plan = system.plan(example)
             prompts = {id(s.prompt): s.prompt for s in plan.streams} if plan.answer is None else {}
-            streams[n] = len(plan.streams) if prompts else 0
+            streams[n] = plan.rows(scored=bool(example.choices)) if prompts else 0
             rendered += [(n, prompt.render()) for prompt in prompts.values()]
     for (n, _), count in zip(rendered, system.lm.encoder.lengths([one for _, one in rendered]), strict=True):
         tokens[n] = max(count, tokens[n])

@@ -333,8 +333,8 @@ class ModelSystem:
     def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
         """The method against the unedited model on its own responses; None where there is nothing to compare.
 
-        A plan that edits, contrasts or adapts is compared with its own bare prompt, a prompt-only one with the task's
-        plain prompt; `plain` itself has no other and is exempt, and so is an answer that needs no model.
+        A plan that edits, contrasts, adapts or draws several responses is compared with its own bare prompt, a prompt-only one
+        with the task's plain prompt; `plain` itself has no other and is exempt, and so is an answer that needs no model.
         """
         pairs = []
         for example, response in zip(examples, responses, strict=True):
@@ -363,7 +363,7 @@ class ModelSystem:
         most = self.generation.max_new_tokens
         ids = [self._answer_ids(e, response)[: None if e.choices else most] for e, response, _, _ in pairs]
         drawn = self.generation.sampling.temperature > 0
-        again = [n for n, (example, *_) in enumerate(pairs) if drawn or example.choices]
+        again = [n for n, (example, _, plan, _) in enumerate(pairs) if drawn or plan.draws or example.choices]
         read = [i if n in again or len(i) == most else (*i, i[-1]) for n, i in enumerate(ids)]
         rooms = [self._room(example, len(i)) for i, (example, *_) in zip(ids, pairs, strict=True)]
         plans = [self.decoder.prepare(e.id, plan, room) for (e, _, plan, _), room in zip(pairs, rooms, strict=True)]
@@ -390,10 +390,12 @@ class ModelSystem:
     def _base(self, example: Example, plan: Plan) -> Plan | None:
         if plan.answer is not None:
             return None
-        if plan.changes:  # all streams stay in the batch, so that equal logits are equal bit by bit
-            return Plan((plan.streams[0].bare(), *plan.streams[1:]), First())
         plain = _plain(example)
-        return None if plan.streams[0].prompt == plain.streams[0].prompt else plain
+        alone = plan.streams[0].prompt == plain.streams[0].prompt
+        draws = plan.draws is not None and (alone or not example.choices)  # choices are scored, whatever is drawn
+        if plan.changes or draws:  # all streams stay in the batch, so that equal logits are equal bit by bit
+            return Plan((plan.streams[0].bare(), *plan.streams[1:]), First())
+        return None if alone else plain
 
     def _ask(
         self,

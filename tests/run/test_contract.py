@@ -20,7 +20,7 @@ from harness.method import Fitted, Method
 from harness.methods import METHODS
 from harness.methods.plain import Plain
 from harness.mix import Contrast
-from harness.plan import Plan, Stream, StreamOutput
+from harness.plan import Draws, Plan, Stream, StreamOutput
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
 from harness.run.cell import Cell, Settings
@@ -112,6 +112,17 @@ class Flat:
         return outputs[0].logits.log_softmax(-1).sum(-1)
 
 
+@dataclass(frozen=True)
+class Odds:
+    """Probabilities in place of their logarithms; of nothing at all with weight 0."""
+
+    weight: float = 1.0
+
+    def __call__(self, outputs: Sequence[StreamOutput]) -> Tensor:
+        odds = outputs[0].logits.softmax(-1)
+        return odds if self.weight else odds.mul(0).log()
+
+
 PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
     "tuple": (lambda s: (s,), r"plan returned a tuple \(.*; expected a Plan, as in Plan\(\(Stream\(prompt\),\)\)"),
     "none": (lambda s: None, "plan returned None; expected a Plan"),
@@ -132,6 +143,15 @@ PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
     "unhashable": (
         lambda s: Plan((s,), Unhashable()),
         "mix Unhashable cannot be hashed .*; make it a frozen dataclass",
+    ),
+    "unhashable choice": (lambda s: Plan((s,), draws=Draws(2, Unhashable())), "choose Unhashable cannot be hashed"),  # type: ignore[arg-type]
+    "probabilities": (
+        lambda s: Plan((s,), Odds()),
+        r"mix Odds returned no log-probabilities: .*; end it with .log_softmax",
+    ),
+    "nothing possible": (
+        lambda s: Plan((s,), Odds(0.0)),
+        "mix Odds returned no log-probabilities: .* is inf away from 0",
     ),
     "flat": (lambda s: Plan((s,), Flat()), r"mix Flat returned a tensor \[.*; expected log-probabilities \["),
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ import torch
 from harness.engine import decode
 from harness.engine.decode import Decoder
 from harness.errors import HarnessError, UsageError
+from harness.methods.plain import Plain
+from harness.mix import First
 from harness.plan import Draws, Generated, MostCommon, MostLikely, Place, Plan, Stream
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
 from harness.records.store import find_runs, read_samples
 from harness.run.contract import check_method, random_lm, toy_examples
+from harness.run.sizes import sizes_of
 from harness.run.system import ModelSystem
 from harness.task import Generation
 
@@ -90,8 +94,6 @@ def test_who_chooses_is_worked_by_hand() -> None:
     ]
     assert MostLikely()(drawn) == 1 and MostCommon()(drawn) == 1
     assert MostCommon()(drawn[:2]) == 0
-    with pytest.raises(UsageError, match="0 responses at temperature"):
-        Draws(0, MostCommon())
 
 
 def test_a_choice_that_is_none_of_the_responses_is_one_line(lm: Any) -> None:
@@ -119,3 +121,70 @@ def test_a_run_and_a_sweep_of_draws_give_the_same_answers(harness: Callable[[str
     after = {r.config.method.options["n"]: r for r in find_runs(Path("swept"))}
     assert {s.id: s.response for s in read_samples(after[2].folder)} == before
     assert all(len(s.extra["drawn"]) == 1 for s in read_samples(after[1].folder))
+
+
+# Whether draws did anything
+
+
+@dataclass(frozen=True)
+class Draw(Plain):
+    """Answers with one of two responses, drawn at a temperature."""
+
+    number: int = 0
+    temperature: float = 1.0
+    mix: ClassVar[Any] = First()
+
+    def plan(self, example: Any, shared: Any, personal: Any) -> Plan:
+        return Plan((Stream(example.prompt()),), self.mix, draws=Draws(2, Number(self.number), self.temperature))
+
+
+@dataclass(frozen=True)
+class Number:
+    number: int
+
+    def __call__(self, drawn: object) -> int:
+        return self.number
+
+
+@dataclass(frozen=True)
+class NoBias:
+    """A bias of 0: what rounding leaves of it is no change."""
+
+    def __call__(self, outputs: Any) -> torch.Tensor:
+        logp: torch.Tensor = outputs[0].logits.log_softmax(-1)
+        return (logp + 0.0).log_softmax(-1)
+
+
+@pytest.mark.parametrize("mix", [First(), NoBias()])
+@pytest.mark.parametrize(("temperature", "nothing"), [(1.0, False), (0.001, True)])
+def test_draws_are_compared_with_what_the_model_answers_without_them(
+    mix: Any, temperature: float, nothing: bool
+) -> None:
+    """Their log-probabilities are the model's own: what they change is which response is given."""
+    lm = random_lm(dtype=torch.float32)
+    examples = [item.example for item in toy_examples(4)]
+    system = ModelSystem(lm, type("Mixed", (Draw,), {"mix": mix})(number=1, temperature=temperature), Generation(6))
+    effect = system.effect(examples, [sample.response or "" for sample in system.answer(examples)])
+    assert effect is not None and (effect.changed_tokens, effect.nothing(torch.float32)) == (0, nothing)
+    assert effect.kl_nats < 1e-6 and (effect.identical == 1) == nothing
+
+
+def test_a_check_of_draws_says_that_it_did_not_compare_them(lm: Any) -> None:
+    skipped: list[str] = []
+    check_method(Draw(), lm=lm, skip=skipped.append)
+    assert any("its plans draw from the unedited model" in line for line in skipped)
+
+
+def test_each_response_that_is_drawn_takes_a_row(lm: Any) -> None:
+    examples = [item.example for item in toy_examples(1)]
+    assert sizes_of(ModelSystem(lm, Draw(), Generation(6)), examples)[0].rows == 2
+    choices = [replace(example, choices=("a", "b")) for example in examples]
+    assert sizes_of(ModelSystem(lm, Draw(), Generation(6)), choices)[0].rows == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "temperature"), [(0, 1.0), (2.5, 1.0), ("2", 1.0), (2, 0), (2, "1"), (2, float("nan"))]
+)
+def test_draws_that_are_none_are_one_line(count: Any, temperature: Any) -> None:
+    with pytest.raises(UsageError, match=r"responses at temperature .*: allowed are 1 or more, at 0.001 to 1000"):
+        Draws(count, MostCommon(), temperature)

@@ -86,6 +86,10 @@ def check_method(
     if any(plan.changes for plan in plans):
         _check_fired(decoder, requests, together, plans)
         say("it fires: outputs differ from the unedited model's where the plan asks for a change")
+    elif any(plan.draws for plan in plans):
+        skip(
+            "whether it fires: its plans draw from the unedited model; a run compares what they choose with its own answer"
+        )
     else:
         skip("whether it fires: its plans are a prompt for the unedited model; a run compares it with the plain prompt")
     _check_left_as_found(method, lm, before, requests)
@@ -226,7 +230,7 @@ def _check_normalised(decoder: Decoder, requests: Sequence[Request], generated: 
             for stream in plan.streams
         ]
         logp = apply(plan.mix, outputs, Place((ids, ids), ((), ()), 0))
-        off = mixed(plan.mix, logp, shape).logsumexp(-1).abs().max().item()
+        off = mixed(plan.mix, logp, outputs[0].logits).logsumexp(-1).abs().max().item()
         if not off <= 1e-8:
             raise broken("a mix is normalised", f"log-sum-exp of {plan.mix!r} is {off:.2e} on random logits")
 
