@@ -79,12 +79,17 @@ def check_config(config: Any) -> None:
     """Raises UnsupportedModel where a row's logits would depend on its neighbours, or would not be the model's own."""
     family_of(config.model_type)
     ropes = config.to_dict().get("rope_parameters") or {}
-    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
-    if "longrope" in kinds:
-        raise UnsupportedModel(
-            "rope_type 'longrope' is not supported: a row would be computed with other frequencies beside a longer one; "
-            "give a model of another rope_type (llama3, yarn, linear, dynamic, default)"
-        )
+    for rope in (ropes, *ropes.values()):
+        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+        if kind is not None and kind not in _ROPES:
+            why = (
+                "a row would be computed with other frequencies beside a longer one"
+                if kind == "longrope"
+                else "unknown"
+            )
+            raise UnsupportedModel(
+                f"rope_type {kind!r} is not supported: {why}; give a model of another rope_type ({', '.join(_ROPES)})"
+            )
     asked = [name for name in _NOT_COMPUTED if getattr(config, name, None)]
     if asked:
         raise UnsupportedModel(
@@ -92,6 +97,8 @@ def check_config(config: Any) -> None:
         )
 
 
+_ROPES = ("default", "dynamic", "linear", "llama3", "proportional", "yarn")
+"""Whose frequencies are the same for every length up to the context (`dynamic` changes them behind it)."""
 _NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from harness.data import Prompt
 from harness.edits import AddVector, ClampTo, LowRankShift, ProjectOut, Replace, ScaleHeads, ScaleQueries
@@ -304,6 +306,7 @@ LONG = ROPE | {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor"
             {"rope_parameters": LONG},
             "rope_type 'longrope' is not supported: a row would be computed with other",
         ),
+        ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su' is not supported: unknown"),
         ("qwen3", {"rope_parameters": LONG | {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}}, "longrope"),
         (
             "gemma3_text",
@@ -323,9 +326,17 @@ def test_a_model_whose_rows_depend_on_each_other_or_whose_logits_are_others_is_r
         random_lm(family, **config)
 
 
-@pytest.mark.parametrize("rope_type", ["dynamic", "yarn", "linear"])
-def test_a_row_beside_a_longer_one_has_its_own_frequencies(rope_type: str) -> None:
-    decoder = Decoder(random_lm("llama", rope_parameters=ROPE | {"rope_type": rope_type}))
+OF_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("rope_type", sorted({*ROPE_INIT_FUNCTIONS, "default"} - {"longrope"}))
+def test_a_row_beside_a_longer_one_has_its_own_frequencies(rope_type: str, family: str) -> None:
+    """Of every kind that transformers knows; of Gemma's that of its full attention."""
+    rope: dict[str, Any] = {**ROPE, **(OF_LLAMA3 if rope_type == "llama3" else {}), "rope_type": rope_type}
+    if family == "gemma3_text":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    decoder = Decoder(random_lm(family, rope_parameters=rope))
     long, short = _request(decoder, "a", "word " * 90), _request(decoder, "b", "short")
     assert long.tokens > 400
     (alone,) = decoder.generate([short], max_new_tokens=6)

@@ -12,7 +12,7 @@ import torch
 from harness.data import Example, HistoryItem, Labelled, Message, User
 from harness.engine.encoder import Encoder
 from harness.engine.model import LanguageModel
-from harness.engine.sites import FAMILIES
+from harness.engine.sites import FAMILIES, check_config
 from harness.errors import HarnessError
 
 CHAT_TEMPLATE = (
@@ -83,10 +83,10 @@ def random_lm(
             "n_head": settings.pop("num_attention_heads"), "n_positions": settings.pop("max_position_embeddings"),
         }  # fmt: skip
     settings.update(config)
+    made = AutoConfig.for_model(family, **settings)
+    check_config(made)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **settings), attn_implementation="sdpa", dtype=dtype
-    )
+    model = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=dtype)
     return LanguageModel(model.to(dtype), Encoder(tokenizer), name=f"random-{family}", source="random")
 
 
