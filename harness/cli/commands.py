@@ -103,15 +103,23 @@ def completing(what: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def app(*, completes: bool = False, **settings: Any) -> typer.Typer:
-    """A Typer app whose commands and help are as above; with `completes`, one that can install completion for the shell."""
+def app(*, completes: bool = False, default: str = "", **settings: Any) -> typer.Typer:
+    """A Typer app whose commands and help are as above; with `completes`, one that can install completion for the shell.
+
+    `default` is the command that is meant where an option comes first.
+    """
 
     class App(typer.Typer):
         def command(self, name: str | None = None, **given: Any) -> Any:
             return super().command(name, cls=Command, **given)
 
+    class Defaulting(Group):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            meant = default and args and args[0].startswith("-") and args[0] not in ctx.help_option_names
+            return super().parse_args(ctx, [default, *args] if meant else args)
+
     return App(
-        cls=Group,
+        cls=Defaulting,
         context_settings=CONTEXT,
         add_completion=completes,
         pretty_exceptions_enable=False,

@@ -6,15 +6,16 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 import typer
 
 from harness.cli import commands
 from harness.cli.commands import with_options
 from harness.cli.declarations import Command
-from harness.cli.run import RUN, cells_of, load
-from harness.cli.sweep import cells_by_point
+from harness.cli.run import FIT, RUN, cells_of, load
+from harness.cli.sweep import OWN as SWEPT
+from harness.cli.sweep import SWEEP, Lowest, cells_by_point
 from harness.errors import DataMissing, UsageError
 from harness.files.shown import say
 
@@ -47,29 +48,62 @@ def status_(
             say(line)
 
 
-@grid_app.command("plan")
-@with_options(*RUN)
-def plan_(**given: Unpack[Command]) -> None:
-    """What a run would take on its workers: cells, shards, memory a worker, hours and operations.
+plan_app = commands.app(
+    default="run",
+    help="What a command would take on its workers: shards, memory a worker, hours and operations.\n\n"
+    "Takes the command with its options, --on among them, as in grid plan sweep --method rag --set 'k=1|4' ... --on local:2, and "
+    "says after the plan what starts it. With --on workers:N that command prints the line of each worker, for a scheduler "
+    "that the harness does not know.",
+)
 
-    Takes the options of harness run, --on among them, and says after the plan which command starts it. With --on
-    workers:N that command prints the line of each worker, for a scheduler that the harness does not know.
-    """
-    from harness.grid.estimate import estimate
+
+@plan_app.callback(invoke_without_command=True)
+def _plan(context: typer.Context) -> None:
+    _grid(context)
+
+
+@plan_app.command("run")
+@with_options(*RUN)
+def plan_run(**given: Unpack[Command]) -> None:
+    """What harness run would take on its workers, cell by cell."""
+    _say_plan("run", given)
+
+
+@plan_app.command("sweep")
+@with_options(*SWEEP, **SWEPT)
+def plan_sweep(lowest: Lowest = False, **given: Unpack[Command]) -> None:
+    """What harness sweep would take on its workers, task by task: a shard has the same batches of all points."""
+    _say_plan("sweep", given)
+
+
+@plan_app.command("fit")
+@with_options(*FIT)
+def plan_fit(**given: Unpack[Command]) -> None:
+    """What harness fit would take on its workers: each fit is one worker's work, fits of several methods run side by side."""
+    _say_plan("fit", given)
+
+
+def _say_plan(command: Literal["run", "sweep", "fit"], given: Command) -> None:
+    from harness.grid.estimate import estimate, estimate_fit
     from harness.grid.executors import place_of
+    from harness.run.cell import check_fit
     from harness.run.console import Terminal
 
     place = place_of(given)
     if place is None:
         raise UsageError("give the workers to plan for, as in --on local:2, --on ray or --on workers:8")
-    console, cells = Terminal(), cells_of(given["method"], given["task"], given)
-    for cell in cells:
-        assert cell.items
-    lm = load(given["model"], given, console)
-    for cell in cells:
-        say(f"{cell.method_name} on {cell.task_name} with {lm.name}")
-        say(estimate(lm, cell, place.workers))
-    say(f"start it: {shlex.join(['harness', 'run', *sys.argv[sys.argv.index('plan') + 1 :]])}")
+    jobs = jobs_of(command, given)
+    for cell in (cell for job in jobs for cell in job):
+        if command == "fit":
+            check_fit(cell)
+        else:
+            assert cell.items
+    lm = load(given["model"], given, Terminal())
+    for job in jobs:
+        say(f"{job[0].method_name} on {job[0].task_name} with {lm.name}")
+        say(estimate_fit(lm, job[0], place.workers) if command == "fit" else estimate(lm, job, place.workers))
+    line = sys.argv[sys.argv.index("plan") + 1 :]
+    say(f"start it: {shlex.join(['harness', *([] if line[0] == command else [command]), *line])}")
 
 
 @grid_app.command("worker")
@@ -107,9 +141,12 @@ def worker_(
     raise typer.Exit(code)
 
 
-def jobs_of(command: str, given: Any) -> list[list[Cell]]:
+def jobs_of(command: str, given: Command) -> list[list[Cell]]:
     """The cells of a command, those that are answered together in one list."""
     if command == "sweep":
         by_point = list(cells_by_point(given).values())
         return [list(points) for points in zip(*by_point, strict=True)]
     return [[cell] for cell in cells_of(given["method"], given["task"], given)]
+
+
+grid_app.add_typer(plan_app, name="plan")

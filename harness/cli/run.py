@@ -153,7 +153,7 @@ def run(
 
         say(dry_run(lm, cell))
         if place:
-            say(estimate(lm, cell, place.workers))
+            say(estimate(lm, [cell], place.workers))
         return 0
 
     for line in dict.fromkeys(cell.task.describe_data() for cell in cells):

@@ -27,13 +27,14 @@ OWN = {
     "help_json": "Print one JSON object a task.",
     "set": NEEDED,
 }
+Lowest = Annotated[
+    bool, typer.Option("--lowest", help="Look for the lowest point, not the peak.", rich_help_panel=OUTPUT)
+]
 
 
 @with_options(*SWEEP, **OWN)
 def sweep(
-    lowest: Annotated[
-        bool, typer.Option("--lowest", help="Look for the lowest point, not the peak.", rich_help_panel=OUTPUT)
-    ] = False,
+    lowest: Lowest = False,
     **given: Unpack[Command],
 ) -> None:
     """Run a method under many values of its options, all points in shared batches, one record a point.

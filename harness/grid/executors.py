@@ -35,12 +35,16 @@ class Where:
     options: Mapping[str, str] = field(default_factory=dict)
     """Of Slurm."""
     gpus: float | None = None
-    """GPUs a worker; None = one where there are any."""
+    """GPUs a worker, of Slurm as its gres; None = one where there are any."""
 
 
 def where(on: str, gpus: float | None = None) -> Where:
-    """Raises UsageError for what is no place."""
+    """Raises UsageError for what is no place, and for GPUs that workers cannot have there."""
     kind, _, rest = on.partition(":")
+    if gpus is not None and not (gpus <= 1 or gpus % 1 == 0):
+        raise UsageError(f"--gpus_per_worker {gpus:g} is not valid; give a share as in 0.5, or a whole number")
+    if gpus is not None and kind == "workers":
+        raise UsageError(f"--on {on}: you start these workers; set CUDA_VISIBLE_DEVICES there, no --gpus_per_worker")
     if kind == "ray" and rest.startswith("//"):
         return Where("ray", address=on, gpus=gpus)
     if kind in ("local", "workers") or (kind == "ray" and rest):
@@ -59,6 +63,11 @@ def where(on: str, gpus: float | None = None) -> Where:
         count = options.pop("workers", "1")
         if not count.isdigit() or int(count) < 1:
             raise UsageError(f"--on {on}: workers={count} is no number; give 1 or more")
+        if gpus and ("gres" in options or gpus % 1):
+            why = "gres says that already" if "gres" in options else "a job of Slurm has whole GPUs"
+            raise UsageError(f"--on {on}: {why}; leave out --gpus_per_worker {gpus:g}")
+        if gpus:
+            options["gres"] = f"gpu:{gpus:.0f}"
         return Where("slurm", int(count), options=options, gpus=gpus)
     raise UsageError(f"--on {on} is no place to run; allowed: {KINDS}")
 
@@ -164,15 +173,21 @@ class Others:
 
 
 def gpus_of(rank: int, each: float | None) -> str | None:
-    """The GPUs of this machine that worker `rank` sees, as CUDA_VISIBLE_DEVICES; None where there are none to share out."""
+    """The GPUs of this machine that worker `rank` sees, as CUDA_VISIBLE_DEVICES; None where there are none to share out.
+
+    Raises UsageError where the machine has fewer than one worker is to see.
+    """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         found: Sequence[str] = [one for one in shown.split(",") if one]
     else:
         found = [str(n) for n in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
-    if not found or each == 0:
+    if each == 0:
+        return ""
+    if not found:
         return None
     count = max(1, int(each or 1))
-    places = max(1, len(found) // count)
-    first = rank % places * count  # more workers than places share them
+    if count > len(found):
+        raise UsageError(f"--gpus_per_worker {count}: this machine shows {len(found)}, {','.join(found)}; give fewer")
+    first = rank % (len(found) // count) * count  # more workers than places share them
     return ",".join(found[first : first + count])

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DataMissing, HarnessError
+from harness.errors import DataMissing, HarnessError, UsageError
 from harness.grid.executors import Where, environment, exit_reason
 
 WAIT_SECONDS = 1.0
@@ -21,11 +22,13 @@ WAIT_SECONDS = 1.0
 class Keeper:
     """What an actor does: start the worker's process, and end with it."""
 
-    def run(self, root: str, rank: int, workers: int, package: str) -> str:
+    def run(self, root: str, rank: int, workers: int, package: str, *, hide_gpus: bool) -> str:
         """Why the worker ended."""
         line = [sys.executable, "-m", "harness", "grid", "worker", root, "--rank", f"{rank}/{workers}"]
         path = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+        if hide_gpus:  # Ray tells an actor of the GPUs that it holds, and leaves one that holds none as it is
+            env["CUDA_VISIBLE_DEVICES"] = ""
         if not Path(root).is_dir():
             return f"no folder {root} on this machine; give an --output_path on a shared path"
         log = Path(root) / "logs" / f"{rank}.log"
@@ -42,7 +45,7 @@ class Ray:
     """Actors of the cluster at an address, of the one that this machine belongs to, or of one made here."""
 
     def __init__(self, root: Path, place: Where) -> None:
-        """Raises DataMissing without Ray, HarnessError where the cluster does not answer."""
+        """Raises DataMissing without Ray, HarnessError where the cluster does not answer, UsageError where no node has the GPUs."""
         try:
             import ray
         except ImportError as error:
@@ -51,10 +54,14 @@ class Ray:
         self.ours = not ray.is_initialized()
         if self.ours:
             self._connect(place.address)
-        resources = ray.cluster_resources()
-        self.gpus = place.gpus if place.gpus is not None else (1.0 if resources.get("GPU") else 0.0)
-        fit = int(resources.get("GPU", 0) / self.gpus) if self.gpus else int(resources.get("CPU", 1))
-        self.workers = place.workers or max(1, fit)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+        self.gpus = place.gpus if place.gpus is not None else float(most > 0)
+        if 0 < most < self.gpus:
+            raise UsageError(
+                f"--gpus_per_worker {self.gpus:g}: no node of the Ray cluster has more than {most:g}; give fewer"
+            )
+        self.workers = place.workers or max(1, sum(_places(node, self.gpus) for node in nodes))
         self.actors: dict[int, Any] = {}
         self.results: dict[int, Any] = {}
 
@@ -77,7 +84,9 @@ class Ray:
         keeper = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(Keeper)
         self.actors[rank] = keeper.remote()
         package = environment()["PYTHONPATH"].split(os.pathsep)[0]
-        self.results[rank] = self.actors[rank].run.remote(str(self.root), rank, self.workers, package)
+        self.results[rank] = self.actors[rank].run.remote(
+            str(self.root), rank, self.workers, package, hide_gpus=not self.gpus
+        )
 
     def ended(self, rank: int) -> str | None:
         ready, _ = self.ray.wait([self.results[rank]], timeout=0)
@@ -97,3 +106,9 @@ class Ray:
             self.kill(rank)
         if self.ours:
             self.ray.shutdown()
+
+
+def _places(node: Mapping[str, float], gpus: float) -> int:
+    """Workers that a node has room for: each takes a core, and its GPUs."""
+    cores = node.get("CPU", 0.0)
+    return int(min(cores, node.get("GPU", 0.0) / gpus) if gpus else cores)

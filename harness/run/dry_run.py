@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -36,7 +36,8 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
         fit = cell.fit_data
         on = f" on {fit.split} of {fit.task_name}, {len(fit.items())} items" if fit.split else ""
         lines.append(f"not fitted yet: a run first fits{on}")
-        lines += [] if served else _fit_costs(lm, cell)
+        costs = None if served else fit_costs(lm, cell)
+        lines += [costs.said] if costs else []
     fitted = shared is not None or not method.fits()
     personal = stored_state(lm, cell, key, example.user.id, store) if fitted and method.adapts() else None
     if fitted and method.adapts() and personal is None:
@@ -90,11 +91,18 @@ SOME = 16
 """Items whose prompts are measured."""
 
 
-def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:
-    """What fitting takes, as far as a method's options say it; empty where it reads no items."""
+class FitCosts(NamedTuple):
+    """What fitting takes."""
+
+    said: str
+    operations: float
+
+
+def fit_costs(lm: LanguageModel, cell: Cell) -> FitCosts | None:
+    """As far as a method's options say it; None where it reads no items."""
     items = cell.fit_data.items() if cell.fit_data.split else ()
     if not items:
-        return []
+        return None
     options, decoder = cell.method.options(), Decoder(lm)
     read = min(len(items), options["samples"]) if isinstance(options.get("samples"), int) else len(items)
     tokens = 0
@@ -111,7 +119,9 @@ def _fit_costs(lm: LanguageModel, cell: Cell) -> list[str]:
     elif "discover_operator" in options:
         passes, why = 1 + lm.sites.layers * lm.sites.heads, "at most: one a head"
     total = 2.0 * lm.parameters * length * read * passes
-    return [f"fitting reads {read} items of about {length} tokens in {passes} passes ({why}): {total:.2g} operations"]
+    times = "pass" if passes == 1 else "passes"
+    said = f"fitting reads {read} items of about {length} tokens in {passes} {times} ({why}): {total:.2g} operations"
+    return FitCosts(said, total)
 
 
 def _costs(lm: LanguageModel, cell: Cell, request: Request, rows: int) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from harness.grid import run as grid_run
-from harness.grid.executors import Where, exit_reason
+from harness.grid.executors import Others, Where, exit_reason
 
 
 class Forked:
     """An executor whose workers are forks; otherwise they are what `harness grid worker` is."""
 
-    def __init__(self, root: Path, workers: int) -> None:
-        self.root, self.workers = root, workers
+    def __init__(self, root: Path, workers: int, *, own: bool = True) -> None:
+        self.root, self.workers, self.own = root, workers, own
         self.pids: dict[int, int] = {}
         self.codes: dict[int, int] = {}
 
@@ -41,8 +41,8 @@ class Forked:
             torch.set_num_threads(1)
             from harness.cli.app import main
 
-            line = ["grid", "worker", str(self.root), "--rank", f"{rank}/{self.workers}", "--parent", str(parent)]
-            sys.argv = ["harness", *line]
+            line = ["grid", "worker", str(self.root), "--rank", f"{rank}/{self.workers}"]
+            sys.argv = ["harness", *line, *(["--parent", str(parent)] if self.own else [])]
             main()
             code = 0
         except SystemExit as stop:
@@ -71,12 +71,28 @@ class Forked:
             self.kill(rank)
 
 
+class Scheduler(Others):
+    """One that the harness does not know: it starts workers once, and the driver hears of them through the folder alone."""
+
+    def __init__(self, root: Path, workers: int) -> None:
+        super().__init__(root, workers)
+        self.forks = Forked(root, workers, own=False)
+
+    def start(self, rank: int) -> None:
+        assert rank not in self.forks.pids
+        self.forks.start(rank)
+
+
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Forked]:
-    """`--on local:N` begins forks of this process; gives the executor of the last command."""
+    """`--on local:N` and `--on workers:N` begin forks of this process; gives what started those of the last command."""
     made: list[Forked] = []
 
-    def executor(place: Where, root: Path) -> Forked:
+    def executor(place: Where, root: Path) -> Forked | Scheduler:
+        if place.kind == "workers":
+            scheduler = Scheduler(root, place.workers or 1)
+            made.append(scheduler.forks)
+            return scheduler
         made.append(Forked(root, place.workers or 1))
         return made[-1]
 

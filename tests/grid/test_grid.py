@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from left_behind import records, same
+from left_behind import none_left, records, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -109,3 +109,46 @@ def test_a_plan_says_shards_hours_operations_and_memory_and_how_to_start(harness
     dry = harness(f"run --method plain --task lamp2m --model {toy} --limit 20 --batch_size 4 --on local:2 --dry_run")
     assert dry.code == 0 and "on 2 workers: 20 samples in 5 batches" in dry.out
     assert not Path("runs").exists()
+
+
+def _planned(done: Any) -> str:
+    """The command that the plan says starts it."""
+    assert done.code == 0, done.err
+    start = done.out.splitlines()[-1]
+    assert start.startswith("start it: harness ")
+    return start.removeprefix("start it: harness ")
+
+
+def test_the_plan_of_a_sweep_starts_a_sweep_whose_workers_anybody_starts(
+    harness: Harness, forked: Any, command: str
+) -> None:
+    sweep = f"--method rag --set 'k=1|2' {command} --limit 8"
+    plan = harness(f"grid plan sweep {sweep} --output_path two --on workers:2")
+    start = _planned(plan)
+    assert "8 samples of each of 2 points in 4 batches, about 2 shards" in plan.out
+    two = harness(start)
+    assert two.code == 0, two.err
+    assert "start each worker, i from 0 to 1: " in two.err and "harness grid worker" in two.err
+    assert harness(f"sweep {sweep} --output_path one").code == 0
+    same("one", "two")
+    none_left(forked().pids.values())
+
+
+def test_the_plan_of_a_fit_starts_a_fit_whose_workers_anybody_starts(harness: Harness, forked: Any, toy: Path) -> None:
+    fit = f"--method dps --set samples=3 --task lamp2m --model {toy} --dtype float64"
+    plan = harness(f"grid plan fit {fit} --on workers:1")
+    start = _planned(plan)
+    for word in ("one worker fits; fitting reads 3 items", "operations", "hours", "memory a worker"):
+        assert word in plan.out
+    done = harness(start)
+    assert done.code == 0 and "--rank i/1" in done.err, done.err
+    again = harness(f"grid plan fit {fit} --on workers:1")
+    assert f"it is fitted already: {json.loads(done.out)['key']}" in again.out
+    none_left(forked().pids.values())
+
+
+def test_a_plan_takes_the_options_of_its_command_and_no_others(harness: Harness, toy: Path) -> None:
+    assert "--limit" in harness(f"grid plan fit --method dps --task lamp2m --model {toy} --limit 3 --on ray").error()
+    assert "has nothing to fit" in harness(f"grid plan fit --method rag --task lamp2m --model {toy} --on ray").error()
+    assert "nothing varies" in harness("grid plan sweep --method rag --task lamp2m --set k=1 --on ray").error()
+    assert "give the workers" in harness("grid plan run --method rag --task lamp2m").error()
