@@ -8,6 +8,7 @@ leave the batch and how far rows are padded are what they are in a run of its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,8 +55,11 @@ def _unmixed(requests: Sequence[Request]) -> list[Request]:
 
 @dataclass(frozen=True)
 class _Untouched:
+    """Every token as likely as any other, as a model says whose logits are all 0."""
+
     def __call__(self, outputs: Sequence[StreamOutput]) -> Tensor:
-        return outputs[0].logits
+        logits = outputs[0].logits
+        return torch.full((), -math.log(logits.shape[-1]), dtype=logits.dtype).expand(logits.shape)
 
 
 class _IdleModel(LanguageModel):
