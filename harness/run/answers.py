@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from harness.data import Example
 from harness.engine.encoder import CutPrompt
 from harness.engine.rows import Request
 from harness.errors import UsageError
-from harness.plan import Draws, Generated, Scored
+from harness.plan import Draws, Generated, Plan, Scored
 from harness.plugins.returned import chosen_of
 
 RULED_OUT = (
@@ -153,3 +155,24 @@ def chosen_answers(answers: Sequence[Generated], draws: Draws) -> list[Generated
         number = chosen_of(draws.choose, draws.choose(some), len(some))
         found.append(replace(some[number], drawn=tuple(one.text for one in some)))
     return found
+
+
+def without_mix(plan: Plan) -> tuple[Any, ...]:
+    """What tells a plan from another, but for their mix."""
+    streams = tuple(
+        (s.prompt.render(), by_value(s.edits), tuple(a.key for a in s.adapters), s.exits, s.early) for s in plan.streams
+    )
+    return streams, plan.answer, by_value(plan.draws)
+
+
+def by_value(value: Any) -> Any:
+    """What tells two edits or mixes apart, tensors by their content."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), str(value.dtype), value.detach().cpu().double().numpy().tobytes())
+    if isinstance(value, np.ndarray):
+        return (value.shape, str(value.dtype), value.tobytes())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (type(value), *(by_value(getattr(value, f.name)) for f in dataclasses.fields(value)))
+    if isinstance(value, tuple | list):
+        return tuple(map(by_value, value))
+    return value

@@ -34,7 +34,7 @@ from harness.records.store import (
     RunRecord,
     json_value,
 )
-from harness.run.answers import Effect
+from harness.run.answers import Effect, by_value, without_mix
 from harness.run.batches import Batching
 from harness.run.cell import Cell, generation_of_cell
 from harness.run.console import Console
@@ -228,7 +228,7 @@ def _of_known_users(cell: Cell) -> list[str]:
 
 
 def _of_the_control(cell: Cell, shared: Shared, personal: Personal) -> list[str]:
-    """What to know where the control gave no prompt another history, so that the run is the one without it."""
+    """What to know where the control made no other plan of any item, so that the run is the one without it."""
     if cell.settings.control == "none":
         return []
     for item, own in zip(cell.items, cell.own_items, strict=True):
@@ -237,12 +237,12 @@ def _of_the_control(cell: Cell, shared: Shared, personal: Personal) -> list[str]
             given, before = (
                 plan_of(cell.method, cell.method.plan(one.example, shared.state, state)) for one in (item, own)
             )
-            if [s.prompt for s in given.streams] != [s.prompt for s in before.streams]:
+            if (without_mix(given), by_value(given.mix)) != (without_mix(before), by_value(before.mix)):
                 return []
     rest = (
         "only what was learnt of the users can differ" if cell.method.adapts() else "the numbers are those without it"
     )
-    return [f"--control {cell.settings.control} changed no prompt of {cell.method_name}; {rest}"]
+    return [f"--control {cell.settings.control} changed nothing that {cell.method_name} asks; {rest}"]
 
 
 def _note_fit(

@@ -1,5 +1,7 @@
 """Controls change histories and nothing else."""
 
+from pathlib import Path
+
 import pytest
 
 from harness.errors import UsageError
@@ -7,8 +9,10 @@ from harness.fit.kit import ModelKit
 from harness.method import Retrieval
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
+from harness.run.cell import Cell, Settings
 from harness.run.contract import random_lm, toy_examples
 from harness.run.control import controlled
+from harness.run.steps import run_cell
 from harness.task import Selection
 from harness.tasks.lamp import Lamp4
 
@@ -64,3 +68,24 @@ def test_no_control_changes_nothing_and_one_user_has_no_other(items):
     assert controlled(items, "none", 0) is items
     with pytest.raises(UsageError, match="two users"):
         controlled(items[:1], "wrong_user", 0)
+
+
+BEST = str(Path(__file__).parents[2] / "docs" / "examples" / "best_of_n.py")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "control", "nothing"),
+    [
+        ("plain", (), "wrong_user", True),
+        ("rag", ("k=0",), "shuffled", True),
+        ("rag", ("retriever=random", "k=1"), "shuffled", False),
+        ("rag", ("k=1",), "wrong_user", False),
+        (BEST, ("k=0", "n=1"), "wrong_user", False),  # the history decides which answer is chosen
+        (BEST, ("k=0", "n=1", "choose=likely"), "wrong_user", True),
+    ],
+)
+def test_a_run_says_where_its_control_changed_nothing(method, settings, control, nothing, tmp_path, lm):
+    made = build_method(method_class(method), method, None, settings)
+    asked = Settings(limit=6, max_new_tokens=1, control=control, output_path=tmp_path, allow_noop=True)
+    notes = run_cell(lm, Cell("mine", made, "lamp4", Lamp4(), asked)).record.notes
+    assert any("changed nothing that mine asks; the numbers are those without it" in note for note in notes) == nothing

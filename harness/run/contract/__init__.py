@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.data import Example, Labelled
@@ -25,6 +24,7 @@ from harness.fit.kit import ModelKit
 from harness.method import Fitted, Method
 from harness.plan import Generated, Place, Plan, StreamOutput, apply
 from harness.plugins.returned import adapted, fitted, mixed, plan_of
+from harness.run.answers import by_value, without_mix
 from harness.run.contract.toys import ContractBroken, ToyTemplate, broken, byte_tokenizer, random_lm, toy_examples
 from harness.run.system import ModelSystem
 from harness.task import Generation
@@ -133,32 +133,6 @@ def _fingerprint(lm: LanguageModel) -> tuple[Any, ...]:
     return hooks, lm.model.training, weights
 
 
-def _signature(plan: Plan) -> tuple[Any, ...]:
-    return tuple(
-        (
-            s.prompt.render(),
-            tuple(_by_value(e) for e in s.edits),
-            tuple(a.key for a in s.adapters),
-            s.exits,
-            s.early,
-        )
-        for s in plan.streams
-    )
-
-
-def _by_value(value: Any) -> Any:
-    """What tells two edits or mixes apart, tensors by their content."""
-    if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), str(value.dtype), value.detach().cpu().double().numpy().tobytes())
-    if isinstance(value, np.ndarray):
-        return (value.shape, str(value.dtype), value.tobytes())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return (type(value), *(_by_value(getattr(value, f.name)) for f in dataclasses.fields(value)))
-    if isinstance(value, tuple | list):
-        return tuple(map(_by_value, value))
-    return value
-
-
 def _check_purity(
     method: Method,
     test: Sequence[Labelled],
@@ -168,9 +142,9 @@ def _check_purity(
 ) -> None:
     for item, mine, plan in zip(test, personal, plans, strict=True):
         again = _plan(method, item.example, shared, mine)
-        if _signature(again) != _signature(plan) or again.answer != plan.answer:
+        if without_mix(again) != without_mix(plan):
             raise broken("plan is pure", f"two calls for example {item.example.id} gave different plans")
-        if _by_value(again.mix) != _by_value(plan.mix):
+        if by_value(again.mix) != by_value(plan.mix):
             raise broken(
                 "plan is pure",
                 f"two calls for example {item.example.id} gave mixes that are not equal, {plan.mix!r} and {again.mix!r}; "
