@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Literal, TypeAlias
 
 from harness.data import Labelled
@@ -27,7 +29,7 @@ KINDS: Mapping[Leak, str] = {
     "answer": "the answer word for word",
     "near": "it but for case and punctuation",
 }
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _LEAST = 3
 """Words below which a text in a history is not the question."""
 _SHARE = 0.5
@@ -43,7 +45,7 @@ def leak_of(item: Labelled, *, closed: bool) -> Leak | None:
     closed = closed or bool(example.choices)
     found: set[Leak] = set()
     for record in example.user.history if golds else ():
-        values = record.fields.values()
+        values = [str(value) for value in record.fields.values()]
         exact = any(value.strip() in exactly for value in values)
         near = not exact and any(gold.are_of(value) for value in values for gold in golds)
         if (exact or near) and any(question.are_of(value) for value in values for question in asked):
@@ -69,15 +71,17 @@ class _Words:
     """The words of a text, in any case; to find other texts with the same ones among many."""
 
     def __init__(self, text: str) -> None:
-        self.length, self.all = len(text), _WORD.findall(text.casefold())
+        self.all = [found[0].casefold() for found in _WORD.finditer(_composed(text))]
 
     def are_of(self, other: str) -> bool:
-        if not self.all or abs(len(other) - self.length) > max(20, self.length):  # punctuation alone makes less
-            return False
-        first = _WORD.search(other)
-        if first is None or first[0].casefold() != self.all[0]:
-            return False
-        return _WORD.findall(other.casefold()) == self.all
+        """Looks at no more of the text than it has to: most differ in the first word."""
+        theirs = (found[0].casefold() for found in _WORD.finditer(_composed(other)))
+        return bool(self.all) and all(a == b for a, b in zip_longest(self.all, theirs))
+
+
+def _composed(text: str) -> str:
+    """Letters with their accents as one character, wide ones as plain ones: texts that look alike are alike."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
 
 
 def check_apart(

@@ -51,10 +51,21 @@ def item(
         ([{"text": "a dog ran far", "title": "Another headline"}], None),
         ([{"title": "dogs run fast"}, {"title": "Dogs run, fast!"}, {"title": "Cats"}], "answer"),
         ([{"title": "Dogs run, fast! And cats sit"}], None),
+        ([{"title": f"Dogs {' ' * 99} run, _fast_"}], "near"),
+        ([{"title": "\uff24ogs run, fa\u200dst"}], None),
+        ([{"title": "\uff24ogs\u200b run, fast"}], "near"),
     ],
 )
 def test_a_history_holds_the_answer_with_its_question_word_for_word_or_nearly(history: Any, kind: str | None) -> None:
     assert leak_of(item(history), closed=False) == kind
+
+
+def test_letters_that_look_alike_are_alike_and_numbers_are_texts() -> None:
+    assert leak_of(item([{"title": "Caf\u00e9 ol\u00e9"}], gold="Cafe\u0301 ole\u0301!"), closed=False) == "near"
+    rated = item([{"title": "a"}], gold="5")
+    history = (HistoryItem("0", {"score": 5}, ""),)  # type: ignore[dict-item]
+    user = replace(rated.example.user, history=history)
+    assert leak_of(replace(rated, example=replace(rated.example, user=user)), closed=False) == "answer"
 
 
 def test_a_label_of_a_short_list_gives_nothing_away_unless_its_question_is_there_too() -> None:
