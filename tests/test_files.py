@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -212,3 +214,68 @@ def test_without_locks_drafts_go_after_a_day(tmp_path: Path):
         os.utime(draft, (time.time() - age,) * 2)
     replace_file(tmp_path / "x", b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.new.draft", "x"]
+
+
+# Who writes
+
+
+WRITES = {
+    "write_text",
+    "write_bytes",
+    "savefig",
+    "save_pretrained",
+    "save_file",
+    "save_torch_state_dict",
+    "copyfile",
+    "copy2",
+    "copytree",
+}
+INSIDE = {
+    "harness/cli/fetch/download.py": "a part, taken up where it stopped and renamed when it is whole",
+    "harness/cli/fetch/wordnet.py": "a draft folder",
+    "harness/cli/push.py": "a folder that is sent and thrown away",
+    "harness/engine/weights/adapters.py": "the draft folder of an export",
+    "harness/engine/weights/gguf_files.py": "the draft folder of a user's cache",
+    "harness/fit/artifacts.py": "the draft folder of a state",
+    "harness/fit/vector_files.py": "a draft",
+    "harness/grid/executors.py": "the log of a worker",
+    "harness/grid/folder.py": "a draft, renamed when it is whole",
+    "harness/grid/on_ray.py": "the log of a worker",
+    "harness/publish/figures/style.py": "memory",
+    "harness/publish/report/__init__.py": "a draft folder",
+    "harness/publish/report/by_user.py": "the report's draft folder",
+    "harness/tiny/train.py": "the draft folder of a training",
+}
+"""Files that write by themselves, and into what."""
+
+
+def _writes(call: ast.Call) -> bool:
+    """Whether the call writes a file at once, so that a kill leaves a part of it."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    of = call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
+    if name == "open" and of != "os":
+        words = [
+            n.value
+            for a in (*call.args, *(k.value for k in call.keywords))
+            for n in ast.walk(a)
+            if isinstance(n, ast.Constant)
+        ]
+        return any(
+            isinstance(w, str) and re.fullmatch(r"[rwax][bt]?\+?", w) and w[0] + w[-1] not in ("rr", "rb", "rt")
+            for w in words
+        )
+    return name in WRITES or (of, name) in {("torch", "save"), ("json", "dump"), ("np", "save")}
+
+
+def test_every_file_is_written_whole_by_the_same_functions() -> None:
+    """Whatever writes by itself does so into a draft, a log or memory; all else goes through `harness.files`."""
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for room in ("harness", "methods", "tasks")
+        for path in (root / room).rglob("*.py")
+        if not {"methods", "tasks"} & set(path.relative_to(root).parts[1:2])
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _writes(node)
+    }
+    assert found == set(INSIDE)
