@@ -14,7 +14,23 @@ The message is one line: what was given, what is allowed, the next step.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "complete",
+    1: "the run failed, or its method changed nothing",
+    2: "a mistake in the command",
+    3: "saved, but some samples failed",
+    4: "data or a model is missing; the message says what to fetch",
+    5: "outside tolerance, or not up to date (--check)",
+    130: "interrupted; the state is saved, the same command goes on",
+}
+"""How a command ends, and what that means."""
+
+
+def gravest(codes: Collection[int]) -> int:
+    """How a command ends whose parts end with these: a failure before what is missing, a mistake, and samples that failed."""
+    return next((code for code in (1, 4, 2, 3) if code in codes), 0)
 
 
 class HarnessError(Exception):

@@ -16,7 +16,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -352,12 +352,18 @@ def _unparsed(parsed: Sequence[Any], consequence: str) -> str:
 
 
 def _read_mini(task: Lamp, split: str) -> Split:
+    return _mini(task.name, split)
+
+
+@cache
+def _mini(task: str, split: str) -> Synthetic:
+    """Written once a process: a command over several methods or records asks for it many times."""
     from harness.tiny import lamp_mini
 
-    questions, golds = lamp_mini.load(task.name, cast("lamp_mini.Split", split))
+    questions, golds = lamp_mini.load(task, cast("lamp_mini.Split", split))
     canonical = json.dumps([questions, golds], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     sha256 = sha256_of(canonical.encode())
-    return Synthetic(task.name, questions, {gold["id"]: gold["output"] for gold in golds}, sha256)
+    return Synthetic(task, questions, {gold["id"]: gold["output"] for gold in golds}, sha256)
 
 
 def _read_files(task: Lamp, split: str) -> Split:

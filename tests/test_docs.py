@@ -5,7 +5,8 @@ that the page names:
 
 - A block of code whose first line is `# name.py` (or, of a csv or jsonl block, whose title is a file name) is a file.
 - Lines of `sh` blocks that begin with `harness` run, in this process. Every `harness run` and `harness sweep` gets SMALL
-  behind it; nothing else is changed. `# exit 2` behind a command says how it should end.
+  behind it, and dps is fitted on few samples; nothing else is changed. `# exit 2` behind a command says how it should end.
+- So do `python docs/examples/...` lines; a page that names a file of docs/examples finds the folder.
 - A block that begins with `# needs ...` needs what the suite has not: its lines are parsed, and the names of methods,
   tasks and options in them are looked up. So are lines that are no `harness` command, but for those of INSTALLS.
 """
@@ -13,8 +14,10 @@ that the page names:
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +25,9 @@ from typing import NamedTuple
 import pytest
 import typer
 
+from harness import errors
 from harness.cli.app import app
+from harness.errors import EXIT_CODES, HarnessError, gravest
 from harness.plugins.options import build_method, build_task
 from harness.plugins.registry import method_row, task_class, task_name
 
@@ -32,6 +37,8 @@ SMALL = "--limit 4 --max_new_tokens 8"
 """What makes a run of a page quick."""
 SHARED = ["copy-e097fefb", "plain-8f34cac3", "rag-0ca2b3bd", "dps-d67fa6b5"]
 """Records of results/tiny/lamp4 that every page finds in its folder."""
+FEW = "samples=2"
+"""What makes a fit of dps quick, which reads 50 otherwise."""
 INSTALLS = ("pip", "git", "cd", "python", "tox", "pytest", "sh", ".", "export", "ray", "cat")
 """First words of lines that are not run: they install or change what the suite runs in."""
 
@@ -109,6 +116,18 @@ def parse(words: list[str]) -> None:
             build_task(task_class(task_name(task)), task_name(task), _named(words, "--task_set"), None)
 
 
+def _small(words: list[str]) -> str:
+    """What the command has behind it here."""
+    runs, methods = words[1] in ("run", "sweep"), _named(words, "--method")
+    fits = "dps" in methods and words[1] in ("run", "fit")
+    return " ".join(
+        [
+            SMALL if runs and "--dry_run" not in words else "",
+            f"--set {'dps.' if len(methods) > 1 else ''}{FEW}" if fits else "",
+        ]
+    )
+
+
 def _records(words: list[str]) -> list[str]:
     return [word.removeprefix("results/").rstrip("/") for word in words if word.startswith("results/")]
 
@@ -158,16 +177,31 @@ def test_every_command_of_a_page_works(
                 and (found / "run.json").is_file()
             ):
                 shutil.copytree(found, tmp_path / "results" / found.relative_to(ROOT / "results"))
+    if any("docs/examples/" in word for line in lines for word in line.words):
+        shutil.copytree(ROOT / "docs/examples", tmp_path / "docs/examples")
     for words, runs, code in lines:
+        if words[0] == "python" and words[1].startswith("docs/examples/"):
+            monkeypatch.setattr(sys, "argv", words[1:])
+            runpy.run_path(words[1], run_name="__main__")
+            continue
         if words[0] != "harness":
             assert words[0] in INSTALLS or not runs, f"{page.name}: {shlex.join(words)} is not run by any test"
             continue
         if not runs:
             parse(words)
             continue
-        small = f" {SMALL}" if words[1] in ("run", "sweep") and "--dry_run" not in words else ""
-        done = harness(shlex.join(words[1:]) + small)
+        done = harness(f"{shlex.join(words[1:])} {_small(words)}")
         assert done.code == code, f"{page.name}: {shlex.join(words)}\n{done.err}"
+
+
+def test_the_page_of_exit_codes_has_every_code_and_what_help_says_of_it() -> None:
+    page = (ROOT / "docs/exit-codes.md").read_text(encoding="utf-8")
+    shown = {int(code): meaning for code, meaning in re.findall(r"^\| (\d+) \| ([^|]+?) \|", page, re.MULTILINE)}
+    assert shown == EXIT_CODES
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HarnessError)]
+    assert {kind.exit_code for kind in kinds} <= set(EXIT_CODES)
+    assert "gravest of their codes: 1, then 4, 2 and 3." in page
+    assert [gravest(codes) for codes in ([0, 2, 1, 3], [3, 2, 4], [0, 2, 3], [3, 0], [0], [])] == [1, 4, 2, 3, 0, 0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

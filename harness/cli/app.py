@@ -21,24 +21,13 @@ from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
-from harness.errors import HarnessError, OutsideTolerance, UsageError
+from harness.errors import EXIT_CODES, HarnessError, OutsideTolerance, UsageError
 from harness.files.shown import message, say
-
-EXIT_CODES = """\b
-Exit codes:
-  0    complete
-  1    the run failed, or its method changed nothing
-  2    a mistake in the command
-  3    saved, but some samples failed
-  4    data or a model is missing; the message says what to fetch
-  5    outside tolerance, or not up to date (--check)
-  130  interrupted; the state is saved, the same command goes on
-"""
 
 app = commands.app(
     help="Evaluate ways of making a language model fit a user.\n\n"
     "First result: harness run --method dps --task lamp4 --model tiny",
-    epilog=EXIT_CODES,
+    epilog="\n".join(["\b", "Exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())]),
     completes=True,
 )
 data_app = commands.app(help="Fetch or write benchmark data.")

@@ -26,7 +26,7 @@ from harness.cli.declarations import (
     path_text,
     with_defaults,
 )
-from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.errors import HarnessError, UsageError, did_you_mean, gravest
 from harness.files.shown import say, without_credentials
 from harness.run.control import Control
 from harness.servers.address import ENDPOINT
@@ -197,7 +197,7 @@ def run(
         together = len(finished) > 1 and len({folder.parent for folder in finished}) == 1
         beside = f"harness compare {' '.join(map(str, finished[:4]))}; " if together else ""
         console.say(f"next: {beside}harness report --open")
-    raise typer.Exit(next((code for code in (1, 4, 2, 3) if code in codes), 0))
+    raise typer.Exit(gravest(codes))
 
 
 @with_options(*FIT)
@@ -232,7 +232,7 @@ def fit(**given: Unpack[Command]) -> None:
         learnt = on_workers("fit", given, place, [[cell] for cell in cells], console, None)
     else:
         lm = load(given["model"], given, console)
-    raise typer.Exit(max(_each(cells, learn, console, grid=len(cells) > 1)))
+    raise typer.Exit(gravest(_each(cells, learn, console, grid=len(cells) > 1)))
 
 
 def _units(cell: Cell) -> int:

@@ -12,7 +12,7 @@ import typer
 from harness.cli.commands import with_options
 from harness.cli.declarations import NEEDED, OUTPUT, Command, pairs
 from harness.cli.run import RUN, cells_of, load, open_judge_for
-from harness.errors import UsageError
+from harness.errors import UsageError, gravest
 from harness.files.shown import say
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def sweep(
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
             where = "is lowest" if lowest else "peaks"
             say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
-    raise typer.Exit(max(codes, default=0))
+    raise typer.Exit(gravest(codes))
 
 
 def cells_by_point(given: Command) -> dict[str, list[Cell]]:
