@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,16 @@ class Prompt:
     summary: str = ""
 
     def render(self) -> Rendered:
-        return self.template(self.text, self.items, self.summary)
+        """Raises HarnessError where the template gives something else."""
+        found: object = self.template(self.text, self.items, self.summary)
+        if isinstance(found, str | Joint):
+            return found
+        if isinstance(found, tuple | list) and found and all(isinstance(one, Message) for one in found):
+            return tuple(found)
+        raise HarnessError(
+            f"template {type(self.template).__name__} gave {' '.join(repr(found).split())[:60]}; expected a text, or a tuple of one "
+            "Message(role, content) or more"
+        )
 
     def first(self, n: int) -> Prompt:
         """The same prompt with only the n best items."""

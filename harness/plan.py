@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias, cast, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from harness.data import Prompt
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 
 Part: TypeAlias = Literal["block_in", "block_out", "attn_out", "mlp_out", "heads_out", "queries", "pattern"]
 PARTS: tuple[Part, ...] = ("block_in", "queries", "heads_out", "attn_out", "mlp_out", "block_out", "pattern")
@@ -39,6 +39,17 @@ class Where(Protocol):
     """Which positions of a row an edit touches: an array of absolute positions in, booleans of the same shape out."""
 
     def __call__(self, positions: np.ndarray, layout: Layout) -> np.ndarray: ...
+
+
+def places(where: Where, positions: np.ndarray, layout: Layout) -> np.ndarray:
+    """What a `Where` says of positions. Raises HarnessError where that is not one boolean for each."""
+    found: object = where(positions, layout)
+    if getattr(found, "shape", None) != positions.shape or str(getattr(found, "dtype", "")) != "bool":
+        kind = f"{type(found).__name__} {getattr(found, 'dtype', '')} {list(getattr(found, 'shape', ()))}"
+        raise HarnessError(
+            f"where {where!r} gave a {kind} for positions {list(positions.shape)}; expected an array of booleans of the same shape"
+        )
+    return cast("np.ndarray", found)
 
 
 @dataclass(frozen=True)
@@ -320,7 +331,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.streams:
-            raise ValueError("a plan needs at least one stream")
+            raise HarnessError(
+                f"a plan has {self.streams!r} for its streams; expected at least one, as in Plan((Stream(prompt),))"
+            )
 
     @property
     def changes(self) -> bool:

@@ -18,7 +18,7 @@ from harness.engine.model import LanguageModel, pad_left
 from harness.engine.row_edits import RowEdits
 from harness.engine.rows import Request
 from harness.engine.sites import Transform
-from harness.plan import Site, Where
+from harness.plan import Site, Where, places
 
 QUERIES = 256
 """Positions of a row whose attention weights exist at once."""
@@ -43,7 +43,7 @@ def capture(
     ]
     layouts = [request.prompts[0].encoded.layout() for request in requests]
     _, positions = pad_left(rows, 0)
-    chosen = np.stack([where(p, layout) & (p >= 0) for p, layout in zip(positions, layouts, strict=True)])
+    chosen = np.stack([places(where, p, layout) & (p >= 0) for p, layout in zip(positions, layouts, strict=True)])
     first = int(chosen.any(axis=0).argmax()) if chosen.any() else positions.shape[1]
     read: dict[Site, Tensor] = {}
 
@@ -80,7 +80,10 @@ def pooled(
     layouts = [request.prompts[0].encoded.layout() for request in requests]
     _, positions = pad_left(rows, 0)
     chosen = np.stack(
-        [[where(p, layout) & (p >= 0) for where in wheres] for p, layout in zip(positions, layouts, strict=True)]
+        [
+            [places(where, p, layout) & (p >= 0) for where in wheres]
+            for p, layout in zip(positions, layouts, strict=True)
+        ]
     )
     padding = torch.from_numpy(positions < 0)[..., None]
     weights = torch.from_numpy(chosen).float()

@@ -100,7 +100,19 @@ class Encoder:
         return own if own is not None else min(self.eos_ids, default=None)
 
     def text(self, rendered: Rendered) -> str:
-        """The string the model reads, without a BOS that the tokenizer would add."""
+        """The string the model reads, without a BOS that the tokenizer would add. Raises HarnessError where it is no UTF-8."""
+        text = self._text(rendered)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                around = text[max(0, error.start - 20) : error.end + 20]
+                raise HarnessError(
+                    f"a prompt holds half a character (a lone surrogate), which no model can read: {around!r}; mend it in the data"
+                ) from None
+        return text
+
+    def _text(self, rendered: Rendered) -> str:
         if isinstance(rendered, Joint):
             text = self._conversation(rendered)
             return text.rstrip() if rendered.scored else text

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.engine.encoder import Encoder
 from harness.engine.flops import Sizes
 from harness.engine.sites import Sites, widen_norms
+from harness.errors import UsageError
 from harness.plan import LoRA
 
 
@@ -95,10 +96,29 @@ class LanguageModel:
     @contextlib.contextmanager
     def adapted(self, adapters: Sequence[Sequence[LoRA]]) -> Iterator[None]:
         """Within the context row r runs under adapters[r]; nothing is merged into the shared weights."""
+        for lora in {id(lora): lora for row in adapters for lora in row}.values():
+            self._check(lora)
         names = sorted({name for row in adapters for lora in row for name in lora.weights})
         transforms = {name: _lora_transform(name, adapters) for name in names}
         with self.sites.hooked_modules(transforms):
             yield
+
+    def _check(self, lora: LoRA) -> None:
+        """Raises UsageError where the adapter names a module that is not there, or is of another shape."""
+        for name, (down, up) in lora.weights.items():
+            try:
+                weight = self.model.get_parameter(f"{name}.weight")
+            except AttributeError:
+                raise UsageError(
+                    f"adapter {lora.key!r} names {name!r}, which is no linear module of {self.name}"
+                ) from None
+            given = [list(down.shape), list(up.shape)]
+            sizes = (up.shape[0], down.shape[1]) if down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1] else None
+            if sizes is None or sorted(sizes) != sorted(weight.shape):
+                raise UsageError(
+                    f"adapter {lora.key!r} is of shapes {given} at {name}; expected A [rank, in] and B [out, rank] for a weight "
+                    f"{list(weight.shape)}"
+                )
 
 
 def _lora_transform(name: str, adapters: Sequence[Sequence[LoRA]]) -> Any:

@@ -31,7 +31,7 @@ from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits
 from harness.engine.rows import Cost
 from harness.errors import ContextTooLong
-from harness.plan import Edit, Layout, Site
+from harness.plan import Edit, Layout, Site, places
 
 PACK_TOKENS = {"cpu": 256, "cuda": 1024}
 """Tail tokens of one packed pass; longer packs spend more on masked attention than they save. Also the most positions
@@ -293,7 +293,7 @@ def first_position(edits: Sequence[Edit], layout: Layout) -> int:
     touched = np.zeros(last + 1, dtype=bool)
     touched[last] = True
     for edit in edits:
-        touched |= edit.where(np.arange(last + 1), layout)
+        touched |= places(edit.where, np.arange(last + 1), layout)
     return int(np.argmax(touched))
 
 

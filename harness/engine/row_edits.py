@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harness.edits import Bound, Replace
 from harness.engine.sites import Sites, Transform
-from harness.plan import Edit, Layout, Site
+from harness.errors import HarnessError
+from harness.plan import Edit, Layout, Site, places
 
 
 @dataclass
@@ -84,7 +85,7 @@ class RowEdits:
             for group in (group for groups in rounds for group in groups):
                 where = np.stack(
                     [
-                        edit.where(positions[row], self.layouts[row]) & (positions[row] >= 0)
+                        places(edit.where, positions[row], self.layouts[row]) & (positions[row] >= 0)
                         for row, edit in zip(group.rows, group.edits, strict=True)
                     ]
                 )
@@ -113,13 +114,38 @@ class RowEdits:
                     continue
                 assert group.bound is not None
                 old = x if group.index is None else x[group.index]
-                new = group.bound(old)
+                new = _edited(group, old)
                 if group.mask is not None:
                     new = torch.where(group.mask, new, old)
                 x = new if group.index is None else x.index_copy(0, group.index, new)
         return x.reshape(shape)
 
 
+def _edited(group: _Group, old: Tensor) -> Tensor:
+    """What the group's edits make of activations [r, T, D]. Raises HarnessError where that has another shape, or none."""
+    assert group.bound is not None
+    try:
+        new: object = group.bound(old)
+    except RuntimeError as error:
+        line = str(error).partition("\n")[0]
+        if not any(
+            word in line for word in ("size of tensor", "shapes", "must match", "expanded size")
+        ):  # out of memory, say
+            raise
+        raise _misfit(group, old, line) from error
+    if not isinstance(new, Tensor) or new.shape != old.shape:
+        raise _misfit(group, old, f"it gave {list(new.shape) if isinstance(new, Tensor) else type(new).__name__}")
+    return new
+
+
+def _misfit(group: _Group, old: Tensor, why: str) -> HarnessError:
+    edit = group.edits[0]
+    return HarnessError(
+        f"edit {type(edit).__name__} does not fit the model at {edit.site.part} of block {edit.site.layer}, whose activations are "
+        f"[rows, tokens, {old.shape[-1]}]: {why}"
+    )
+
+
 def acts_before(edit: Edit, end: int, layout: Layout) -> bool:
     """Whether the edit touches any position below `end`."""
-    return bool(end > 0 and edit.where(np.arange(end), layout).any())
+    return bool(end > 0 and places(edit.where, np.arange(end), layout).any())

@@ -22,7 +22,7 @@ from harness.engine.encoder import CutPrompt
 from harness.engine.flops import adapter_flops
 from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits, acts_before
-from harness.plan import Plan, Site, Stream
+from harness.plan import Plan, Site, Stream, places
 
 Name = TypeVar("Name", int, str)
 
@@ -129,7 +129,7 @@ class Rows:
     def _acting_before(self, row: int, end: int) -> tuple[Any, ...]:
         """The adapters of a row, and the edits that touch a position below `end` with the positions they touch."""
         stream, layout = self.streams[row], self.prompts[row].encoded.layout()
-        touched = [(id(edit), edit.where(np.arange(end), layout)) for edit in stream.edits]
+        touched = [(id(edit), places(edit.where, np.arange(end), layout)) for edit in stream.edits]
         edits = tuple((edit, where.tobytes()) for edit, where in touched if where.any())
         return (tuple(lora.key for lora in stream.adapters), edits)
 

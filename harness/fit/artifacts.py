@@ -99,7 +99,13 @@ class ArtifactStore:
         """
         from safetensors.torch import save
 
-        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        tensors, held = {}, set()
+        for name, tensor in state.tensors.items():
+            where = tensor.contiguous().untyped_storage().data_ptr()
+            tensors[name] = (
+                tensor.contiguous().clone() if where in held else tensor.contiguous()
+            )  # the file holds each apart
+            held.add(where)
         content = {"made_from": made_from, "meta": state.meta, "cost": state.cost, "notes": state.notes}
         with _writing(self.root), replacing_folder(self.root / key, drafts=self.root / _DRAFTS, keep=True) as draft:
             (draft / "tensors.safetensors").write_bytes(save(tensors))

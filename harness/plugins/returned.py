@@ -7,6 +7,7 @@ for a whole one.
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -37,6 +38,15 @@ def _plain(value: object) -> bool:
     if isinstance(value, tuple | list | set | frozenset):
         return all(map(_plain, value))
     return value is None or isinstance(value, str | bool | numbers.Real | PathLike) or is_dataclass(value)
+
+
+def _kept(value: object) -> bool:
+    """Whether JSON can hold it; a tensor or a NaN would come back as something else."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def plan_of(method: Method, plan: object) -> Plan:
@@ -136,8 +146,16 @@ def fitted(method: Method, state: object, function: str = "fit") -> Fitted | Non
     for name, tensor in _items(f"{who}: tensors", state.tensors):
         if not hasattr(tensor, "contiguous"):
             raise _wrong(f"{who}: tensors[{name!r}] is", tensor, "a torch.Tensor; other values go into meta")
+        if getattr(tensor, "is_sparse", False):
+            raise _wrong(f"{who}: tensors[{name!r}] is", tensor, "a dense tensor, as to_dense() gives")
     for part in ("meta", "cost"):
-        _items(f"{who}: {part}", getattr(state, part))
+        for name, value in _items(f"{who}: {part}", getattr(state, part)):
+            if not _kept(value):
+                raise _wrong(
+                    f"{who}: {part}[{name!r}] is",
+                    value,
+                    "what JSON gives back as it was: finite numbers, texts, lists and dicts",
+                )
     if isinstance(state.notes, str):
         raise _wrong(f"{who}: notes is", state.notes, "a list of texts")
     return state
@@ -207,7 +225,8 @@ def _check_item(who: str, item: object) -> None:
 def generation_of(task: Task) -> GenerationDefaults:
     """What `Task.generation` gives."""
     found = task.generation()
-    if not isinstance(found, GenerationDefaults) or isinstance(found.stop, str):
+    whole = isinstance(found, GenerationDefaults) and isinstance(found.max_new_tokens, numbers.Integral)
+    if not whole or isinstance(found.stop, str) or not all(isinstance(text, str) for text in found.stop):
         raise _wrong(
             f"task {_task_name(task)}: generation returned", found, "GenerationDefaults(max_new_tokens, stop=(...,))"
         )
@@ -276,11 +295,22 @@ def graded(task: Task, sample: Sample) -> Sample:
         raise HarnessError(
             f"{who} returned sample {found.id!r} for {sample.id!r}; expected the same id, user and targets"
         )
+    where = f"of sample {sample.id!r} is"
+    if isinstance(found.parsed, bool) or not (found.parsed is None or isinstance(found.parsed, str | numbers.Real)):
+        raise _wrong(f"{who}: parsed {where}", found.parsed, "a text or a number, or None where nothing could be read")
+    for name, value in _items(f"{who}: extra", found.extra):
+        if not _plain(value):
+            raise _wrong(
+                f"{who}: extra {name!r} {where}", value, "what JSON holds: numbers, texts, and lists or dicts of them"
+            )
     for name, value in _items(f"{who}: metrics", found.metrics):
         if value is not None and not isinstance(value, numbers.Real):
             raise _wrong(
                 f"{who}: metric {name!r} of sample {sample.id!r} is", value, "a number, or None where there is none"
             )
+    if any(isinstance(value, bool) for value in found.metrics.values()):  # as in {"accuracy": answer == target}
+        said = {name: int(value) if isinstance(value, bool) else value for name, value in found.metrics.items()}
+        return replace(found, metrics=said)
     return found
 
 
@@ -301,8 +331,10 @@ def metrics_of(task: Task, samples: Sequence[Sample]) -> dict[str, Metric]:
     for name, metric in found:
         if not isinstance(metric, Metric):
             raise _wrong(f"{who}: {name!r} is", metric, "a Metric, as in Metric(value, n)")
-        if metric.value is not None and not isinstance(metric.value, numbers.Real):
-            raise _wrong(f"{who}: value of {name!r} is", metric.value, "a number, or None with a note")
+        for part in ("value", "low", "high"):
+            number = getattr(metric, part)
+            if isinstance(number, bool) or not (number is None or isinstance(number, numbers.Real)):
+                raise _wrong(f"{who}: {part} of {name!r} is", number, "a number, or None (a value with a note)")
         if not isinstance(metric.n, numbers.Integral):
             raise _wrong(f"{who}: n of {name!r} is", metric.n, "how many samples it is of")
     return dict(found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.data import Example, Labelled, User
+from harness.edits import AddVector
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
 from harness.fit.artifacts import ArtifactStore
@@ -20,7 +21,7 @@ from harness.method import Fitted, Method
 from harness.methods import METHODS
 from harness.methods.plain import Plain
 from harness.mix import Contrast
-from harness.plan import Draws, Plan, Stream, StreamOutput
+from harness.plan import ALL, Draws, LoRA, Plan, Site, Stream, StreamOutput
 from harness.plugins.options import build_method
 from harness.plugins.registry import method_class
 from harness.run.cell import Cell, Settings
@@ -215,6 +216,18 @@ def _like(cls: type[Method], **given: Any) -> Method:
         ),
         (_like(Fitting, state={"vector": 1}), "fit returned a dict .*; expected a Fitted of named tensors"),
         (_like(Fitting, state=Fitted({"v": [1.0]})), r"fit: tensors\['v'\] is a list .*; expected a torch.Tensor"),
+        (
+            _like(Fitting, state=Fitted({"v": torch.eye(2).to_sparse()})),
+            r"fit: tensors\['v'\] is a Tensor .*; expected a dense",
+        ),
+        (
+            _like(Fitting, state=Fitted({}, {"a": float("nan")})),
+            r"fit: meta\['a'\] is a float \(nan\); expected what JSON",
+        ),
+        (
+            _like(Fitting, state=Fitted({}, {"a": torch.ones(1)})),
+            r"fit: meta\['a'\] is a Tensor .*; expected what JSON",
+        ),
         (_like(Fitting, state=Fitted([torch.ones(1)])), "fit: tensors is a list .*; expected a dict by name"),  # type: ignore[arg-type]
     ],
 )
@@ -223,6 +236,52 @@ def test_states_that_are_none_are_one_line(method: Method, words: str, lm: Langu
         check_method(method, lm=lm)
     with pytest.raises(HarnessError, match=words):
         run_cell(lm, _cell(method, tmp_path), store=ArtifactStore(tmp_path / "store"))
+
+
+def test_tensors_that_share_their_memory_are_kept_each(tmp_path: Path) -> None:
+    whole = torch.arange(4.0)
+    kept = ArtifactStore(tmp_path).put("k", Fitted({"a": whole, "b": whole, "c": whole[1:3]}), {}).tensors
+    assert {name: value.tolist() for name, value in kept.items()} == {"a": [0, 1, 2, 3], "b": [0, 1, 2, 3], "c": [1, 2]}
+
+
+# What does not fit the model
+
+
+def _edited(vector: Tensor, where: Any = ALL) -> Callable[[Stream], Plan]:
+    return lambda s: Plan((replace(s, edits=(AddVector(Site(1, "block_out"), vector, where=where),)),))
+
+
+def _adapted(name: str, rank: int = 1) -> Callable[[Stream], Plan]:
+    return lambda s: Plan((replace(s, adapters=(LoRA("x", {name: (torch.ones(rank, 32), torch.ones(32, 1))}),)),))
+
+
+@dataclass(frozen=True)
+class Shrinks(AddVector):
+    @classmethod
+    def bind(cls, edits: Any, like: Tensor) -> Any:
+        return lambda x: x[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda s: Plan(()), r"a plan has \(\) for its streams; expected at least one"),
+        (_edited(torch.ones(31)), "edit AddVector does not fit the model at block_out of block 1, whose .* tokens, 32"),
+        (
+            lambda s: Plan((replace(s, edits=(Shrinks(Site(1, "block_out"), torch.ones(32)),)),)),
+            r"edit Shrinks does not fit .*: it gave \[",
+        ),
+        (_edited(torch.ones(32), lambda p, layout: p[:1] > 0), "where .* gave a ndarray bool .* for positions"),
+        (_edited(torch.ones(32), lambda p, layout: p), "where .* gave a ndarray int64 .* for positions"),
+        (_adapted("nothing"), "adapter 'x' names 'nothing', which is no linear module of random-llama"),
+        (_adapted("model.layers.0.self_attn.q_proj", 2), r"adapter 'x' is of shapes \[\[2, 32\], \[32, 1\]\] at model"),
+    ],
+)
+def test_a_plan_that_does_not_fit_the_model_is_one_line(
+    made: Callable[[Stream], Any], words: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=words):
+        run_cell(lm, _cell(mine(made), tmp_path))
 
 
 # Methods that change the mix alone

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
@@ -18,7 +19,7 @@ from harness.plugins.registry import task_class
 from harness.run.cell import Cell, Settings
 from harness.run.contract.tasks import check_task
 from harness.run.steps import run_cell
-from harness.task import Metric, Sample
+from harness.task import GenerationDefaults, Metric, Sample
 from harness.tasks.lamp import Lamp3
 
 
@@ -70,6 +71,10 @@ def _of(item: Any, **changed: Any) -> Any:
         ({"items": _items(lambda i: _of(i, id=5))}, "id of example 5 is an int"),
         ({"items": _items(lambda i: _of(i, user=replace(i.example.user, id=None)))}, "user id of example .* is None"),
         ({"items": _items(lambda i: _of(i, user=replace(i.example.user, history="ab")))}, "history is a str .*; expected a tuple"),
+        ({"grade": lambda self, s: replace(s, parsed=object())}, "parsed of sample .* is an object"),
+        ({"grade": lambda self, s: replace(s, extra={"t": torch.ones(1)})}, "extra 't' of sample .* is a Tensor"),
+        ({"aggregate": lambda self, samples: {"a": Metric(1.0, 2, low="x")}}, r"low of 'a' is a str \('x'\)"),
+        ({"generation": lambda self: GenerationDefaults(2.5)}, "generation returned a GenerationDefaults"),
         ({"generation": lambda self: 16}, "generation returned an int .*; expected GenerationDefaults"),
     ],
 )  # fmt: skip
@@ -79,6 +84,34 @@ def test_what_a_task_gives_back_that_is_not_what_belongs_there_is_one_line(
     with pytest.raises(HarnessError, match=f"task lamp3: .*{words}") as caught:
         _run(lm, tmp_path, **changed)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (lambda *_: 5, "template function gave 5; expected a text"),
+        (lambda *_: (), r"template function gave \(\); expected a text"),
+        (
+            lambda *_: [{"role": "user", "content": "x"}],
+            "template function gave .*; expected a text, or a tuple of one Message",
+        ),
+        (lambda *_: "half \ud800 of one", "a prompt holds half a character .*; mend it in the data"),
+    ],
+)
+def test_what_a_template_gives_that_is_no_prompt_is_one_line(
+    template: Any, words: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=words):
+        _run(lm, tmp_path, items=_items(lambda i: _of(i, template=template)))
+
+
+def test_a_metric_that_is_true_or_false_is_a_number(lm: LanguageModel, tmp_path: Path) -> None:
+    right = {
+        "grade": lambda self, s: replace(s, metrics={"right": s.id != ""}),
+        "aggregate": lambda self, some: {"right": Metric(1.0, len(some))},
+    }
+    for _ in range(2):  # and what is on disk can be read
+        assert _run(lm, tmp_path, **right).exit_code == 0
 
 
 def test_targets_that_a_task_does_not_copy_are_copied(lm: LanguageModel, tmp_path: Path) -> None:
