@@ -166,7 +166,7 @@ def test_draws_are_compared_with_what_the_model_answers_without_them(
     system = ModelSystem(lm, type("Mixed", (Draw,), {"mix": mix})(number=1, temperature=temperature), Generation(6))
     effect = system.effect(examples, [sample.response or "" for sample in system.answer(examples)])
     assert effect is not None and (effect.changed_tokens, effect.nothing(torch.float32)) == (0, nothing)
-    assert effect.kl_nats < 1e-6 and (effect.identical == 1) == nothing
+    assert effect.kl_nats < 1e-9 and (effect.identical == 1) == nothing
 
 
 def test_a_check_of_draws_says_that_it_did_not_compare_them(lm: Any) -> None:
