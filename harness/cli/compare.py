@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness.cli.commands import RecordsOption
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files.shown import say
+
+if TYPE_CHECKING:
+    from harness.statistics.matched import NoneAgree
 
 
 def compare(
@@ -68,9 +71,13 @@ def compare(
     else:
         asked, searched = _asked(runs or [], task, model, variants=matched is not None)
         if matched is not None:
+            from harness.statistics.matched import NoneAgree
             from harness.statistics.matched import matched as of_equal_cost
 
-            points, what = of_equal_cost(asked, matched)
+            try:
+                points, what = of_equal_cost(asked, matched)
+            except NoneAgree as far:
+                raise _with_commands(far, matched, data) from None
             asked = [point.folder for point in points]
             say(what, stream=sys.stderr)
         folders = _with_baseline(asked, searched, baseline)
@@ -83,6 +90,21 @@ def compare(
         say(terminal(found, width))
     else:
         say(brief(found, min(width, 100)))
+
+
+def _with_commands(far: NoneAgree, by: str, data: str | None) -> UsageError:
+    """Prints what makes runs between those that do not agree."""
+    from harness.publish.equal_cost import FOLDER, sweeps
+
+    found = sweeps(far.nearest, data)
+    for line in found:
+        say(line)
+    if not found:
+        return UsageError(f"{far}; no method of them shows a number of history items (k) that could be changed")
+    return UsageError(
+        f"{far}. The commands above make runs between them on the fit split; 'harness compare {FOLDER} --matched {by}' then chooses "
+        "the k of each, which you run on the split that you report"
+    )
 
 
 def _uncontrolled(wanted: str) -> Path:

@@ -35,6 +35,15 @@ class Point:
     cost: float
 
 
+class NoneAgree(UsageError):
+    """No choice of runs agrees in cost."""
+
+    def __init__(self, message: str, nearest: Sequence[Point]) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+        """Of each method the run whose cost lies closest to the others'."""
+
+
 def cost_of(record: RunRecord, by: Cost) -> float | None:
     """Of one sample; None where the record does not know it."""
     samples = sum(map(len, record.batches))
@@ -50,7 +59,7 @@ def cost_of(record: RunRecord, by: Cost) -> float | None:
 def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
     """One point a method, methods in the order they came, and what was matched in words.
 
-    Raises UsageError where fewer than two methods have a cost, or no choice agrees within WITHIN.
+    Raises UsageError where fewer than two methods have a cost, NoneAgree where no choice agrees within WITHIN.
     """
     points: dict[str, list[Point]] = {}
     for folder in folders:
@@ -71,8 +80,8 @@ def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
     ratio, _, best = min(candidates, key=lambda one: one[:2])  # of equals the dearest: more of each method is seen
     listed = ", ".join(f"{point.method} {point.cost:.4g}" for point in best)
     if ratio > WITHIN:
-        raise UsageError(
-            f"no runs agree in {by}: the nearest, a sample, are {listed}, {ratio:.2f} times apart (allowed: {WITHIN}). Make points "
-            "between them on the fit split, as in harness sweep --split train --set 'k=1|2|4|8', then run those that agree"
+        raise NoneAgree(
+            f"no runs agree in {by}: the nearest, a sample, are {listed}, {ratio:.2f} times apart (allowed: {WITHIN})",
+            best,
         )
     return best, f"matched by {by} a sample, chosen by cost alone: {listed} (within {100 * (ratio - 1):.0f} %)"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.errors import UsageError
 from harness.records.store import RunConfig, RunFolder, RunRecord
 from harness.statistics.matched import matched
+
+Harness = Callable[[str], Any]
 
 
 @pytest.fixture
@@ -47,3 +51,20 @@ def test_costs_that_do_not_agree_are_refused_with_the_next_step(save: Callable[.
         matched(runs, "tokens")
     with pytest.raises(UsageError, match="needs runs of two methods or more"):
         matched(runs[:1], "tokens")
+
+
+def test_where_no_costs_agree_the_sweeps_that_make_such_runs_are_printed_and_work(harness: Harness) -> None:
+    small = "--task lamp4 --model tiny --limit 3 --max_new_tokens 2"
+    assert harness(f"run --method rag --method cad --set rag.k=1 --set cad.k=8 --set cad.alpha=0.3 {small}").code == 0
+    compare = "compare 'runs/tiny/lamp4/*' --matched tokens --baseline rag"
+    done = harness(compare)
+    assert done.code == 2 and "no runs agree in tokens" in done.error()
+    assert "'harness compare equal_cost --matched tokens' then chooses" in done.error()
+    lines = done.out.splitlines()
+    assert [shlex.split(line)[:4] for line in lines] == [["harness", "sweep", "--method", m] for m in ("cad", "rag")]
+    assert all("--split train --limit 3 --max_new_tokens 2" in line for line in lines) and "alpha=0.3" in lines[0]
+    for line in lines:
+        swept = harness(line.removeprefix("harness "))
+        assert swept.code == 0, swept.err
+    found = harness("compare equal_cost --matched tokens --baseline rag")
+    assert found.code == 0 and "matched by tokens a sample, chosen by cost alone" in found.err, found.err
