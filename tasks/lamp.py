@@ -43,6 +43,8 @@ class Lamp(Task):
     the longest histories among the dev questions are evaluated, and all but them are the train split, as OPPU and PerFit
     have it; with `train_from="dev"` the train split is the other users' dev questions, for files without a train split.
     `complete=true` keeps the questions that profile_provenance.json beside them calls so: {"610": {"complete": true}}.
+    With `answers="scored"` the answer of a task with labels is the label with the highest log-probability a character, in place
+    of what the model writes: small models write sentences, of which the official metrics find no label.
     """
 
     folders: ClassVar[tuple[str, ...]] = ()
@@ -58,6 +60,7 @@ class Lamp(Task):
         most_active: int | None = None,
         train_from: Literal["train", "dev"] = "train",
         complete: bool = False,
+        answers: Literal["written", "scored"] = "written",
     ) -> None:
         if split_by not in ("user", "time"):
             raise UsageError(f"split_by={split_by!r} is not valid; choose from 'user', 'time'")
@@ -65,11 +68,17 @@ class Lamp(Task):
             raise UsageError(f"most_active={most_active} leaves nobody to evaluate; allowed: most_active >= 1")
         if train_from == "dev" and most_active is None:
             raise UsageError("train_from=dev fits on the dev users who are not evaluated; give most_active=100 or so")
+        if answers == "scored" and self.name not in lamp_prompts.LABELS:
+            labelled = ", ".join(lamp_prompts.LABELS)
+            raise UsageError(
+                f"answers=scored needs labels to choose from, and {self.name} has texts; allowed for: {labelled}"
+            )
         self.data = data or os.environ.get("HARNESS_DATA") or MINI
         self.split_by = split_by
         self.most_active = most_active
         self.train_from = train_from
         self.complete = complete
+        self.answers = answers
         self._splits: dict[str, Split] = {}
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
@@ -188,6 +197,8 @@ class Lamp(Task):
         query, template = lamp_prompts.query(self.name, text), lamp_prompts.LampTemplate(self.name)
         labels = lamp_prompts.LABELS.get(self.name, ())
         example = Example(str(question.id), User(user, history, pairs), text, query, template, labels=labels)
+        if self.answers == "scored":
+            example = replace(example, choices=labels, compared="character")
         return Labelled(example, () if split.golds is None else (split.golds[example.id],))
 
 

@@ -232,6 +232,23 @@ def test_oppus_files_are_the_same_users_as_lamps(tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("kind", [Lamp1, Lamp2M, Lamp2N, Lamp3])
+def test_labels_can_be_scored_in_place_of_written_and_graded_the_same(kind):
+    written, scored = kind(), kind(answers="scored")
+    (one,), (other,) = (made.items(Selection("dev", limit=1)) for made in (written, scored))
+    assert (other.example.choices, other.example.compared) == (lamp_prompts.LABELS[kind.name], "character")
+    assert other.example.prompt() == one.example.prompt() and other.targets == one.targets
+    sample = Sample("0", "u", response=one.targets[0], targets=one.targets)
+    assert scored.grade(sample) == written.grade(sample)
+
+
+def test_what_has_no_labels_cannot_be_scored():
+    with pytest.raises(
+        UsageError, match=r"answers=scored needs labels .* lamp4 has texts; allowed for: lamp1, lamp2n, "
+    ):
+        Lamp4(answers="scored")
+
+
 def test_user_split_has_a_user_a_question_in_file_order(tmp_path):
     write(tmp_path, [question("5", [item("b"), item("a")])])
     (entry,) = load(tmp_path)
