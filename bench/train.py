@@ -7,8 +7,8 @@ loop everyone writes: one user at a time, transformers' own loss from labels, PE
 AdamW and clipping; `in_turn` is ours for one user at a time; `together` is ours for all of them. All take the same steps on
 the same mean losses with the same clipping; the largest difference of a trained value is reported. `trunk` trains one shift
 at the middle block with the residual below it kept over the epochs, and computed anew in each step (`anew`): seconds of an
-epoch after the first, which is where they differ. `adapters` trains the same number of rows in each step as one adapter's and as
-those of more and more: `loss` is the share of the rows a second that is lost against one adapter.
+epoch after the first, which is where they differ. `--adapters 1 8 32 64 256` trains the same number of rows in each step as
+one adapter's and as those of more and more: `loss` is the share of the rows a second that is lost against one adapter.
 Rounds of all contenders are interleaved and the fastest of each counts; ratios within this one run are the result.
 """
 
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=256, help="of a step, for `adapters`")
-    parser.add_argument("--adapters", type=int, nargs="*", default=(1, 8, 32, 64, 256), help="that the rows belong to")
+    parser.add_argument("--adapters", type=int, nargs="*", default=(), help="that the rows belong to")
     parser.add_argument("--output", help="file for the JSON; by default stdout")
     args = parser.parse_args()
     lm = model(args.size, args.device, dtype_of(args.device))
@@ -198,7 +198,8 @@ def main() -> None:
         "block": lm.sites.layers // 2,
         "blocks": lm.sites.layers,
     }
-    results["adapters"] = {name: of_adapters(lm, part, args) for name, part in parts.items()}
+    if args.adapters:
+        results["adapters"] = {name: of_adapters(lm, part, args) for name, part in parts.items()}
     write({"settings": settings(args, lm), "results": results}, args.output)
 
 
