@@ -189,7 +189,7 @@ def _globbed(name: str) -> str:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Have the two change places in one step; False where the system has no such step."""
-    import ctypes  # takes a tenth of the time that `harness --help` has
+    import ctypes  # which few commands need
 
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
