@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -302,6 +303,8 @@ def _metrics(graded: Sequence[Sample], sources: Mapping[str, Any]) -> dict[str, 
             ends = known(mean_interval(array, list(values)))
             found[name] = Metric(float(array.mean()), len(array), *ends, bool(higher))
         elif len(rules) == 1 and rules[0] is not None:
-            value = rules[0](list(values.values()))
-            found[name] = Metric(float(value), len(values), None, None, bool(higher), "no interval: not a mean")
+            value = float(rules[0](list(values.values())))
+            note = "no interval: not a mean" if math.isfinite(value) else f"lm-eval gives {value}"
+            shown = value if math.isfinite(value) else None
+            found[name] = Metric(shown, len(values), None, None, bool(higher), note)
     return found

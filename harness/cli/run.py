@@ -156,7 +156,7 @@ def run(
             say(estimate(lm, [cell], place.workers))
         return 0
 
-    for line in dict.fromkeys(cell.task.describe_data() for cell in cells):
+    for line in dict.fromkeys(cell.description for cell in cells):
         console.say(line)
     codes = _each(cells, read, console, grid=several)
     from harness.statistics.paired_tests import FEWEST

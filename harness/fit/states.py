@@ -14,7 +14,7 @@ from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import ModelKit
 from harness.method import Fitted, Method
-from harness.plugins.returned import adapted, fitted
+from harness.plugins.returned import adapted, fitted, reviewed
 from harness.task import Task
 
 USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9
@@ -246,7 +246,7 @@ def warnings_of(method: Method, shared: Shared) -> list[str]:
     """What a reader must know of the state. Raises HarnessError where it is of no use to the method."""
     if not method.fits():
         return []
-    return [*(shared.state.notes if shared.state else ()), *method.review(shared.state)]
+    return [*(shared.state.notes if shared.state else ()), *reviewed(method, method.review(shared.state))]
 
 
 def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> ModelKit:

@@ -268,6 +268,8 @@ def _aspects_in(text: str) -> list[Aspect] | None:
     said = _json(text, "[", "]")
     try:
         found = [Aspect(each["aspect"], each["description"], tuple(each["evidence"])) for each in said]
+        if any(isinstance(each["evidence"], str) for each in said):  # would be its letters
+            return None
     except (TypeError, KeyError):
         return None
     whole = all(a.evidence and all(isinstance(s, str) for s in (a.aspect, a.description, *a.evidence)) for a in found)

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.judge.judges import Judge, question_key
 from harness.method import Progress
-from harness.plugins.returned import graded, metrics_of, questions_of
+from harness.plugins.returned import analysis_of, graded, metrics_of, questions_of
 from harness.records.schema import Judging, MetricValue, RunRecord, json_value
 from harness.records.store import RunFolder
 from harness.task import Question, Rating, Sample, Task
@@ -117,7 +117,7 @@ def ledger(ratings: Sequence[Rating], judge: Judge) -> Judging:
 def settle(task: Task, samples: Sequence[Sample], record: RunRecord) -> None:
     """Metrics of graded samples, what is missing from them, and whether that leaves the record complete."""
     record.metrics = {name: MetricValue(**asdict(metric)) for name, metric in metrics_of(task, samples).items()}
-    record.analysis = {**record.analysis, **json_value(task.analysis(samples))}
+    record.analysis = {**record.analysis, **json_value(analysis_of(task, task.analysis(samples)))}
     answered = [sample for sample in samples if not sample.error]
     health = record.health
     health.errors = len(samples) - len(answered)

@@ -14,6 +14,7 @@ from annotated_types import Ge, Le, Lt
 from harness.errors import UsageError, did_you_mean
 from harness.method import Method, Retrieval, RetrieverName
 from harness.plugins.entry_points import added
+from harness.plugins.returned import check_declared
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def build_method(
     cls: type[Method], name: str, preset: str | None, settings: Sequence[str], made: Method | None = None
 ) -> Method:
     """The method (at its defaults, or `made`) with its preset, then its settings. Raises UsageError naming what is allowed."""
+    check_declared(cls, f"method {name!r}")
     allowed = _allowed(cls)
     options: dict[str, Any] = {}
     if preset is not None:
@@ -91,6 +93,7 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise UsageError(f"task {name!r}: class {cls.__name__} lacks {', '.join(missing)} (see harness/task.py)")
+    check_declared(cls, f"task {name!r}")
     hints = typing.get_type_hints(cls.__init__)
     allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")

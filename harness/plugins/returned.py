@@ -7,10 +7,13 @@ for a whole one.
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import numbers
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import is_dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -20,16 +23,35 @@ from harness.method import Fitted, Method
 from harness.plan import Draws, Edit, Exit, LoRA, Plan, Stream
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
 
+_DECLARED: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("decode_only", "grouping", "train_ignores"), ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})")
+    ),
+    **dict.fromkeys(("presets", "later", "per_sample", "ranges"), ((Mapping,), "a dict by name")),
+    **dict.fromkeys(("name", "default_split", "how_to_get"), ((str,), "a text")),
+    "version": ((int,), "a whole number"),
+}
+"""What a class says of itself -> its types, and these in words."""
+
+
+def check_declared(cls: type[Method] | type[Task], whose: str) -> None:
+    """Raises UsageError where an attribute of a stranger's class is of another type than its base says."""
+    base = Task if issubclass(cls, Task) else Method
+    for name in base.__annotations__.keys() & _DECLARED.keys():
+        value = inspect.getattr_static(cls, name, None)
+        types, words = _DECLARED[name]
+        if not isinstance(value, (*types, property, cached_property)):
+            raise UsageError(f"{whose}: {name} of class {cls.__name__} is {_said(value)}; expected {words}")
+
 
 def options_of(method: Method) -> dict[str, Any]:
     """What `Method.identity` gives: what a record holds of the method. Raises UsageError for values that JSON cannot hold."""
-    found = method.identity()
-    for name, value in found.items():
+    who = f"method {type(method).__name__}"
+    found = _items(f"{who}: identity returned", method.identity())
+    for name, value in found:
         if not _plain(value):
-            raise UsageError(
-                f"method {type(method).__name__}: option {name} is {_said(value)}; expected a number, a text, or a list of them"
-            )
-    return found
+            raise UsageError(f"{who}: option {name} is {_said(value)}; expected a number, a text, or a list of them")
+    return dict(found)
 
 
 def _plain(value: object) -> bool:
@@ -172,6 +194,41 @@ def adapted(method: Method, states: object, users: Sequence[User]) -> list[Fitte
     return [state if isinstance(state, UserFailed) else fitted(method, state, "adapt") for state in states]
 
 
+def reviewed(method: Method, notes: object) -> list[str]:
+    """What `Method.review` returned."""
+    who = f"method {type(method).__name__}: review"
+    if not isinstance(notes, Sequence) or isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
+        raise _wrong(f"{who} returned", notes, "a list of texts")
+    return list(notes)
+
+
+def analysis_of(given: Method | Task, found: object) -> dict[str, Any]:
+    """What `analysis` of a method or a task returned."""
+    who = f"{_whose(given)}: analysis"
+    for name, value in (found := _items(f"{who} returned", found)):
+        if not _plain(value):
+            raise _wrong(f"{who}: {name!r} is", value, "what JSON holds: numbers, texts, and lists or dicts of them")
+    return dict(found)
+
+
+def fingerprint_of(task: Task, selection: Selection) -> str:
+    """What `Task.fingerprint` gives: it names the data in a record, so that an empty one would be any data."""
+    found: object = task.fingerprint(selection)
+    if not isinstance(found, str) or not found.strip():
+        raise _wrong(
+            f"{_whose(task)}: fingerprint returned", found, "a text, as hashlib.sha256(content).hexdigest() gives"
+        )
+    return found
+
+
+def described(task: Task) -> str:
+    """What `Task.describe_data` gives."""
+    found: object = task.describe_data()
+    if not isinstance(found, str):
+        raise _wrong(f"{_whose(task)}: describe_data returned", found, "a text")
+    return found
+
+
 def items_of(task: Task, selection: Selection) -> Sequence[Labelled]:
     """What `Task.items` gives for a selection, which it must have kept to. Raises UsageError where it has not."""
     items = task.items(selection)
@@ -304,10 +361,8 @@ def graded(task: Task, sample: Sample) -> Sample:
                 f"{who}: extra {name!r} {where}", value, "what JSON holds: numbers, texts, and lists or dicts of them"
             )
     for name, value in _items(f"{who}: metrics", found.metrics):
-        if value is not None and not isinstance(value, numbers.Real):
-            raise _wrong(
-                f"{who}: metric {name!r} of sample {sample.id!r} is", value, "a number, or None where there is none"
-            )
+        if value is not None and not _finite(value):
+            raise _wrong(f"{who}: metric {name!r} {where}", value, "a finite number, or None where there is none")
     if any(isinstance(value, bool) for value in found.metrics.values()):  # as in {"accuracy": answer == target}
         said = {name: int(value) if isinstance(value, bool) else value for name, value in found.metrics.items()}
         return replace(found, metrics=said)
@@ -328,16 +383,34 @@ def metrics_of(task: Task, samples: Sequence[Sample]) -> dict[str, Metric]:
     """What `Task.aggregate` makes of graded samples."""
     who = f"task {_task_name(task)}: aggregate"
     found = _items(f"{who} returned", task.aggregate(samples), "a dict of name -> Metric, the main one first")
+    answered = sum(sample.error is None for sample in samples)
+    if answered and not found:
+        raise HarnessError(
+            f"{who} returned no metric of {answered} answers; expected one at least, with the value None and a note where "
+            "there is nothing to measure"
+        )
     for name, metric in found:
         if not isinstance(metric, Metric):
             raise _wrong(f"{who}: {name!r} is", metric, "a Metric, as in Metric(value, n)")
         for part in ("value", "low", "high"):
             number = getattr(metric, part)
-            if isinstance(number, bool) or not (number is None or isinstance(number, numbers.Real)):
-                raise _wrong(f"{who}: {part} of {name!r} is", number, "a number, or None (a value with a note)")
-        if not isinstance(metric.n, numbers.Integral):
+            none = number is None or (
+                part != "value" and number != number
+            )  # an interval that says nothing has NaN ends
+            if isinstance(number, bool) or not (none or _finite(number)):
+                raise _wrong(f"{who}: {part} of {name!r} is", number, "a finite number, or None (a value with a note)")
+        if metric.low is not None and metric.high is not None and metric.low > metric.high:
+            raise _wrong(f"{who}: low of {name!r} is", metric.low, f"no more than high, which is {metric.high}")
+        if isinstance(metric.n, bool) or not isinstance(metric.n, numbers.Integral) or metric.n < 0:
             raise _wrong(f"{who}: n of {name!r} is", metric.n, "how many samples it is of")
+        if not isinstance(metric.note, str):
+            raise _wrong(f"{who}: note of {name!r} is", metric.note, "a text")
     return dict(found)
+
+
+def _finite(value: object) -> bool:
+    """Whether it is a number that JSON holds: NaN and infinities would be saved as none."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _items(what: str, values: object, expected: str = "a dict by name") -> list[tuple[str, Any]]:
@@ -347,6 +420,10 @@ def _items(what: str, values: object, expected: str = "a dict by name") -> list[
         if not isinstance(name, str):
             raise _wrong(f"{what}: a name is", name, "a text")
     return list(values.items())
+
+
+def _whose(given: Method | Task) -> str:
+    return f"task {_task_name(given)}" if isinstance(given, Task) else f"method {type(given).__name__}"
 
 
 def _task_name(task: Task) -> str:

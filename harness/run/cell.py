@@ -19,7 +19,7 @@ from harness.method import Method
 from harness.plan import TEMPERATURES, Sampling, sane_temperature
 from harness.plugins.options import build_method, build_task
 from harness.plugins.registry import method_row, task_class, task_name, task_source
-from harness.plugins.returned import generation_of, items_of
+from harness.plugins.returned import described, fingerprint_of, generation_of, items_of
 from harness.records.select import OWN
 from harness.run.control import Control, controlled
 from harness.run.leaks import check_apart, without_leaks
@@ -132,6 +132,11 @@ class Cell:
         _, task = self.fit_task or (self.task_name, self.task)
         return self.settings.max_new_tokens or generation_of(task).max_new_tokens
 
+    @property
+    def description(self) -> str:
+        """One line on which data is read."""
+        return described(self.task)
+
     @cached_property
     def selection(self) -> Selection:
         s = self.settings
@@ -176,11 +181,11 @@ class Cell:
         split, colon, share = given.partition(":")
         if colon:
             held_out = _share_of_users(task, split, _fraction(given, share), self.settings.seed)
-            return FitData(name, task, options, given, task.fingerprint(Selection(split)), held_out)
+            return FitData(name, task, options, given, fingerprint_of(task, Selection(split)), held_out)
         if not self.method.needs_train():
             if split not in ("train", "dev", "test"):
                 with suppress(DataMissing):
-                    task.fingerprint(Selection(split))  # raises UsageError where the task has no such split
+                    fingerprint_of(task, Selection(split))  # raises UsageError where the task has no such split
             return FitData(name, task, options)
         optional = self.method.fits_without_train
         if split == self.settings.split and self.fit_task is None:
@@ -188,7 +193,7 @@ class Cell:
                 return FitData(name, task, options)
             raise UsageError(f"--fit_split {split} is the evaluated split; give a share of it, as in {split}:0.2")
         try:
-            return FitData(name, task, options, split, task.fingerprint(Selection(split)))
+            return FitData(name, task, options, split, fingerprint_of(task, Selection(split)))
         except DataMissing as error:
             if optional and self.settings.fit_split is None:
                 return FitData(name, task, options)

@@ -25,11 +25,12 @@ def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequen
     """
     if control == "none":
         return items
+    if control == "shuffled":  # each item's own history: another item's of the same user may hold the answer
+        own = {id(item.example.user): item.example.user for item in items}
+        orders = {name: _shuffled(user, seed) for name, user in own.items()}
+        return [replace(item, example=replace(item.example, user=orders[id(item.example.user)])) for item in items]
     users = {item.example.user.id: item.example.user for item in items}
-    if control == "wrong_user":
-        changed = _exchanged([user for user in users.values() if user.history], seed)
-    else:
-        changed = {name: _shuffled(user, seed) for name, user in users.items()}
+    changed = _exchanged([user for user in users.values() if user.history], seed)
     return [
         replace(item, example=replace(item.example, user=changed.get(item.example.user.id, item.example.user)))
         for item in items

@@ -15,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Literal, TypeAlias
 
-from harness.data import Labelled
+from harness.data import HistoryItem, Labelled
 from harness.errors import UsageError
 from harness.task import Task
 
@@ -65,6 +67,35 @@ def without_leaks(task: Task, items: Sequence[Labelled]) -> list[Labelled]:
     """The items whose history does not hold the answer."""
     found = leaks(task, items)
     return [item for item in items if item.example.id not in found]
+
+
+def unlike_histories(items: Sequence[Labelled], *, read: bool = True) -> dict[str, list[Labelled]]:
+    """By user, the items whose history lacks some of the shortest of that user's, each with that shortest one.
+
+    What is learnt of a user is learnt from the shortest, which elsewhere holds nothing that an item does not have before it.
+    Without `read` histories that lie in a file are left alone.
+    """
+    by_user: dict[str, list[Labelled]] = {}
+    for item in items:
+        by_user.setdefault(item.example.user.id, []).append(item)
+    found: dict[str, list[Labelled]] = {}
+    for name, own in by_user.items():
+        histories = [item.example.user.history for item in own]
+        if len(own) < 2 or not (read or all(isinstance(history, tuple | list) for history in histories)):
+            continue
+        user = min((item.example.user for item in own), key=lambda one: len(one.history))
+        unlike = [item for item in own if not _holds(item.example.user.history, user.history)]
+        if unlike:
+            found[name] = [replace(item, example=replace(item.example, user=user)) for item in unlike]
+    return found
+
+
+def _holds(history: Sequence[HistoryItem], part: Sequence[HistoryItem]) -> bool:
+    """Whether every item of `part` is in the history, under whatever id."""
+    if history is part or all(one is other for one, other in zip(part, history, strict=False)):
+        return True
+    there = Counter(tuple(sorted(item.fields.items())) for item in history)
+    return Counter(tuple(sorted(item.fields.items())) for item in part) <= there
 
 
 class _Words:

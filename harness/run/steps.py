@@ -25,7 +25,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
-from harness.plugins.returned import graded, plan_of, samples_of
+from harness.plugins.returned import analysis_of, graded, plan_of, samples_of
 from harness.records import provenance
 from harness.records.schema import Serving
 from harness.records.store import (
@@ -40,7 +40,7 @@ from harness.run.cell import Cell, generation_of_cell
 from harness.run.console import Console
 from harness.run.kept import config_of as config_of
 from harness.run.kept import exit_code, is_finished, kept_outcome, say_kept
-from harness.run.leaks import leaks
+from harness.run.leaks import leaks, unlike_histories
 from harness.run.served import ServedSystem
 from harness.run.served.refusals import check_served
 from harness.run.system import ModelSystem
@@ -227,6 +227,20 @@ def _of_known_users(cell: Cell) -> list[str]:
     return [f"{len(known)} of {len(users)} users also ask questions that were fitted on; {keep_apart}"]
 
 
+def _of_unlike_histories(cell: Cell) -> list[str]:
+    """What to know where a user's questions have histories of which none is in all others, as where two users have one id."""
+    adapts = cell.method.adapts()
+    unlike = unlike_histories(cell.items, read=adapts)
+    if not unlike:
+        return []
+    users = {item.example.user.id for item in cell.items}
+    name = next(iter(unlike))
+    note = f"{len(unlike)} of {len(users)} users, first {name!r}, have questions under unlike histories"
+    if not adapts:
+        return [f"{note}; each is asked under its own, and intervals take them for one user"]
+    return [f"{note}; what is learnt of a user is of the shortest"]
+
+
 def _of_the_control(cell: Cell, shared: Shared, personal: Personal) -> list[str]:
     """What to know where the control made no other plan of any item, so that the run is the one without it."""
     if cell.settings.control == "none":
@@ -250,8 +264,11 @@ def _note_fit(
 ) -> None:
     """What was fitted and what it took, here or in the run that kept it."""
     record.notes = [*warnings_of(cell.method, shared), *notes, *_of_known_users(cell), *personal.notes()]
-    record.notes += _of_the_control(cell, shared, personal)
+    record.notes += [*_of_unlike_histories(cell), *_of_the_control(cell, shared, personal)]
     record.leaks = dict(leaks(cell.task, cell.items))
+    if cell.method.adapts():
+        learnt = unlike_histories(cell.items)
+        record.leaks |= leaks(cell.task, [item for items in learnt.values() for item in items])
     record.health.leaks = len(record.leaks)
     for note in record.notes:
         console.say(f"warning: {note}")
@@ -259,7 +276,7 @@ def _note_fit(
     if shared.key is not None and shared.state is not None:
         record.artifacts["fit"] = shared.key
         record.cost.fit_seconds = shared.state.cost["seconds"]
-    record.analysis = json_value(cell.method.analysis(shared.state, personal.fitted()))
+    record.analysis = json_value(analysis_of(cell.method, cell.method.analysis(shared.state, personal.fitted())))
     made = personal.fitted().values()
     if made:
         record.cost.setup_seconds_per_user = sum(state.cost["seconds"] for state in made) / len(made)

@@ -28,7 +28,7 @@ _AFTER_THOUGHTS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _THOUGHTS = re.compile(
-    r"\s*(?:<(?:think|thinking|thought|thoughts|reasoning|reflection|seed:think)\b|\[THINK\]|<\|begin_of_thought\|>|◁think▷"
+    r"(?:<(?:think|thinking|thought|thoughts|reasoning|reflection|seed:think)\b|\[THINK\]|<\|begin_of_thought\|>|◁think▷"
     r"|<\|channel\|>analysis)",
     re.IGNORECASE,
 )
@@ -105,9 +105,8 @@ class Reply:
 
     @property
     def answer(self) -> str:
-        """The text without the thoughts before it; empty where there is nothing else."""
-        after = _AFTER_THOUGHTS.sub("", self.text, count=1)
-        return "" if after == self.text and _THOUGHTS.match(self.text) else after
+        """The text without thoughts before it, or behind it that did not end; empty where there is nothing else."""
+        return _THOUGHTS.split(_AFTER_THOUGHTS.sub("", self.text, count=1), maxsplit=1)[0]
 
     @property
     def only_thoughts(self) -> bool:
@@ -121,9 +120,12 @@ class Reply:
             return ""
         if not self.answer.strip():
             return "an answer of nothing but thoughts" if self.only_thoughts else "an empty answer"
+        if _THOUGHTS.search(_AFTER_THOUGHTS.sub("", self.text, count=1)):
+            return "an answer whose thoughts did not end"
         limit = self.sent.get("max_tokens", self.sent.get("max_completion_tokens"))
-        if not self.finish and isinstance(limit, int) and self.output_tokens >= limit:
-            return f"an answer that was cut off after {self.output_tokens} tokens"
+        most = self.output_tokens or len(self.text)  # no token is shorter than a letter
+        if not self.finish and isinstance(limit, int) and most >= limit:
+            return f"an answer that may have been cut off after {limit} tokens (no finish_reason)"
         return "" if self.finish.lower() in COMPLETE else f"an answer that was cut off (finish_reason={self.finish})"
 
 
@@ -163,8 +165,8 @@ def read_reply(content: bytes, *, strict: bool) -> Reply:
             model=str(body.get("model") or ""),
             thoughts=thought
             or bool(message.get("reasoning_content") or message.get("reasoning") or details.get("reasoning_tokens")),
-            input_tokens=int(usage.get("prompt_tokens") or 0),
-            output_tokens=int(usage.get("completion_tokens") or 0),
+            input_tokens=max(0, int(usage.get("prompt_tokens") or 0)),
+            output_tokens=max(0, int(usage.get("completion_tokens") or 0)),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         start = content[:80].decode(errors="replace")

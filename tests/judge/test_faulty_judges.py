@@ -13,6 +13,7 @@ import pytest
 from chat_server import Server
 
 from harness.errors import UsageError
+from harness.judge.expert import _aspects_in
 from harness.judge.grading import ledger
 from harness.judge.judges import CALIBRATION, ModelJudge, began_with_number, open_judge
 from harness.judge.pairwise import _fault, _look
@@ -80,6 +81,12 @@ CUT = {
     "thoughts in a field": completion("", "length", reasoning_content="It is 70"),
     "thoughts in a newer field": completion(None, "stop", reasoning="It is 70"),
     "thoughts in parts": completion([{"type": "thinking", "thinking": [{"type": "text", "text": "70"}]}]),
+    "thoughts after a word": completion("Sure. <think>It is 70."),
+    "second thoughts": completion("<think>It is 10.</think>\n<think>It is 70."),
+    "no word for it and no count": completion(
+        "Its score, all in all, and with every doubt there may be, would be 8", None
+    )
+    | {"usage": None},
     "thoughts of a channel": completion("<|channel|>analysis<|message|>It is 70", "length"),
 }
 
@@ -91,7 +98,7 @@ def test_an_answer_that_is_not_whole_is_no_rating_and_is_asked_for_again(what: s
     rating = rate(server)
     assert (rating.outcome, rating.score, rating.final) == ("unparsable", None, False)
     assert rating.said.startswith(
-        ("an answer that was cut off", "an empty answer", "an answer of nothing but thoughts")
+        ("an answer that ", "an answer whose thoughts", "an empty answer", "an answer of nothing but thoughts")
     )
     assert kept() == 0
     server.scripted = lambda request: None
@@ -110,6 +117,7 @@ def test_an_answer_that_is_not_whole_is_no_rating_and_is_asked_for_again(what: s
         (completion("<|channel|>analysis<|message|>10?<|end|><|start|>assistant<|channel|>final<|message|>85"), 85),
         (completion([{"type": "thinking", "thinking": "10"}, {"type": "text", "text": "85"}]), 85),
         (completion("85", None), 85),
+        (completion("85", None) | {"usage": None}, 85),
         (completion("85", "eos"), 85),
     ],
 )
@@ -163,6 +171,19 @@ def test_a_model_that_thinks_is_given_room_and_both_answers_are_paid_for(server:
     assert (
         sum(request["max_tokens"] < THOUGHTS for request in server.asked) == 1
     )  # the one about how numbers are written
+
+
+@pytest.mark.parametrize("text", ["-5", "\u22125", "8/10", "85 to 90", ".85", "1e2", "1,000"])
+def test_a_text_that_says_no_single_number_of_the_scale_is_no_rating(text: str, server: Server) -> None:
+    server.gives_logprobs = False
+    server.scripted = says(completion(text))
+    assert (rate(server).outcome, rate(server).score) == ("unparsable", None)
+
+
+def test_evidence_that_is_one_text_is_not_taken_for_its_letters() -> None:
+    aspect = {"aspect": "tone", "description": "dry", "evidence": ["so it goes"]}
+    assert _aspects_in(json.dumps([aspect])) is not None
+    assert _aspects_in(json.dumps([{**aspect, "evidence": "so it goes"}])) is None
 
 
 # Log-probabilities that are none

@@ -199,6 +199,34 @@ def _like(cls: type[Method], **given: Any) -> Method:
 
 
 @pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"identity": lambda self: ["k"]}, "identity returned a list .*; expected a dict by name"),
+        ({"analysis": lambda self, shared, personal: None}, "analysis returned None; expected a dict by name"),
+        ({"analysis": lambda self, shared, personal: {"a": object()}}, "analysis: 'a' is an object"),
+        (
+            {"state": Fitted(), "review": lambda self, s: "ok"},
+            r"review returned a str \('ok'\)",
+        ),
+    ],
+)
+def test_what_a_method_says_of_itself_that_is_no_such_thing_is_one_line(
+    given: dict[str, Any], words: str, lm: LanguageModel, tmp_path: Path
+) -> None:
+    method = type("Theirs", (Fitting if "state" in given else Plain,), given)()
+    with pytest.raises(HarnessError, match=f"method Theirs: {words}"):
+        run_cell(lm, _cell(method, tmp_path), store=ArtifactStore(tmp_path / "store"))
+
+
+def test_names_of_options_that_are_one_text_are_no_names() -> None:
+    theirs = type("Theirs", (Plain,), {"decode_only": "k"})
+    with pytest.raises(
+        UsageError, match=r"method 'theirs': decode_only of class Theirs is a str \('k'\); expected a set"
+    ):
+        build_method(theirs, "theirs", None, ())
+
+
+@pytest.mark.parametrize(
     ("method", "words"),
     [
         (

@@ -1,9 +1,11 @@
 """Controls change histories and nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.data import User
 from harness.errors import UsageError
 from harness.fit.kit import ModelKit
 from harness.method import Retrieval
@@ -42,6 +44,16 @@ def test_shuffling_keeps_a_history_but_for_its_order(items):
     for before, after in zip(items, shuffled, strict=True):
         assert {id(r) for r in before.example.user.history} == {id(r) for r in after.example.user.history}
     assert any(b.example.user.history != a.example.user.history for b, a in zip(items, shuffled, strict=True))
+
+
+def test_each_question_keeps_its_own_history_when_it_is_shuffled(items):
+    """Of a user whose earlier questions are the history, a later question's history has the answers to earlier ones."""
+    history = items[0].example.user.history
+    growing = [
+        replace(item, example=replace(item.example, user=User("one", tuple(history[:count]))))
+        for count, item in enumerate(items[:4])
+    ]
+    assert [len(item.example.user.history) for item in controlled(growing, "shuffled", 0)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("method", ["lora_p", "oppu", "reft", "perfit", "style_vector"])

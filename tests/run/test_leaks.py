@@ -23,7 +23,7 @@ from harness.plan import Plan, Stream
 from harness.records.store import find_runs, read_samples
 from harness.run.cell import Cell, Settings
 from harness.run.contract import ToyTemplate
-from harness.run.leaks import leak_of, leaks
+from harness.run.leaks import leak_of, leaks, unlike_histories
 from harness.run.steps import run_cell
 from harness.task import Selection
 from harness.tasks.lamp import Lamp3, Lamp4, Lamp7
@@ -211,3 +211,18 @@ def test_a_selection_that_a_task_ignores_is_refused(ignored: str, settings: dict
     task = type("Endless", (_Endless,), {"ignored": ignored})()
     with pytest.raises(UsageError, match=f"task lamp3: items .*{words}"):
         _ = Cell("reader", Reader(), "lamp3", task, Settings(**settings)).items
+
+
+def test_a_history_that_answers_another_question_of_its_user_is_found_where_the_user_is_learnt_from_it() -> None:
+    asked = item([{"text": "a cat sat still"}], gold="Cats sit.")
+    other = item([{"text": "Cats sit."}, {"text": "a cow"}], gold="Cows lie.")
+    longer = item([{"text": "a cow"}, {"text": "a cat sat still"}])
+    assert unlike_histories([asked, longer]) == {}
+    found = unlike_histories([longer, asked, other])
+    assert [(one.example.user.history, one.targets) for one in found["u"]] == [
+        (asked.example.user.history, other.targets)
+    ]
+    swapped = unlike_histories([other, item([{"text": "a cow"}], gold="Cats sit.", id="2"), asked])
+    assert [one.example.user.history[0].document for one in swapped["u"]] == ["a cow"]
+    learnt = unlike_histories([asked, item([{"text": "x"}, {"text": "y"}], gold="a cat sat still", id="2")])["u"]
+    assert leaks(Lamp4(), learnt) == {"2": "answer"}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from harness.data import HistoryItem, User
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
 from harness.methods.plain import Plain
@@ -49,7 +52,7 @@ def _of(item: Any, **changed: Any) -> Any:
     [
         ({"aggregate": lambda self, samples: 0.5}, r"aggregate returned a float \(0.5\); expected a dict of name -> Metric"),
         ({"aggregate": lambda self, samples: {"mae": 0.5}}, r"aggregate: 'mae' is a float \(0.5\); expected a Metric"),
-        ({"aggregate": lambda self, samples: {"mae": Metric("x", 1)}}, "value of 'mae' is a str .*; expected a number"),
+        ({"aggregate": lambda self, samples: {"mae": Metric("x", 1)}}, "value of 'mae' is a str .*; expected a finite"),
         ({"grade": lambda self, sample: None}, "grade returned None; expected the Sample with its metrics"),
         ({"grade": lambda self, sample: 1.0}, "grade returned a float"),
         ({"grade": lambda self, sample: replace(sample, id="x")}, "grade returned sample 'x' for"),
@@ -74,6 +77,21 @@ def _of(item: Any, **changed: Any) -> Any:
         ({"grade": lambda self, s: replace(s, parsed=object())}, "parsed of sample .* is an object"),
         ({"grade": lambda self, s: replace(s, extra={"t": torch.ones(1)})}, "extra 't' of sample .* is a Tensor"),
         ({"aggregate": lambda self, samples: {"a": Metric(1.0, 2, low="x")}}, r"low of 'a' is a str \('x'\)"),
+        ({"aggregate": lambda self, samples: {}}, "aggregate returned no metric of 4 answers; expected one at least"),
+        ({"aggregate": lambda self, samples: {"a": Metric(math.nan, 2)}}, r"value of 'a' is a float \(nan\); expected a finite"),
+        ({"aggregate": lambda self, samples: {"a": Metric(1.0, 2, high=math.inf)}}, r"high of 'a' is a float \(inf\)"),
+        ({"aggregate": lambda self, samples: {"a": Metric(1.0, 2, 0.9, 0.1)}}, "low of 'a' is .*; expected no more than high"),
+        ({"aggregate": lambda self, samples: {"a": Metric(1.0, -2)}}, "n of 'a' is an int .*; expected how many"),
+        ({"aggregate": lambda self, samples: {"a": Metric(1.0, 2, note=5)}}, "note of 'a' is an int"),
+        ({"grade": lambda self, s: replace(s, metrics={"mae": math.nan})}, r"'mae' of sample .* is a float \(nan\); expected a fin"),
+        ({"grade": lambda self, s: replace(s, metrics={"mae": -math.inf})}, r"metric 'mae' of sample .* is a float \(-inf\)"),
+        ({"grade": lambda self, s: replace(s, metrics={"mae": np.float32("nan")})}, "metric 'mae' of sample .* is a float32"),
+        ({"fingerprint": lambda self, selection: None}, "fingerprint returned None; expected a text"),
+        ({"fingerprint": lambda self, selection: b"abc"}, "fingerprint returned a bytes"),
+        ({"fingerprint": lambda self, selection: " "}, "fingerprint returned a str .*; expected a text, as hashlib"),
+        ({"describe_data": lambda self: 5}, r"describe_data returned an int \(5\); expected a text"),
+        ({"analysis": lambda self, samples: [1]}, "analysis returned a list .*; expected a dict by name"),
+        ({"analysis": lambda self, samples: {"t": torch.ones(1)}}, "analysis: 't' is a Tensor"),
         ({"generation": lambda self: GenerationDefaults(2.5)}, "generation returned a GenerationDefaults"),
         ({"generation": lambda self: 16}, "generation returned an int .*; expected GenerationDefaults"),
     ],
@@ -127,6 +145,54 @@ def test_a_task_without_a_function_it_needs_is_one_line() -> None:
 
     with pytest.raises(UsageError, match="task 'half': class Half lacks extra"):
         build_task(Half, "half", (), None)
+
+
+def test_an_interval_that_says_nothing_is_none_and_a_run_that_failed_whole_needs_no_metric(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    one_user = {"aggregate": lambda self, some: {"a": Metric(1.0, len(some), math.nan, math.nan)}}
+    found = _run(lm, tmp_path / "one", **one_user)
+    assert found.exit_code == 0 and found.record.metrics["a"].interval is None
+    failing = _answers(lambda found: [replace(s, response=None, error="failed") for s in found])
+    found = _run(lm, tmp_path / "none", respond=failing, aggregate=lambda self, samples: {})
+    assert found.exit_code == 3 and found.record.health.errors == 4
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"train_ignores": "size"}, r"train_ignores of class Theirs is a str \('size'\); expected a set of names"),
+        ({"ranges": [0, 1]}, "ranges of class Theirs is a list .*; expected a dict by name"),
+        ({"version": "1"}, r"version of class Theirs is a str \('1'\); expected a whole number"),
+        ({"name": None}, "name of class Theirs is None; expected a text"),
+    ],
+)
+def test_what_a_task_says_of_itself_has_the_type_it_should(declared: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"task 'theirs': {words}"):
+        build_task(type("Theirs", (Lamp3,), declared), "theirs", (), None)
+
+
+def _histories(of: Callable[[int], str]) -> Callable[..., Any]:
+    """Four items of one user, each with one text as its history."""
+
+    def items(self: Any, selection: Any) -> Any:
+        found = []
+        for number, item in enumerate(Lamp3.items(self, selection)):
+            record = HistoryItem(str(number), {"text": of(number), "score": "3"}, of(number))
+            found.append(_of(item, user=User("one", (record,))))
+        return found
+
+    return items
+
+
+def test_unlike_histories_of_one_user_are_said(lm: LanguageModel, tmp_path: Path) -> None:
+    note = (
+        "1 of 1 users, first 'one', have questions under unlike histories; each is asked under its own, and intervals"
+    )
+    unlike = _run(lm, tmp_path / "unlike", items=_histories(lambda number: f"text {number}"))
+    assert any(line.startswith(note) for line in unlike.record.notes)
+    alike = _run(lm, tmp_path / "alike", items=_histories(lambda number: "text"))
+    assert not any("unlike" in line for line in alike.record.notes)
 
 
 @pytest.mark.parametrize("name", ["lamp1", "lamp3", "lamp4", "persona:islam"])

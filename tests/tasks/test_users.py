@@ -275,7 +275,7 @@ def test_a_task_of_ones_own_is_a_file_of_ten_lines(harness: Callable[[str], Any]
     assert harness(f"score {rag.folder}").code == 0
     assert "4 items of 2 users" in harness("data check ./mine.py").out
     checked = harness("check ./mine.py")
-    assert checked.code == 0 and checked.out.count("ok  ") == 6, checked.err
+    assert checked.code == 0 and checked.out.count("ok  ") == 7, checked.err
     assert "--  not checked: whether train and evaluated items are apart" in checked.out
     leaking = "\n    def respond(self, system, items):\n        for item, sample in zip(items, super().respond(system, items)):\n"
     leaking += "            yield replace(sample, response=item.targets[0])\n"

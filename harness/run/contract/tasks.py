@@ -10,6 +10,8 @@ from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.plugins.registry import method_class
 from harness.plugins.returned import (
+    described,
+    fingerprint_of,
     generation_of,
     graded,
     items_of,
@@ -17,7 +19,7 @@ from harness.plugins.returned import (
     samples_of,
 )
 from harness.run.contract.toys import broken, random_lm
-from harness.run.leaks import check_apart
+from harness.run.leaks import check_apart, unlike_histories
 from harness.run.system import ModelSystem
 from harness.task import Generation, Sample, Selection, Task
 
@@ -36,6 +38,14 @@ def check_task(
     for kept in narrowed:
         items_of(task, Selection(split, **kept))
     say("it keeps to --limit, --users and the users held out")
+    if fingerprint_of(task, Selection(split)) != fingerprint_of(task, Selection(split)):
+        raise broken("a fingerprint names the data", "the same selection has another one each time")
+    say(f"its data has a name: {described(task)}")
+    unlike = unlike_histories(items)
+    if unlike:
+        say(
+            f"but {len(unlike)} users, first {next(iter(unlike))!r}, have items under histories of which none is in all others"
+        )
     try:
         train = items_of(task, Selection("train"))
     except (DataMissing, UsageError) as error:

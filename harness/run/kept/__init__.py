@@ -15,7 +15,7 @@ from harness.engine.weights.identity import identity_of
 from harness.errors import HarnessError
 from harness.judge.judges import Judge
 from harness.plugins.registry import model_row
-from harness.plugins.returned import options_of
+from harness.plugins.returned import fingerprint_of, options_of
 from harness.records.schema import (
     DataConfig,
     MethodConfig,
@@ -104,8 +104,8 @@ def config_of(model: Named, cell: Cell, judge: Judge | None) -> RunConfig:
         method=MethodConfig(name=cell.method_name, options=options, preset=cell.preset),
         task=TaskConfig(name=cell.task_name, version=cell.task.version, options=dict(cell.task_options)),
         data=DataConfig(
-            description=cell.task.describe_data(),
-            fingerprint=cell.task.fingerprint(cell.selection),
+            description=cell.description,
+            fingerprint=fingerprint_of(cell.task, cell.selection),
             split=settings.split,
             fit_split=fit.split,
             fit_task=cell.fit_task[0] if cell.fit_task else None,
