@@ -9,6 +9,8 @@ from itertools import chain, repeat
 from harness.errors import UsageError
 
 AUTO_START, AUTO_MOST = 8, {"cpu": 32, "cuda": 256, "served": 256}
+FIRST_OPERATIONS = {"cpu": 10**12}
+"""Of the first batch under auto, half a minute of one core or less: whoever waits sees answers before the long batches run."""
 
 
 @dataclass
@@ -21,6 +23,8 @@ class Batching:
     planned: list[list[str]] = field(default_factory=list)
     fits: int | None = None
     """Samples a batch under auto that the memory holds, where that is known."""
+    first: int = AUTO_START
+    """Samples of the first batch under auto."""
     done: frozenset[str] = frozenset()
     """Samples of planned batches that need not run again."""
     changed: Callable[[], None] = lambda: None
@@ -37,7 +41,7 @@ class Batching:
     def plan(self, ids: Sequence[str], device: str) -> None:
         """Cut `ids` into batches, in their order and none across two windows."""
         most = self.most(device)
-        sizes = [self.size or min(AUTO_START, most)]
+        sizes = [self.size or min(self.first, most)]
         while sum(sizes) < len(ids):
             sizes.append(self.size or min(2 * sizes[-1], most))
         self.planned += self._cut(ids, sizes, 0)

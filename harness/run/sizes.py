@@ -16,7 +16,7 @@ from harness.errors import HarnessError, UserFailed
 from harness.method import Progress
 from harness.plan import Plan
 from harness.run.answers import Asked, Size
-from harness.run.batches import Batching, longest_first
+from harness.run.batches import AUTO_START, FIRST_OPERATIONS, Batching, longest_first
 from harness.task import Generation
 
 TOGETHER = 256
@@ -64,8 +64,18 @@ def _longest_first(system: Asks, examples: Sequence[Example], alike: Callable[[E
     ready = [(example, size) for example, size in zip(examples, sizes, strict=True) if size is not None]
     order = longest_first([alike(example) for example, _ in ready], [size.tokens for _, size in ready])
     failed = [example.id for example, size in zip(examples, sizes, strict=True) if size is None]
-    system.batching.fits = system.fits([size for _, size in ready])
+    asked = [size for _, size in ready]
+    system.batching.fits, system.batching.first = system.fits(asked), _first(system, asked)
     return [*(ready[n][0].id for n in order), *failed]
+
+
+def _first(system: Asks, sizes: Sequence[Size]) -> int:
+    """Samples of the first batch under auto. Told by operations and no clock, so that equal runs plan equal batches."""
+    most, new = FIRST_OPERATIONS.get(system.lm.device.type), system.generation.max_new_tokens
+    if most is None:
+        return AUTO_START
+    work = [size.rows * system.lm.sizes.blocks(size.tokens + (size.choice or new)) for size in sizes]
+    return min(AUTO_START, 2 ** (max(1, most // max(1, *work, 1)).bit_length() - 1))
 
 
 def sizes_of(system: Asks, examples: Sequence[Example]) -> list[Size | None]:

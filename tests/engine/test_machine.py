@@ -13,7 +13,7 @@ from harness.engine import machine as here
 from harness.engine.machine import free_bytes, free_cores, row_bytes, rows_that_fit
 from harness.methods.cad import CAD
 from harness.methods.plain import Plain
-from harness.run.batches import Batching
+from harness.run.batches import FIRST_OPERATIONS, Batching
 from harness.run.contract import random_lm, toy_examples
 from harness.run.system import ModelSystem
 from harness.task import Generation
@@ -104,3 +104,22 @@ def test_auto_plans_batches_that_the_free_memory_holds(monkeypatch):
     two_streams = planned(CAD(), free_for(8))
     assert max(two_streams) <= 4
     assert rows_that_fit(lm, longest, 1) == 8
+
+
+def test_the_first_batch_is_small_where_a_cpu_takes_long_and_answers_stay_the_same(monkeypatch):
+    lm = random_lm()
+    examples = [item.example for item in toy_examples(40)]
+
+    def answered(size: int | None = None) -> tuple[list[int], dict[str, str | None]]:
+        system = ModelSystem(lm, Plain(), Generation(4), batching=Batching(size))
+        responses = {sample.id: sample.response for sample in system.respond(examples)}
+        return [len(batch) for batch in system.batching.planned], responses
+
+    sizes, responses = answered()
+    assert sizes == [8, 16, 16]
+    asked = ModelSystem(lm, Plain(), Generation(4)).prompt
+    longest = lm.sizes.blocks(max(len(asked(example).encoded.ids) for example in examples) + 4)
+    for operations, planned in ((2 * longest, [2, 4, 8, 16, 10]), (1, [1, 2, 4, 8, 16, 9]), (8 * longest, [8, 16, 16])):
+        monkeypatch.setitem(FIRST_OPERATIONS, "cpu", operations)
+        assert answered() == (planned, responses)
+    assert answered(20) == ([20, 20], responses), "a size that was asked for is kept"
