@@ -204,12 +204,11 @@ def _ranking(runs: Sequence[RunRecord], strangers: Mapping[str, RunRecord]) -> R
             )
         )
     rows.sort(key=lambda row: (row.variant, row.run.config.method.name != FOR_NOTHING))
-    options = "".join(f"; {key}={json.dumps(value)}" for key, value in sorted(config.task.options.items()))
     judge = f"; judge {config.judge.name}" if config.judge else ""
     ceiling = f"; {line}" if (line := next(filter(None, map(ceiling_line, order)), "")) else ""
     return Ranking(
-        title=f"{config.model.name} · {config.task.name}{_limits(runs[0])}",
-        description=f"{config.data.description}; split {config.data.split}{options}{judge}{ceiling}",
+        title=" · ".join([config.model.name, config.task.name, *_selected(runs[0])]),
+        description=f"{config.data.description}; split {config.data.split}{judge}{ceiling}",
         metric=name,
         others=tuple(others),
         higher_is_better=first.higher_is_better,
@@ -349,12 +348,14 @@ def _rank_key(metric: MetricValue | None, run: RunRecord) -> tuple[bool, float, 
     return (missing, -value if higher else value, run.config.method.name, run.hash)
 
 
-def _limits(run: RunRecord) -> str:
-    selection = run.config.selection
+def _selected(run: RunRecord) -> list[str]:
+    """What tells the samples of a ranking from those of another of its task."""
+    data, selection = run.config.data, run.config.selection
     given = [f"{flag} {n}" for flag, n in (("--limit", selection.limit), ("--users", selection.users)) if n is not None]
-    only = f" · {' '.join(given)} only" if given else ""
-    only += " · --exclude_leaks" if selection.exclude_leaks else ""
-    return only if selection.control == "none" else f"{only} · --control {selection.control}"
+    said = [f"{key}={json.dumps(value)}" for key, value in sorted(run.config.task.options.items())]
+    said += [f"split {data.split}"] * (data.split != "dev") + [f"{' '.join(given)} only"] * bool(given)
+    said += ["--exclude_leaks"] * selection.exclude_leaks
+    return said + [f"--control {selection.control}"] * (selection.control != "none")
 
 
 def method_label(run: RunRecord, runs: Sequence[RunRecord]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.publish import leaderboard
-from harness.records.store import Health, RunConfig, RunFolder, RunRecord
+from harness.records.store import Health, RunConfig, RunFolder, RunRecord, find_runs
 
 Configs = Callable[..., RunConfig]
 Records = Callable[..., RunRecord]
@@ -79,6 +79,17 @@ def test_runs_on_other_samples_stand_in_another_ranking(results: Path, run_confi
     text = leaderboard.render(results)
     assert "## llama3-8b · lamp4 · --limit 20 only" in text
     assert [row[0] for row in rows(text)] == ["1", "1"]
+
+
+def test_no_two_rankings_have_one_title(results: Path, run_config: Configs, run_record: Records):
+    """Two of one task differ in its options or its split, and their titles say so."""
+    written = run_config("plain")
+    scored = written.model_copy(update={"task": written.task.model_copy(update={"options": {"answers": "scored"}})})
+    tuned = written.model_copy(update={"data": written.data.model_copy(update={"split": "tune"})})
+    for config in (written, scored, tuned):
+        save(results, run_record(config, rouge1=0.2))
+    titles = sorted(ranking.title for ranking in leaderboard.rankings(find_runs(results)))
+    assert titles == ["llama3-8b · lamp4", 'llama3-8b · lamp4 · answers="scored"', "llama3-8b · lamp4 · split tune"]
 
 
 def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs, run_record: Records):
