@@ -1,7 +1,7 @@
 """The pictures of docs/, from the records in git: `python docs/screenshots.py [FOLDER]`. Needs Chromium, and no network.
 
-Writes the report's pictures that the pages show beside this file; with FOLDER, every view of the report and the site's start
-page at 1400 and at 480 pixels into it, to be looked at before a release.
+Writes the pictures that the pages show beside this file, the report's and the site's, some of them 480 pixels wide as a phone
+is; with FOLDER, every view of the report at 1400 and at 480 pixels into it, to be looked at before a release.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from selenium.webdriver.chrome.service import Service
 
 from harness.publish import report
 
-ROOT = Path(__file__).resolve().parents[1]
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 SHOWN = {
-    "leaderboard": ("#/leaderboard?model=tiny&task=lamp2m&controls=no", 640),
-    "side-by-side": ("#/samples?group={lamp4}&order=differ", 690),
+    "leaderboard": ("#/leaderboard?model=tiny&task=lamp2m&controls=no", 1280, 640),
+    "leaderboard-480": ("#/leaderboard?model=tiny&task=lamp2m&controls=no", 480, 640),
+    "side-by-side": ("#/samples?group={lamp4}&order=differ", 1280, 690),
+    "side-by-side-480": ("#/samples?group={lamp4}&order=differ", 480, 690),
 }
-"""Pictures of the pages: name -> address behind the report, and height in pixels."""
+"""Pictures of the pages: name -> address behind the report, width and height in pixels."""
 VIEWS = {
     "leaderboard": "#/leaderboard",
     "side-by-side": "#/samples?group={lamp4}&order=differ",
@@ -58,18 +61,18 @@ def main(folder: Path | None) -> None:
         page = report.write(ROOT / "results", Path(made) / "report")
         lamp4 = next((page.parent / "data" / "items").glob("lamp4-*.js")).stem
         dps = "tiny/lamp4/dps-d67fa6b5"
-        for name, (address, height) in SHOWN.items():
-            picture(page.as_uri() + address.format(lamp4=lamp4), 1280, height, Path(__file__).with_name(f"{name}.png"))
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", f"{made}/site"]
-            subprocess.run(command, cwd=ROOT, check=True)
-            start = (Path(made) / "site" / "index.html").as_uri()
-            for width, height in WIDTHS.items():
+        for name, (address, width, height) in SHOWN.items():
+            picture(page.as_uri() + address.format(lamp4=lamp4), width, height, DOCS / f"{name}.png")
+        command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", f"{made}/site"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        start = (Path(made) / "site" / "index.html").as_uri()
+        for width, height in WIDTHS.items():
+            picture(start, width, height, DOCS / f"site-{width}.png")
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
                 for name, address in VIEWS.items():
                     where = page.as_uri() + address.format(lamp4=lamp4, dps=dps)
                     picture(where, width, height, folder / f"{name}-{width}.png")
-                picture(start, width, height, folder / f"site-{width}.png")
     browser.quit()
 
 
