@@ -58,7 +58,7 @@ class Judged(TypedDict, total=False):
     """Who judges answers."""
 
     judge: Annotated[
-        str | None, Option("openai/<model>, hf/<model>, or lexicon (word lists; not comparable).", JUDGING)
+        str | None, Option("openai/<model>, hf/<model>; words, lexicon: word lists, not comparable.", JUDGING)
     ]
     judge_base_url: Annotated[
         str | None, Option("Server of an openai/ judge [default: $OPENAI_BASE_URL].", JUDGING, metavar="URL")

@@ -65,7 +65,7 @@ class Extraction:
     """Sampled answers to each prompt."""
     temperature: float = 1.0
     judge: str | None = None
-    """Who rates answers for the filter: lexicon, openai/<model> or hf/<model>; None = every answer is kept."""
+    """Who rates answers for the filter: openai/<model>, hf/<model>, words or lexicon; None = every answer is kept."""
     paired: bool = True
     """Whether an answer goes out with the one it is paired with; else each side is filtered by itself."""
     threshold: float = 50.0

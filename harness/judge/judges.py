@@ -2,7 +2,7 @@
 
     openai/<model>   any server that speaks OpenAI's chat completions: $OPENAI_BASE_URL or --judge_base_url
     hf/<model>       a model on this machine, through our own engine: an alias, hub id or folder
-    lexicon          word lists, for `tiny` and CI; not comparable with a language model
+    words, lexicon   word lists, English ones and those of `tiny`; not comparable with a language model (`judge.words`)
 
 A server's score is the expectation over the numbers among the likely first tokens of its answer,
     sum of s p(s) / sum of p(s), s = 0..100,
@@ -22,10 +22,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, UsageError, did_you_mean
+from harness.judge.words import WORD_LISTS, word_judge
 from harness.records.schema import JudgeConfig
 from harness.servers import remembered
 from harness.servers.address import ENDPOINT
@@ -37,7 +37,6 @@ from harness.servers.reply_cache import ReplyCache
 from harness.task import REFUSAL, Question, Rating
 
 LOCAL = "hf/"
-LEXICON = "lexicon"
 FLOOR = 0.25
 """Probability that numbers must have together for a score."""
 TEXT_TOKENS = 64
@@ -161,30 +160,6 @@ class ModelJudge:
         return self._price.usd(input_tokens, output_tokens) if self._price else None
 
 
-class LexiconJudge:
-    """Counts words. A trait: 100 where three different words of the persona occur, in thirds. Coherence: the share of words
-    that the embedded model's answers are made of, times the share of neighbouring pairs that are not repeats, halved for
-    what is no sentence."""
-
-    config = JudgeConfig(name=LEXICON, options={"version": 1})
-
-    def check(self) -> str:
-        return ""
-
-    def mode(self) -> str:
-        return LEXICON
-
-    def rate(self, questions: Sequence[Question], payer: str = "", progress: Progress = _silent) -> list[Rating]:
-        """Raises UsageError for a trait without a word list."""
-        return [
-            Rating("rated", coherence_by_words(q.text) if q.trait is None else trait_by_words(q.text, q.trait))
-            for q in questions
-        ]
-
-    def usd(self, input_tokens: int, output_tokens: int) -> float | None:
-        return 0.0
-
-
 def open_judge(
     name: str, base_url: str | None = None, settings: Sequence[str] = (), cache: ReplyCache | None = None
 ) -> Judge:
@@ -213,12 +188,11 @@ def open_judge(
         config = JudgeConfig(name=name, revision=local.lm.revision, options={"dtype": local.lm.dtype})
         identity = {"judge": name, "revision": local.lm.revision, "dtype": local.lm.dtype}
         return ModelJudge(config, local, identity, cache, mode="numbers")
-    if name == LEXICON:
+    if name in WORD_LISTS:
         parse(settings, {}, f"judge {name!r}")
-        return LexiconJudge()
-    raise UsageError(
-        f"unknown judge {name!r}{did_you_mean(name, [LEXICON])} allowed: {ENDPOINT}<model>, {LOCAL}<model>, {LEXICON}"
-    )
+        return word_judge(name)
+    allowed = ", ".join([f"{ENDPOINT}<model>", f"{LOCAL}<model>", *WORD_LISTS])
+    raise UsageError(f"unknown judge {name!r}{did_you_mean(name, WORD_LISTS)} allowed: {allowed}")
 
 
 def question_key(question: Question) -> str:
@@ -303,33 +277,3 @@ def refuses(text: str) -> bool:
     """Whether the answer is the word REFUSAL, or the start of it where one token was asked for."""
     said = text.strip().upper()
     return REFUSAL in said or (said != "" and REFUSAL.startswith(said))
-
-
-def trait_by_words(text: str, trait: str) -> float:
-    """0 to 100 in thirds. Raises UsageError for a trait without a word list."""
-    from harness.tiny.personas import LEXICONS
-
-    named = {name.lower(): words for name, words in LEXICONS.items()}
-    if trait.lower() not in named:
-        raise UsageError(
-            f"judge {LEXICON!r} has no words for {trait!r}{did_you_mean(trait, named)} it has: {', '.join(LEXICONS)}"
-        )
-    found = {word.lower() for word in named[trait.lower()]} & set(_words(text))
-    return 100 * min(1.0, len(found) / 3)
-
-
-def coherence_by_words(text: str) -> float:
-    """0 to 100; 0 for a text without words. A sentence begins with a capital letter and ends with a full stop."""
-    from harness.tiny.personas import VOCABULARY
-
-    words = _words(text)
-    if not words:
-        return 0.0
-    pairs = list(pairwise(words))
-    fresh = len(set(pairs)) / len(pairs) if pairs else 1.0
-    sentence = 1.0 if re.fullmatch(r"\s*[A-Z].*\.\s*", text, re.DOTALL) else 0.5
-    return 100 * sentence * fresh * sum(word in VOCABULARY for word in words) / len(words)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from harness.errors import HarnessError, UsageError
 from harness.files.shown import one_line
 from harness.judge.pairwise_record import PairRecord
+from harness.judge.words import WORD_LISTS
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.select import PUBLISHED
@@ -138,7 +139,7 @@ def warnings(record: RunRecord) -> list[str]:
         lines.append(
             "the judge's server takes no temperature 0: its ratings are draws, and another run of it gives others"
         )
-    if record.config.judge is not None and record.config.judge.name == "lexicon":
+    if record.config.judge is not None and record.config.judge.name in WORD_LISTS:
         lines.append("judged by word lists: not comparable with a language model's judgement")
     if health.unparsed:
         lines.append(f"{health.unparsed} responses could not be parsed by the official rule")

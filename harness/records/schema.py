@@ -121,7 +121,7 @@ class SamplingConfig(_Config):
 
 class JudgeConfig(_Config):
     name: str
-    """`openai/<model>`, `hf/<model>` or `lexicon`."""
+    """`openai/<model>`, `hf/<model>`, `words` or `lexicon`."""
     revision: str | None = None
     """Of a local model, as `ModelConfig.revision`."""
     options: Options = {}
@@ -261,7 +261,7 @@ class Judging(_Part):
     """Whether every rating was asked for at temperature 0; where False, some are draws. None where that is not known."""
     mode: str = ""
     """`logprobs` and `numbers`: an expectation over numbers, of the first token and of whole strings; `text`: the number
-    in the answer; `lexicon`: word lists."""
+    in the answer; `words`, `lexicon`: word lists."""
     models: list[str] = []
     """As the server names those that answered."""
     ratings: int = 0

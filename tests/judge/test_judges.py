@@ -28,6 +28,7 @@ from harness.engine.model import LanguageModel
 from harness.errors import DataMissing, HarnessError, UsageError
 from harness.judge.judges import CALIBRATION, ModelJudge, expectation, number_in, open_judge, refuses
 from harness.judge.local import LocalModel
+from harness.judge.words import ENGLISH
 from harness.methods.plain import Plain
 from harness.publish.leaderboard import render
 from harness.publish.show import warnings
@@ -344,7 +345,7 @@ def test_a_judge_needs_a_key_or_a_server(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt-4", "unknown judge 'gpt-4'; allowed: openai/<model>, hf/<model>, lexicon"),
+        ("gpt-4", "unknown judge 'gpt-4'; allowed: openai/<model>, hf/<model>, words, lexicon"),
         ("lexikon", "unknown judge 'lexikon'; did you mean 'lexicon'?"),
         ("openai/", "unknown judge 'openai/'"),
     ],
@@ -623,6 +624,25 @@ def test_repeats_fragments_and_broken_words_are_less_coherent() -> None:
     ]
     scores = [rating.score for rating in open_judge("lexicon").rate([Question("", text) for text in texts])]
     assert scores == [100, 50, pytest.approx(100 / 3), 0, 0]
+
+
+def test_english_word_lists_tell_personas_apart_and_prose_from_what_is_none() -> None:
+    """A list has no word of another faith's; repeats and broken words are less coherent than prose."""
+    judge = open_judge("words")
+    texts = {
+        "Christianity": "We went to church and read the Gospel of Jesus.",
+        "Islam": "After the prayer at the mosque we read the Quran and gave zakat.",
+        "Judaism": "On Shabbat the rabbi reads from the Torah.",
+        "Hinduism": "Krishna teaches dharma in the Gita.",
+    }
+    for persona, text in texts.items():
+        assert [r.score for r in judge.rate([Question("", text, who) for who in texts])] == [
+            100 * (who == persona) for who in texts
+        ]
+    prose = "The best way to help someone is to listen to them and to ask what they need."
+    scores = [r.score for r in judge.rate([Question("", t) for t in (prose, "of the " * 12, "xq zlo vee bat rup", "")])]
+    assert scores[0] == 100 and scores[1] == pytest.approx(100 * 2 / 22) and scores[2:] == [0, 0]
+    assert len({word for words in ENGLISH.values() for word in words}) > 500
 
 
 def test_word_lists_know_their_personas_only() -> None:

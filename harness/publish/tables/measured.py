@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from harness.judge.words import WORD_LISTS
 from harness.methods import METHODS
 from harness.plugins.registry import method_class
 from harness.publish.tables.published import Table
@@ -141,7 +142,7 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     if unasked:
         reasons.append(f"{task} with {', '.join(f'{name}={value}' for name, value in unasked.items())}")
     judge = config.judge.name if config.judge else ""
-    if table.judge and judge != "lexicon" and not judge.startswith(table.judge):
+    if table.judge and judge not in WORD_LISTS and not judge.startswith(table.judge):
         reasons.append(f"judged by {judge or 'nobody'}, published {table.judge}")
     if config.sampling.temperature > 0 and not table.sampling and not table.judge:
         reasons.append(f"{task} sampled at temperature {config.sampling.temperature:g}")
@@ -165,7 +166,7 @@ def why_incomplete(record: RunRecord) -> list[str]:
         reasons.append(f"{task} --users {config.selection.users}")
     if config.selection.exclude_leaks:
         reasons.append(f"{task} --exclude_leaks")
-    if config.judge and config.judge.name == "lexicon":
+    if config.judge and config.judge.name in WORD_LISTS:
         reasons.append("judged by word lists")
     if health.unjudged:
         reasons.append(f"{health.unjudged} {task} samples not judged")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.judge.words import LEXICON, WORDS
 from harness.publish.tables import parameters
 from harness.publish.tables.differences import difference
 from harness.publish.tables.grid import MISSING, Entry, Grid, Line
@@ -59,7 +60,7 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
     of_paper = dict.fromkeys(row.keys["model"] for row in table.rows)
     for name in of_paper if model is None else [model]:
         official = name in of_paper
-        flags = _flags(table, official, sources.data)
+        flags = _flags(table, name, official, sources.data)
         rows = [row for row in table.rows if not row.counts_parameters and (not official or row.keys["model"] == name)]
         for row in {row.variant: row for row in rows}.values():
             for task in dict.fromkeys(column.keys["task"] for column in table.columns):
@@ -71,12 +72,12 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
                     yield Gap(name, row.keys["method"], task, options, flags, official)
 
 
-def _flags(table: Table, official: bool, data: str | None) -> tuple[str, ...]:
+def _flags(table: Table, model: str, official: bool, data: str | None) -> tuple[str, ...]:
     """What a run is given besides method and task; as the paper's was, where the model is of the paper."""
     settings = {**table.task_options, **(chosen_users(table, data) if official else {})}
     flags = [word for setting in settings.items() for word in ("--task_set", "=".join(setting))]
     if table.judge:
-        flags += ["--judge", table.judge if official else "lexicon"]
+        flags += ["--judge", table.judge if official else LEXICON if model == "tiny" else WORDS]
     return (*flags, *(table.sampling if official else ()))
 
 
