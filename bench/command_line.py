@@ -1,4 +1,4 @@
-"""Processor seconds until the command line answers, and until Python alone does: python bench/startup.py [--tries 9]
+"""Processor seconds until the command line answers, and until Python alone does: python bench/command_line.py [--tries 9]
 
 The least of several tries each, with bytecode already compiled; children's user and system time, so that other work on the
 machine counts little.

@@ -1,6 +1,6 @@
 """Seconds from the command to a finished record's numbers; the hash of weights anew and from the cache.
 
-    python bench/start.py [--megabytes 512]
+    python bench/finished_record.py [--megabytes 512]
 
 `shown` is `harness run` again, in a process of its own, where the record is finished; `loading` is the same with the model
 loaded first, as it was. `hashed` reads a file of weights, `remembered` finds its hash by path, size and times. Rounds

@@ -140,3 +140,12 @@ def test_the_comparison_in_one_pass_gives_what_two_passes_and_a_generation_gave(
         for share in ("changed_tokens", "identical"):
             assert found[method][share]["before"] == found[method][share]["now"]
         assert found[method]["kl_apart"] < 1e-3
+
+
+def test_what_entering_a_running_batch_would_gain_is_counted_from_answers(bench: Callable, tmp_path: Path) -> None:
+    given = [{"batch": n // 4, "new_tokens": new, "prompt_tokens": 10} for n, new in enumerate((5, 2, 2, 1, 3))]
+    (tmp_path / "samples.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in given))
+    (found,) = bench(f"waiting.py {tmp_path}")["results"]
+    ways = {way: (found[way]["steps"], found[way]["rows"]) for way in ("stay", "half", "leave", "enter")}
+    assert ways == {"stay": (6, 18), "half": (6, 9), "leave": (6, 8), "enter": (4, 8)}
+    assert (found["enter"]["by_steps"], found["enter"]["by_tokens"]) == (0.667, 0.983)
