@@ -96,7 +96,8 @@ _TAILS: Mapping[str, str] = {
 
 def document(task: str, fields: Mapping[str, str]) -> str:
     """The text of a history item that retrieval indexes; labels are never part of it."""
-    return " ".join(fields[name] for name in _INDEXED[task])
+    names = _INDEXED[task]
+    return fields[names[0]] if len(names) == 1 else " ".join([fields[name] for name in names])
 
 
 def query(task: str, text: str) -> str:
@@ -177,19 +178,22 @@ def problem(task: str, question: object, *, dated: bool) -> str:
 
 def history(task: str, profile: Sequence[Any], *, dated: bool) -> tuple[HistoryItem, ...]:
     """A profile's items, oldest first where all have dates. Raises ValueError naming the item and the field."""
-    items = tuple(_record(task, place, item, dated) for place, item in enumerate(profile))
+    names = ("id", *FIELDS[task], "date")
+    items = tuple(_record(task, names, place, item, dated) for place, item in enumerate(profile))
     if any(item.date is None for item in items):
         return items
     return tuple(sorted(items, key=lambda item: date_key(item.date or "")))
 
 
-def _record(task: str, place: int, item: object, dated: bool) -> HistoryItem:
+def _record(task: str, names: Sequence[str], place: int, item: object, dated: bool) -> HistoryItem:
     if not isinstance(item, dict):
         raise ValueError(f"profile item {place} is {type(item).__name__}, not an object")
     fields: dict[str, str] = {}
-    for name in ("id", *FIELDS[task], "date"):
+    for name in names:
         value = item.get(name)
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value:
+        if type(value) is str:  # nearly all
+            fields[name] = value
+        elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value:
             fields[name] = str(value)
         elif dated or name != "date":
             found = type(value).__name__ if name in item else "nothing"

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +37,8 @@ _HALF_ESCAPED = re.compile(
 )
 """Where the text hints at one: the values are looked at only then."""
 _HALF = re.compile("[\ud800-\udfff]")
+_FLAT = frozenset({str, int, float, bool, NoneType})
+"""Types of values that hold no others."""
 
 
 class Readable(Protocol):
@@ -73,7 +74,12 @@ def check(value: Any, content: bytes, where: str = "", depth: int = DEPTH) -> No
         _no_halves(where, value)
     level = [value] if isinstance(value, list | dict) else []
     for _ in range(depth):
-        level = [part for outer in level for part in _parts(outer) if type(part) in (list, dict)]
+        inner: list[Any] = []
+        for outer in level:
+            parts = outer.values() if isinstance(outer, dict) else outer
+            if not _FLAT.issuperset(map(type, parts)):
+                inner += [part for part in parts if type(part) not in _FLAT]
+        level = inner
     if level:
         raise ValueError(f"nested more than {DEPTH} deep")
 
@@ -207,10 +213,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
-
-
-def _parts(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _whole(digits: str) -> int:

@@ -115,10 +115,12 @@ class _Window:
             except RecursionError:
                 raise ValueError(f"nested more than {DEPTH} deep") from None
             self.more()
-        content = self.text[self.at : end].encode()
+        plain = self.text.isascii() and self.text.find("\\u", self.at, end) < 0  # most text: no copy of it is made
+        content = b"" if plain else self.text[self.at : end].encode()
         check(value, content, str(number), DEPTH - 1)
-        element = Element(value, self._byte, len(content))
-        self.at, self._byte = end, self._byte + len(content)
+        size = end - self.at if plain else len(content)
+        element = Element(value, self._byte, size)
+        self.at, self._byte = end, self._byte + size
         return element
 
     def fault(self, what: str, at: int) -> ValueError:

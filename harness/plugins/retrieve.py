@@ -16,7 +16,7 @@ import os
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
@@ -77,6 +77,7 @@ def _added_order(name: str, example: Example, seed: int) -> Sequence[int]:
     return order
 
 
+@lru_cache(maxsize=1 << 14)  # a file has millions of dates, and few that differ
 def date_key(date: str) -> tuple[int, ...]:
     """Sorts dates as LaMP does: `2014`, `2014-07` or `2014-07-31`, number by number. Raises ValueError for others."""
     return tuple(int(part) for part in date.split("-"))
