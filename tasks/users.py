@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -301,6 +302,7 @@ class Users(Task):
                 raise DataMissing(f"{self._where}, line {place}: field id: {name!r} {what}")
             seen[name] = place
             named.append(line.model_copy(update={"id": name, "user": str(line.user)}))
+        self._check_users(lines)
         with_choices = sum(line.choices is not None for line in named)
         for place, line in zip(self._places, named, strict=True):
             if with_choices and line.choices is None:
@@ -310,6 +312,18 @@ class Users(Task):
                     f"{self._where}, line {place}: field target: {line.targets[0]!r} is none of its choices"
                 )
         return named
+
+    def _check_users(self, lines: Sequence[Line]) -> None:
+        """Raises DataMissing where one user is written in two ways, and so would be two, or two are one."""
+        seen: dict[str, tuple[str | int, int]] = {}
+        for place, line in zip(self._places, lines, strict=True):
+            plain = unicodedata.normalize("NFC", str(line.user)).strip()
+            first, at = seen.setdefault(plain, (line.user, place))
+            if type(first) is not type(line.user) or first != line.user:
+                raise DataMissing(
+                    f"{self._where}, line {place}: field user: {line.user!r} is {first!r} of line {at} but for how it is written; "
+                    "write a user the same way everywhere"
+                )
 
     @cached_property
     def _histories(self) -> Mapping[str, tuple[HistoryItem, ...]]:
@@ -321,6 +335,11 @@ class Users(Task):
             for user in read_lines(self.histories, rows, HistoryLine, columns):
                 items.setdefault(str(user.user), []).extend(user.items)
             of_user = {user: records(everything) for user, everything in items.items()}
+            if not any(str(line.user) in of_user for line in self._lines):
+                raise DataMissing(
+                    f"{self.histories} has the history of no user of {self._where}; the first there is {self._lines[0].user!r}, "
+                    f"here {next(iter(of_user))!r}"
+                )
             return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
             return {str(line.id): records(line.history or ()) for line in self._lines}

@@ -9,7 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from harness.data import HistoryItem, Message
 from harness.errors import DataMissing, UsageError
@@ -52,6 +60,13 @@ class Item(BaseModel):
     output: str = ""
     date: Date = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _says_something(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and not {"text", "input", "output"} & value.keys():
+            raise ValueError("expected an item of history to have text, or input and output")
+        return value
+
 
 class Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -73,10 +88,19 @@ class Line(BaseModel):
     @field_validator("user", "target", "choices", "input")
     @classmethod
     def _says_something(cls, value: Any) -> Any:
-        if value in ("", []) or (isinstance(value, str) and not value.strip()):
-            raise ValueError("it is empty")
+        if value == [] or any(
+            isinstance(one, str) and not one.strip() for one in (value if isinstance(value, list) else [value])
+        ):
+            raise ValueError("it is empty, or a part of it is")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("it is no number")
+        return value
+
+    @field_validator("choices")
+    @classmethod
+    def _can_be_chosen(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not 1 < len({choice.strip() for choice in value}) == len(value):
+            raise ValueError("expected two different choices or more, each of them once")
         return value
 
     @property
@@ -147,7 +171,8 @@ def records(items: Sequence[str | Item]) -> tuple[HistoryItem, ...]:
 
 
 def record_of(name: str, item: Item) -> HistoryItem:
-    fields = {"input": item.input, "output": item.output} if item.output else {"text": item.text or item.input}
+    asked, said = item.input or item.text, item.text or item.input
+    fields = {"input": asked, "output": item.output} if item.output else {"text": said}
     return HistoryItem(name, fields, " ".join(filter(None, fields.values())), item.date)
 
 
@@ -168,7 +193,9 @@ def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mappin
         try:
             found.append(adapter.validate_python(named))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
+            first, *more = error.errors(include_url=False)
+            ours = [one for one in more if one["type"] == "value_error" and one["loc"][:1] == first["loc"][:1]]
+            first = ours[0] if ours else first  # of a text or an object, what the object lacks
             where = ".".join(str(part) for part in first["loc"][:1])
             given = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
             raise DataMissing(f"{path}, line {number}: field {where}: {first['msg']}{given}") from None

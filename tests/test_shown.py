@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.files.shown import csv_cell, markdown, message, one_line, printable, without_credentials
+from harness.run.console import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1m \u202egnp.exe \u2066 \x08\x7f\r \U000e0041 \ud83d"
@@ -95,6 +96,18 @@ def test_an_address_is_shown_without_credentials(text: str, shown: str):
 
 def test_a_message_is_one_line():
     assert message("a\nharness: all fine\x1b[0m http://u:p@h/") == "a harness: all fine\\u001b[0m http://h/"
+
+
+def test_the_names_of_jobs_and_metrics_are_plain_text_beside_a_bar(monkeypatch: pytest.MonkeyPatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", stream)
+    bars = Terminal()
+    bars.mean("[/x] \x1b[2J", "rouge[/L]", 0.5)
+    for done in range(2):
+        bars.progress("[/x] \x1b[2J", done, 2)
+    bars.close()
+    assert "[/x] \\u001b[2J" in stream.getvalue() and "rouge[/L] 0.5000" in stream.getvalue()
 
 
 def test_every_command_prints_through_it():

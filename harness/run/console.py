@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from harness.files.shown import message, say
+from harness.files.shown import message, one_line, say
 
 
 class Console:
@@ -87,7 +87,7 @@ class Terminal(Console):
         self._means: dict[str, str] = {}
 
     def mean(self, label: str, metric: str, value: float) -> None:
-        self._means[label] = f"{metric} {value:.4f}"
+        self._means[label] = one_line(f"{metric} {value:.4f}")
 
     def say(self, line: str) -> None:
         self.close()
@@ -101,18 +101,18 @@ class Terminal(Console):
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[pace]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[mean]}"),
+                TextColumn("{task.fields[mean]}", markup=False),
             )
             # the time left by the pace of the last hour: a sample may take longer than rich's own 30 seconds
             self._bars = Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
             self._bars.start()
         if label not in self._jobs:
-            self._jobs[label] = self._bars.add_task(label, total=total, pace="", mean="")
+            self._jobs[label] = self._bars.add_task(one_line(label), total=total, pace="", mean="")
         job = self._jobs[label]
         self._bars.update(job, completed=done, total=total)
         speed = self._bars.tasks[self._bars.task_ids.index(job)].speed

@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Literal, TypeAlias
 
-from harness.data import HistoryItem, Labelled
+from harness.data import HistoryItem, Joint, Labelled
 from harness.errors import UsageError
 from harness.task import Task
 
@@ -125,14 +125,14 @@ def check_apart(
     """
     by_id = {(item.example.id, _prompt(item)) for item in fitted_on} if same_task else set()
     by_user = {(item.example.user.id, _prompt(item), item.targets) for item in fitted_on}
-    by_text = {(prompt, targets) for _, prompt, targets in by_user}
+    by_text = {_plainly(item) for item in fitted_on}
     prompts = [_prompt(item) for item in evaluated]
     same = [
         item.example.id
         for item, prompt in zip(evaluated, prompts, strict=True)
         if (item.example.id, prompt) in by_id or (item.example.user.id, prompt, item.targets) in by_user
     ]
-    alike = sum((prompt, item.targets) in by_text for item, prompt in zip(evaluated, prompts, strict=True))
+    alike = sum(_plainly(item) in by_text for item in evaluated)
     if same or (evaluated and alike >= _SHARE * len(evaluated) and alike > 1):
         what = (
             f"{len(same)} of {len(evaluated)} evaluated items, first {same[0]!r}, are also fitted on"
@@ -149,6 +149,19 @@ def check_apart(
 def _prompt(item: Labelled) -> bytes:
     """Of the item's prompt without history."""
     return hashlib.sha256(repr(item.example.prompt().render()).encode(errors="surrogatepass")).digest()
+
+
+def _plainly(item: Labelled) -> tuple[bytes, frozenset[str]]:
+    """Its prompt and answers, but for case and white space."""
+    rendered = item.example.prompt().render()
+    content = rendered.content if isinstance(rendered, Joint) else rendered
+    text = content if isinstance(content, str) else "\n".join(f"{turn.role}: {turn.content}" for turn in content)
+    digest = hashlib.sha256(_loosely(text).encode(errors="surrogatepass")).digest()
+    return digest, frozenset(map(_loosely, item.targets))
+
+
+def _loosely(text: str) -> str:
+    return " ".join(_composed(text).casefold().split())
 
 
 def said(found: Mapping[str, str], total: int) -> str:

@@ -60,6 +60,7 @@ class Address:
         """`text` as it may be shown, whatever of the credentials, or of `more` of them, a server repeats in it."""
         text = re.sub(r"([?&][\w.-]+)=[^\s&'\"]+", r"\1=***", without_credentials(text))
         for secret in sorted({part for s in (*self.secrets, *more) for part in (s, unquote(s))}, key=len, reverse=True):
-            if len(secret) > 3:  # else it is a part of usual words
-                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+            if len(secret) > 3:  # else it is a part of usual words, as one below 8 letters may be
+                before, behind = (r"(?<!\w)", r"(?!\w)") if len(secret) < 8 else ("", "")
+                text = re.sub(f"{before}{re.escape(secret)}{behind}", "***", text)
         return text

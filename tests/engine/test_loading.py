@@ -98,6 +98,23 @@ def test_a_file_that_says_how_the_weights_are_used_changes_the_revision_and_not_
     assert weights_of(revision(row)) == weights_of(before)
 
 
+def test_weights_in_a_folder_of_their_own_that_an_index_names_are_part_of_the_revision(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "parts").mkdir()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "parts/one.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = []
+    for _ in range(2):
+        save_file(weights, folder / "parts/one.safetensors", metadata={"format": "pt"})
+        found.append(load(folder))
+        weights["model.norm.weight"] += 1
+    assert not torch.equal(*(lm.model.get_parameter("model.norm.weight") for lm in found))
+    assert weights_of(found[0].revision) != weights_of(found[1].revision)
+    (folder / "model.safetensors.index.json").write_text("{")
+    assert revision(model_row(str(folder)))  # that it cannot be read is said where it is loaded
+
+
 @pytest.mark.parametrize("file", ["README.md", "LICENSE", "trainer_state.json", ".gitattributes"])
 def test_a_file_that_nothing_reads_is_no_part_of_the_revision(folder, file):
     row = model_row(str(folder))

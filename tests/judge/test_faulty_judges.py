@@ -376,7 +376,10 @@ def test_an_address_that_is_none_is_refused_without_repeating_it(address: str) -
     assert SECRET not in str(raised.value)
 
 
-def test_a_key_that_a_server_repeats_is_not_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ["{}", "key_{}", "{}_of_you", "Bearer{}", "api-key%3D{}%26x", "{{'authorization': '{}'}}"]
+)
+def test_a_key_that_a_server_repeats_is_not_shown(said: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    server.scripted = lambda request: (400, {"error": {"message": f"Incorrect API key provided: {SECRET}."}})
+    server.scripted = lambda request: (400, {"error": {"message": f"Incorrect API key: {said.format(SECRET)}."}})
     assert SECRET not in judge_at(server).check()

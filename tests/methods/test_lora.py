@@ -289,6 +289,25 @@ def test_personal_adapters_are_read_by_user_id_and_who_has_none_is_a_failure(lm:
     )
 
 
+def test_a_module_whose_matrices_count_nothing_is_no_scale_for_others(lm: LanguageModel, tmp_path: Path) -> None:
+    _peft_folder(
+        lm, tmp_path, r=2, lora_alpha=4, target_modules=["q_proj"], alpha_pattern={"layers.0.self_attn.q_proj": 0}
+    )
+    found = read_adapter(tmp_path, lm)
+    assert found.meta["scale"] == 2
+    first, *others = (tensor for name, tensor in found.tensors.items() if name.endswith("lora_B.weight"))
+    assert not first.any() and all(tensor.any() for tensor in others)
+
+
+def test_an_adapter_behind_a_link_to_its_folder_is_part_of_the_identity(lm: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "ann").symlink_to(tmp_path / "elsewhere")
+    _peft_folder(lm, tmp_path / "elsewhere", r=2, target_modules=["q_proj"])
+    before = adapter_identity(str(tmp_path / "users"))
+    _peft_folder(lm, tmp_path / "elsewhere", r=2, target_modules=["v_proj"])
+    assert adapter_identity(str(tmp_path / "users")) != before
+
+
 def test_adapters_written_by_a_run_are_peft_folders_and_answer_alike_elsewhere(
     harness: Callable, toy: Path, tmp_path: Path
 ) -> None:
@@ -382,6 +401,10 @@ def test_an_adapter_whose_config_or_matrices_make_no_lora_is_refused(lm: Languag
         ({"rank_pattern": {"q_proj": 0}}, "field rank_pattern.q_proj"),
         ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
         ({"r": config["r"] + 1}, "is of ranks"),
+        ({"bias": "all"}, "is no plain LoRA (bias='all')"),
+        ({"trainable_token_indices": [1, 2]}, "is no plain LoRA (trainable_token_indices=[1, 2])"),
+        ({"kasa_config": {"beta": 1}}, "is no plain LoRA (kasa_config={'beta': 1})"),
+        ({"an_option_of_next_year": 0.5}, "is no plain LoRA (an_option_of_next_year=0.5)"),
     ):
         assert problem in message(weights, **changed)
     (name, *_) = weights

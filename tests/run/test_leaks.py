@@ -151,6 +151,7 @@ class _Deaf(Lamp3):
 
     rename: Callable[[str], str] = staticmethod(lambda name: name)
     user: Callable[[str], str] = staticmethod(lambda name: name)
+    write: Callable[[str], str] = staticmethod(lambda text: text)
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
         found = super().items(replace(selection, split="dev"))
@@ -159,14 +160,17 @@ class _Deaf(Lamp3):
         return [replace(i, example=self._renamed(i.example)) for i in found]
 
     def _renamed(self, example: Example) -> Example:
-        return replace(example, id=self.rename(example.id), user=replace(example.user, id=self.user(example.user.id)))
+        found = replace(example, id=self.rename(example.id), user=replace(example.user, id=self.user(example.user.id)))
+        return replace(found, text=self.write(found.text))
 
 
-@pytest.mark.parametrize("ids", ["same", "other ids", "other ids and users"])
+@pytest.mark.parametrize("ids", ["same", "other ids", "other ids and users", "written otherwise"])
 def test_items_that_are_fitted_on_and_evaluated_are_refused(lm: LanguageModel, tmp_path: Path, ids: str) -> None:
     changed: dict[str, Any] = {"same": {}, "other ids": {"rename": staticmethod("train/{}".format)}}.get(
         ids, {"rename": staticmethod("train/{}".format), "user": staticmethod("reader {}".format)}
     )
+    if ids == "written otherwise":
+        changed["write"] = staticmethod(lambda text: f"{text.upper()} \n")
     task = type("Deaf", (_Deaf,), changed)()
     cell = Cell("reader", Reader(), "lamp3", task, Settings(limit=4, output_path=tmp_path))
     with pytest.raises(

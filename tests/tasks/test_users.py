@@ -212,6 +212,9 @@ def test_the_kind_is_read_from_the_lines_and_decides_the_metrics(tmp_path: Path)
         ({"history": "Hi!"}, "line 2: field history: Input should be a valid list, found 'Hi!'"),
         ({"history": [5]}, "line 2: field history"),
         ({"choices": ["x", "y"]}, "line 1: field choices is missing, which other lines have"),
+        ({"target": ["a", " "]}, "line 2: field target: .*it is empty, or a part of it is"),
+        ({"history": [{"content": "Hi!"}]}, "line 2: field history: .*expected an item of history to have text"),
+        ({"user": "ann "}, "line 2: field user: 'ann ' is 'ann' of line 1 but for how it is written"),
         ({"id": "1"}, "line 2: field id: '1' is taken by line 1"),
         ({"date": "May"}, "line 2: field date: .*expected a date"),
     ],
@@ -221,6 +224,39 @@ def test_a_line_that_is_not_as_it_should_be_is_named(tmp_path: Path, change: dic
     with pytest.raises(DataMissing, match=f"mine.jsonl, {words}") as caught:
         task(path).items(Selection())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("users", "words"),
+    [
+        ([1, "1"], "line 2: field user: '1' is 1 of line 1"),
+        (["Zo\u00eb", "x", "Zoe\u0308"], "line 3: field user: .* of line 1 but for how"),
+        ([True, "a"], "line 1: field user"),
+        ([1.5, "a"], "line 1: field user"),
+    ],
+)
+def test_a_user_is_written_in_one_way(tmp_path: Path, users: list[Any], words: str) -> None:
+    path = write(tmp_path, [{"user": user, "input": "a", "target": "b"} for user in users])
+    with pytest.raises(DataMissing, match=words):
+        task(path).items(Selection())
+
+
+@pytest.mark.parametrize("choices", [["a"], ["a", "a"], ["a", " a"], ["a", ""], []])
+def test_choices_that_leave_none_are_refused(tmp_path: Path, choices: list[str]) -> None:
+    path = write(tmp_path, [{"user": "u", "input": "x", "target": "a", "choices": choices}])
+    with pytest.raises(DataMissing, match="line 1: field choices"):
+        task(path).items(Selection())
+
+
+def test_a_text_that_was_answered_is_what_was_asked_and_histories_of_strangers_are_none(tmp_path: Path) -> None:
+    line = {"user": "u", "input": "x", "target": "y", "history": [{"text": "tea?", "output": "Yes!"}]}
+    (item,) = task(write(tmp_path, [line])).items(Selection())
+    assert dict(item.example.user.history[0].fields) == {"input": "tea?", "output": "Yes!"}
+    others = write(tmp_path, [{"user": "7", "history": ["a"]}], "others.jsonl")
+    with pytest.raises(
+        DataMissing, match=r"has the history of no user of .*mine.jsonl; the first there is 'u', here '7'"
+    ):
+        task(write(tmp_path, [line]), histories=str(others)).items(Selection())
 
 
 @pytest.mark.parametrize(

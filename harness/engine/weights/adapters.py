@@ -46,11 +46,15 @@ class _Said(TypedDict, total=False):
     alpha_pattern: dict[str, float] | None
 
 
-_PLAIN = {
-    "bias": "none", "use_dora": False, "modules_to_save": None, "lora_bias": False, "use_qalora": False,
-    "target_parameters": None, "trainable_token_indices": None, "layer_replication": None, "alora_invocation_tokens": None,
-}  # fmt: skip
-"""What a LoRA must be for y + scale * B A x to be all of it."""
+_KNOWN = frozenset((
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "fan_in_fan_out",
+    "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying",
+))  # fmt: skip
+"""Of adapter_config.json, what is read here or of no account once trained: where the matrices are, how training began. With
+anything else, known to this PEFT or not (DoRA, trained biases, ...), y + scale * B A x is not all of it."""
 
 
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
@@ -78,7 +82,13 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     except Exception as error:  # PEFT and its file readers each have their own
         reason = " ".join(str(error).split())[:200]
         raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {reason})") from error
-    odd = [f"{name}={value!r}" for name, value in _settings(config) if value not in (_PLAIN[name], None, [], {})]
+    settings = read_json(Path(folder) / "adapter_config.json", dict[str, Any], "adapter file", "an object")
+    off = (None, False, "none", "", [], {})
+    odd = [
+        f"{name}={' '.join(repr(v).split())[:60]}"
+        for name, v in settings.items()
+        if name not in _KNOWN and v not in off
+    ]
     begun = getattr(config, "init_lora_weights", None)
     if begun not in _INITIAL:
         raise UsageError(
@@ -113,7 +123,7 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
                 f"adapter {folder}: {name} is of ranks {sorted(ranks)} by its matrices and its config; expected one"
             )
         scales[name] = _scale(config, name, down.shape[0])
-    scale = scales[names[0]]
+    scale = next(filter(None, scales.values()), 0.0)
     tensors = {}
     for name, value in found.items():
         own = scales[name.removeprefix("base_model.model.").rpartition(".lora_")[0]]
@@ -152,7 +162,8 @@ def write_adapter(state: Fitted, folder: str | Path, lm: LanguageModel) -> None:
 def adapter_identity(folder: str) -> str:
     """Name and content of the adapters in a folder in one string, the same on every machine: `name sha256:…`."""
     digest, root = hashlib.sha256(), Path(folder)
-    files = sorted(file for file in root.rglob("adapter_*") if file.is_file())
+    found = {*root.rglob("adapter_*"), *root.glob("*/adapter_*")}  # the second follows links to folders
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise DataMissing(f"{folder} has no adapter_config.json; give a folder of PEFT adapters")
     files += [root / NAMES] if (root / NAMES).is_file() else []
@@ -160,10 +171,6 @@ def adapter_identity(folder: str) -> str:
         content = hashlib.sha256(file.read_bytes()).hexdigest()
         digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
     return f"{root.name} sha256:{digest.hexdigest()[:16]}"
-
-
-def _settings(config: LoraConfig) -> list[tuple[str, Any]]:
-    return [(name, getattr(config, name, None)) for name in _PLAIN]
 
 
 def _of_module(patterns: Mapping[str, T] | None, name: str, default: T) -> T:

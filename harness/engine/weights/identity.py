@@ -20,6 +20,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.files import replace_file
+from harness.files.json_files import parse
 from harness.files.user_cache import user_cache
 from harness.plugins.registry import ModelRow
 
@@ -101,9 +102,21 @@ def file_sha256(file: Path) -> str:
 
 def _weights(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    files += sorted(_elsewhere(folder) - set(files))
     if len(files) == 1:
         return file_sha256(files[0])
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+
+
+def _elsewhere(folder: Path) -> set[Path]:
+    """The parts that an index of the weights names; some lie in folders of their own."""
+    found: set[Path] = set()
+    for index in folder.glob("*.index.json"):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, AttributeError
+        ):  # loading says what is wrong
+            found |= {folder / name for name in parse(index.read_bytes())["weight_map"].values()}
+    return {file for file in found if file.is_file()}
 
 
 def _files(folder: Path) -> str:
