@@ -76,12 +76,6 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     said: _Said = read_json(
         Path(folder) / "adapter_config.json", _Said, "adapter file", "the LoraConfig that PEFT writes"
     )
-    try:
-        config: Any = peft.PeftConfig.from_pretrained(str(folder))
-        found: dict[str, Tensor] = peft.utils.load_peft_weights(str(folder), device="cpu")
-    except Exception as error:  # PEFT and its file readers each have their own
-        reason = " ".join(str(error).split())[:200]
-        raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {reason})") from error
     settings = read_json(Path(folder) / "adapter_config.json", dict[str, Any], "adapter file", "an object")
     off = (None, False, "none", "", [], {})
     odd = [
@@ -89,15 +83,21 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
         for name, v in settings.items()
         if name not in _KNOWN and v not in off
     ]
+    if said["peft_type"] != "LORA" or odd:
+        kind = ", ".join(odd) or f"peft_type={said['peft_type']!r}"
+        raise UsageError(f"adapter {folder} is no plain LoRA ({kind}); train it without")
+    try:
+        config: Any = peft.PeftConfig.from_pretrained(str(folder))
+        found: dict[str, Tensor] = peft.utils.load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # PEFT and its file readers each have their own
+        reason = " ".join(str(error).split())[:200]
+        raise DataMissing(f"adapter {folder} cannot be read ({type(error).__name__}: {reason})") from error
     begun = getattr(config, "init_lora_weights", None)
     if begun not in _INITIAL:
         raise UsageError(
             f"adapter {folder} is no plain LoRA (init_lora_weights={begun!r}): PEFT changes the model's own weights when it loads "
             "one; save it as a plain one with PEFT's save_pretrained(FOLDER, path_initial_model_for_weight_conversion=...)"
         )
-    if config.peft_type != "LORA" or odd:
-        kind = ", ".join(odd) or f"peft_type={str(config.peft_type)!r}"
-        raise UsageError(f"adapter {folder} is no plain LoRA ({kind}); train it without")
     names = [match[1] for name in found if (match := re.fullmatch(PEFT_A, name))]
     wanted = {peft_name(name, kind) for name in names for kind in ("A", "B")}
     if not names or set(found) != wanted:
