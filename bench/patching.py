@@ -23,9 +23,10 @@ from harness.data import Prompt
 from harness.edits import Replace
 from harness.engine.capture import capture
 from harness.engine.encoder import CutPrompt, Encoded
+from harness.engine.flops import Cost
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost, Request
+from harness.engine.rows import Request
 from harness.plan import ALL, Edit, Plan, Site, Stream
 from harness.plugins.registry import model_row
 from harness.run.contract import ToyTemplate

@@ -126,16 +126,11 @@ def worker_(
             f"{folder} holds no grid that goes on; its driver names the folder, which must be on a shared path"
         )
     given = plan["options"]
-
-    def jobs() -> list[list[Cell]]:
-        found = jobs_of(plan["command"], given)
-        return [found[number] for number in plan["chosen"]]
-
     code = work(
         folder.resolve(),
         int(match[1]),
         parent,
-        jobs,
+        lambda: jobs_of(plan["command"], given),
         lambda: load(given["model"], given, Terminal()),
     )
     raise typer.Exit(code)

@@ -112,6 +112,7 @@ def run(
 
     The same command again resumes a run that was killed, and shows one that is complete.
     """
+    from harness.grid.executors import place_of
     from harness.run.console import Terminal
 
     if export not in (None, "lamp", "peft"):
@@ -122,8 +123,11 @@ def run(
             raise UsageError(f"--export lamp is for LaMP tasks; {cell.task_name} is none")
         if export == "peft" and "targets" not in cell.method.options():
             raise UsageError(f"--export peft is for methods that train LoRA adapters; {cell.method_name} does not")
-    console, several = Terminal(), len(cells) > 1
+    console, several, place = Terminal(), len(cells) > 1, place_of(given)
+    if place and export == "peft":
+        raise UsageError("--export peft reads adapters with the model at hand; give the command again without --on")
     finished: list[Path] = []
+    codes: list[int] = []
 
     def read(cell: Cell) -> int:
         """Before the model is loaded: a mistake in the data shows at once."""
@@ -131,6 +135,7 @@ def run(
         return 0
 
     def answer(cell: Cell) -> int:
+        from harness.cli.exports import export_lamp, export_peft
         from harness.run.kept import say_kept
 
         if several:
@@ -141,9 +146,9 @@ def run(
         console.close()
         report(done, console, as_json=given["json"])
         if export == "lamp":
-            _export_lamp(done, console)
+            export_lamp(done, console)
         if export == "peft":
-            _export_peft(lm, cell, done, console)
+            export_peft(lm, cell, done, console)
         finished.append(done.folder)
         return done.exit_code
 
@@ -156,29 +161,33 @@ def run(
             say(estimate(lm, [cell], place.workers))
         return 0
 
-    for line in dict.fromkeys(cell.description for cell in cells):
-        console.say(line)
-    codes = _each(cells, read, console, grid=several)
-    from harness.statistics.paired_tests import FEWEST
+    def prepare() -> tuple[list[list[Cell]], list[int], Judge | None]:
+        """The cells whose data can be read."""
+        from harness.statistics.paired_tests import FEWEST
 
-    fewest = min((_units(cell) for cell, code in zip(cells, codes, strict=True) if not code), default=FEWEST)
-    if fewest < FEWEST:
-        console.say(f"warning: {fewest} users: no test finds a difference at 5 % with fewer than {FEWEST}; give more")
+        for line in dict.fromkeys(cell.description for cell in cells):
+            console.say(line)
+        codes.extend(_each(cells, read, console, grid=several))
+        chosen = [number for number, code in enumerate(codes) if not code]
+        some = [cells[number] for number in chosen]
+        fewest = min(map(_units, some), default=FEWEST)
+        if fewest < FEWEST:
+            console.say(
+                f"warning: {fewest} users: no test finds a difference at 5 % with fewer than {FEWEST}; give more"
+            )
+        return [[cell] for cell in some], chosen, open_judge_for(given, some, console) if some and not dry_run else None
+
+    outcomes = None
+    if place and not dry_run:
+        from harness.grid.run import on_workers
+
+        outcomes = on_workers("run", given, place, console, prepare)
+    else:
+        rater = prepare()[2]
     ready = [cell for cell, code in zip(cells, codes, strict=True) if not code]
     if ready:
-        rater = None if dry_run else open_judge_for(given, ready, console)
-        from harness.grid.executors import place_of
         from harness.run.kept import kept_outcomes
 
-        place = place_of(given)
-        if place and export == "peft":
-            raise UsageError("--export peft reads adapters with the model at hand; give the command again without --on")
-        outcomes = None
-        if place and not dry_run:
-            chosen = [number for number, code in enumerate(codes) if not code]
-            from harness.grid.run import on_workers
-
-            outcomes = on_workers("run", given, place, [[cell] for cell in ready], console, rater, chosen)
         kept = (
             {}
             if dry_run or place or export == "peft"
@@ -223,14 +232,18 @@ def fit(**given: Unpack[Command]) -> None:
             say(json.dumps({"key": shared.key, "folder": str(store.root / shared.key), **meta}))
         return 0
 
-    for cell in cells:
-        check_fit(cell)
+    def prepare() -> tuple[list[list[Cell]], range, None]:
+        for cell in cells:
+            check_fit(cell)
+        return [[cell] for cell in cells], range(len(cells)), None
+
     place, learnt = place_of(given), None
     if place:
         from harness.grid.run import on_workers
 
-        learnt = on_workers("fit", given, place, [[cell] for cell in cells], console, None)
+        learnt = on_workers("fit", given, place, console, prepare)
     else:
+        prepare()
         lm = load(given["model"], given, console)
     raise typer.Exit(gravest(_each(cells, learn, console, grid=len(cells) > 1)))
 
@@ -285,41 +298,6 @@ def report(done: Outcome, console: Console, *, as_json: bool) -> None:
     again = reproduced(done.folder, done.record)
     if again:
         console.say(again)
-
-
-def _export_peft(lm: LanguageModel, cell: Cell, done: Outcome, console: Console) -> None:
-    """Reads the adapters where the run kept them; trains those that are gone from there."""
-    from harness.engine.weights.adapters import write_adapter
-    from harness.files import names_of, replacing_folder, write_names
-    from harness.fit.artifacts import ArtifactStore
-    from harness.fit.states import personal_states, shared_state
-
-    store = ArtifactStore()
-    shared = shared_state(lm, cell, store, console)
-    users = personal_states(lm, cell, shared, store, console).fitted()
-    names = names_of(users)
-    states = {"collective": shared.state, **{f"users/{names[user]}": state for user, state in users.items()}}
-    trained = {name: state for name, state in states.items() if state is not None and state.tensors}
-    with replacing_folder(done.folder / "peft") as draft:
-        for name, state in trained.items():
-            (draft / name).mkdir(parents=True)
-            write_adapter(state, draft / name, lm)
-        if users:
-            (draft / "users").mkdir(exist_ok=True)
-            write_names(draft / "users", names)
-    console.say(f"wrote {len(trained)} adapters to {done.folder / 'peft'}")
-
-
-def _export_lamp(done: Outcome, console: Console) -> None:
-    from harness.records.store import read_samples
-    from harness.tasks.lamp_export import export_lamp
-
-    if done.record.health.errors:
-        console.say("warning: no predictions.json, since the official evaluator wants an answer to every item")
-        return
-    path = done.folder / "predictions.json"
-    export_lamp(done.record.config.task.name, read_samples(done.folder), path)
-    console.say(f"for the official evaluator: {path}")
 
 
 def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Options) -> list[Cell]:

@@ -16,6 +16,7 @@ from harness.errors import UsageError, gravest
 from harness.files.shown import say
 
 if TYPE_CHECKING:
+    from harness.judge.judges import Judge
     from harness.records.store import MetricValue
     from harness.run.cell import Cell
 
@@ -51,16 +52,20 @@ def sweep(
     cells = cells_by_point(given)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]
-    for cell in everything:
-        assert cell.items
-    rater = open_judge_for(given, everything, console)
-    place, jobs = place_of(given), [list(points) for points in zip(*cells.values(), strict=True)]
-    outcomes = None
+
+    def prepare() -> tuple[list[list[Cell]], range, Judge | None]:
+        for cell in everything:
+            assert cell.items
+        jobs = [list(points) for points in zip(*cells.values(), strict=True)]
+        return jobs, range(len(jobs)), open_judge_for(given, everything, console)
+
+    place, outcomes = place_of(given), None
     if place:
         from harness.grid.run import on_workers
 
-        outcomes = on_workers("sweep", given, place, jobs, console, rater)
+        outcomes = on_workers("sweep", given, place, console, prepare)
     else:
+        rater = prepare()[2]
         lm = load(given["model"], given, console)
     codes = []
     for number, task_name in enumerate(cell.task_name for cell in next(iter(cells.values()))):

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from harness.engine.cache import Prefilled, fan_out, gather
 from harness.engine.encoder import CutPrompt
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel, pad_left, pad_right
-from harness.engine.rows import Cost, Pass, Request, Rows, of_like_answers, of_like_length
+from harness.engine.rows import Pass, Request, Rows, of_like_answers, of_like_length
 from harness.errors import ContextTooLong, HarnessError
 from harness.plan import (
     GREEDY,

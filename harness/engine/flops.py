@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from harness.plan import LoRA
 
 
+@dataclass
+class Cost:
+    """What the forward passes so far have cost."""
+
+    forward_passes: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    flops: int = 0
+    """Operations of the matrix products, padding included."""
+    edits_prefill: int = 0
+    """(row, position) pairs edited below the last prompt token."""
+    edits_decode: int = 0
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Of a decoder-only transformer; all that its operations depend on."""

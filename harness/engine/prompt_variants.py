@@ -27,9 +27,9 @@ from torch import Tensor
 from harness.engine.attention import keys_only
 from harness.engine.cache import fork
 from harness.engine.encoder import Encoded
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits
-from harness.engine.rows import Cost
 from harness.errors import ContextTooLong
 from harness.plan import Edit, Layout, Site, places
 

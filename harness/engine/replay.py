@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.engine.decode import Chooser, Decoder
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost, Pass, Request
+from harness.engine.rows import Pass, Request
 from harness.plan import Generated, Sampling, StreamOutput
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.encoder import CutPrompt
-from harness.engine.flops import adapter_flops
+from harness.engine.flops import Cost, adapter_flops
 from harness.engine.model import LanguageModel
 from harness.engine.row_edits import RowEdits, acts_before
 from harness.plan import Plan, Site, Stream, places
@@ -43,20 +43,6 @@ class Request:
     def tokens(self) -> int:
         """Prompt tokens of the longest stream."""
         return max(len(prompt.encoded.ids) for prompt in self.prompts)
-
-
-@dataclass
-class Cost:
-    """What the forward passes so far have cost."""
-
-    forward_passes: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    flops: int = 0
-    """Operations of the matrix products, padding included (`harness.engine.flops`)."""
-    edits_prefill: int = 0
-    """(row, position) pairs edited below the last prompt token."""
-    edits_decode: int = 0
 
 
 @dataclass

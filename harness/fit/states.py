@@ -6,16 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data import Labelled, User
-from harness.engine.model import LanguageModel
 from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
-from harness.fit.kit import ModelKit
 from harness.method import Fitted, Method
 from harness.plugins.returned import adapted, fitted, reviewed
 from harness.task import Task
+
+if TYPE_CHECKING:
+    from harness.engine.model import LanguageModel
+    from harness.fit.kit import ModelKit
 
 USERS_AT_ONCE, OF_A_LARGE_MODEL, LARGE = 64, 8, 10**9
 """Users of one `adapt` call, which is what a killed run loses: few where a user takes a minute, as from `LARGE` weights on."""
@@ -250,6 +252,8 @@ def warnings_of(method: Method, shared: Shared) -> list[str]:
 
 
 def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> ModelKit:
+    from harness.fit.kit import ModelKit
+
     judged = cell.fit_data.task.to_judge
     return ModelKit(lm, cell.settings.seed, max_new_tokens, console.progress, store, to_judge=judged)
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from harness.data import Example
-from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, Users, shared_key
@@ -28,6 +27,9 @@ from harness.run.batches import Batching
 from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.steps import Answered, Hands, config_of
+
+if TYPE_CHECKING:
+    from harness.engine.model import LanguageModel
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -135,7 +137,7 @@ def first_worker(pool: Pool) -> LanguageModel:
     while pool.identity is None:
         pool.turn()
     known = {**pool.identity, "device": SimpleNamespace(type=pool.identity["device_type"])}
-    return cast(LanguageModel, SimpleNamespace(**known))
+    return cast("LanguageModel", SimpleNamespace(**known))
 
 
 def drive(

@@ -4,6 +4,7 @@ plan.json               what a worker needs to begin: the command, where data an
 results/                a file a shard, kept until the driver has its samples in the records; a driver that begins again reads them
 SESSION/                of one life of the driver; a worker whose session's folder is gone ends
 SESSION/driver.json     rewritten while the driver lives, with how far it is
+SESSION/data.json       which cells run, and the fingerprints of their data, once the driver has read it
 SESSION/inbox/WORKER/   tasks for a worker, in order
 SESSION/events/         what workers have to say
 SESSION/beats/          a file a worker, rewritten while it lives, with what it is at
@@ -74,6 +75,10 @@ class Session:
     @property
     def driver(self) -> Path:
         return self.folder / "driver.json"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data.json"
 
     def inbox(self, worker: str) -> Path:
         return self.folder / "inbox" / worker

@@ -9,9 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from harness.engine.flops import Cost
 from harness.errors import HarnessError
 from harness.fit.artifacts import ArtifactStore
 from harness.grid.executors import Executor
@@ -41,7 +44,6 @@ class Pool:
         self,
         root: Path,
         executor: Executor,
-        jobs: Jobs,
         plan: Mapping[str, Any],
         console: Console,
         store: ArtifactStore,
@@ -52,7 +54,8 @@ class Pool:
         self.root, self.executor, self.console, self.store = root, executor, console, store
         self.session = Session(root, secrets.token_hex(4))
         self.scheduler = Scheduler(executor.workers, target_seconds)
-        self.jobs, self.plan, self.mixed = jobs, dict(plan), mixed_hardware
+        self.jobs: Jobs = ()
+        self.plan, self.mixed = dict(plan), mixed_hardware
         self.mates: dict[str, Mate] = {}
         self.chores: list[Chore] = []
         self.once: dict[Hashable, Chore] = {}
@@ -76,12 +79,13 @@ class Pool:
     # starting and stopping
 
     def __enter__(self) -> Pool:
+        """Workers begin; they read the data while the driver does, and load no model before it gives them work."""
+        self._anew = not self.root.parent.parent.exists()
         self._sweep_old()
         self.session.begin()
         self.results.begin()
         token = self.store.root / ".grid" / self.session.name
         put(token, self.session.name)
-        fingerprints = [[cell.task.fingerprint(cell.selection) for cell in job] for job in self.jobs]
         put(
             self.root / "plan.json",
             {
@@ -90,7 +94,6 @@ class Pool:
                 "cwd": os.getcwd(),
                 "store": str(self.store.root.resolve()),
                 "version": VERSION,
-                "fingerprints": fingerprints,
                 "workers": self.executor.workers,
             },
         )
@@ -100,12 +103,23 @@ class Pool:
             self.executor.start(rank)
         return self
 
+    def give(self, jobs: Jobs, chosen: Sequence[int]) -> None:
+        """The work there is: `chosen` are the jobs by their numbers among all of the command, where some cannot run."""
+        self.jobs = jobs
+        fingerprints = [[cell.task.fingerprint(cell.selection) for cell in job] for job in jobs]
+        put(self.session.data, {"chosen": list(chosen), "fingerprints": fingerprints})
+
     def __exit__(self, *_: object) -> None:
         gone = self.session.folder.with_name(f".{self.session.name}")
         os.replace(self.session.folder, gone)  # at once: a worker that looks finds nothing and ends
         shutil.rmtree(gone, ignore_errors=True)
         self.executor.stop()
         (self.store.root / ".grid" / self.session.name).unlink(missing_ok=True)
+        if not self.jobs and not names(self.session.results):  # nothing came of it, so nothing goes on
+            self.remove()
+            if self._anew:
+                with suppress(OSError):
+                    self.root.parent.parent.rmdir()
 
     def remove(self) -> None:
         """The folder, once everything is in the records."""
@@ -413,15 +427,7 @@ class Pool:
                 self.failed_samples += 1
 
 
-def _costs() -> tuple[str, ...]:
-    from dataclasses import fields
-
-    from harness.engine.rows import Cost
-
-    return (*(f.name for f in fields(Cost)), "seconds")
-
-
-_COSTS = _costs()
+_COSTS = (*(field.name for field in fields(Cost)), "seconds")
 
 
 def _pair(at: Sequence[int] | None) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def work(
 ) -> int:
     """Be worker `rank` of the grid in `root` until its driver ends; the exit code.
 
-    `jobs` makes the cells of the command, `load` the model. Ends with process `parent`, where one is given.
+    `jobs` makes all cells of the command, `load` the model. Ends with process `parent`, where one is given.
     """
     if parent is not None:
         _end_with(parent)
@@ -65,7 +66,7 @@ def work(
     try:
         life.begin()
         try:
-            cells = _checked(plan, jobs)
+            cells = _checked(plan, session, jobs)
             lm = load()
         except HarnessError as error:
             life.say("refused", line=str(error), code=error.exit_code)
@@ -89,7 +90,7 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _checked(plan: Mapping[str, Any], jobs: Callable[[], list[list[Cell]]]) -> list[list[Cell]]:
+def _checked(plan: Mapping[str, Any], session: Session, jobs: Callable[[], list[list[Cell]]]) -> list[list[Cell]]:
     """The cells, read from data that is the driver's. Raises DataMissing for what this machine does not see."""
     who = f"worker on {socket.gethostname()}"
     if not Path(plan["cwd"]).is_dir():
@@ -104,8 +105,16 @@ def _checked(plan: Mapping[str, Any], jobs: Callable[[], list[list[Cell]]]) -> l
         raise DataMissing(
             f"{who} does not see the driver's store {store}; set HARNESS_CACHE to a folder on a shared path"
         )
-    cells = jobs()
-    for job, fingerprints in zip(cells, plan["fingerprints"], strict=True):
+    all_jobs = jobs()
+    for cell in (cell for job in all_jobs for cell in job):
+        with suppress(Exception, SystemExit):  # whether a cell that cannot be read runs, the driver knows
+            assert cell.items
+    while (given := take(session.data)) is None:
+        if not session.folder.exists():
+            raise FileNotFoundError(session.folder)
+        time.sleep(WAIT_SECONDS)
+    cells = [all_jobs[number] for number in given["chosen"]]
+    for job, fingerprints in zip(cells, given["fingerprints"], strict=True):
         for cell, fingerprint in zip(job, fingerprints, strict=True):
             if cell.items and cell.task.fingerprint(cell.selection) != fingerprint:
                 raise DataMissing(f"{who}: the data of {cell.task_name} is not the driver's; give it on a shared path")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 
 from harness.data import Example
 from harness.engine.encoder import CutPrompt
-from harness.engine.rows import Request
 from harness.errors import UsageError
 from harness.plan import Draws, Generated, Plan, Scored
 from harness.plugins.returned import chosen_of
+
+if TYPE_CHECKING:
+    from harness.engine.rows import Request
 
 RULED_OUT = (
     "the method gives every choice probability 0, so none is the most likely; rule no token out (dola: relative_top=0)"
@@ -35,9 +37,9 @@ class Effect:
     identical: float
     """Share of responses the base gives word for word."""
 
-    def nothing(self, dtype: torch.dtype) -> bool:
-        """Whether all of it is rounding."""
-        noise = {torch.float64: 1e-14, torch.float32: 1e-9}.get(dtype, 1e-5)
+    def nothing(self, dtype: str) -> bool:
+        """Whether all of it is rounding of that type, as in "float32"."""
+        noise = {"float64": 1e-14, "float32": 1e-9}.get(dtype, 1e-5)
         return self.kl_nats <= noise and self.changed_tokens == 0 and self.identical == 1
 
 
@@ -166,7 +168,7 @@ def without_mix(plan: Plan) -> tuple[Any, ...]:
 
 def by_value(value: Any) -> Any:
     """What tells two edits or mixes apart, tensors by their content."""
-    if isinstance(value, torch.Tensor):
+    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):  # nobody has a tensor before
         return (tuple(value.shape), str(value.dtype), value.detach().cpu().double().numpy().tobytes())
     if isinstance(value, np.ndarray):
         return (value.shape, str(value.dtype), value.tobytes())

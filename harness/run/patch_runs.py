@@ -23,9 +23,10 @@ from harness.data import Example
 from harness.edits import Replace
 from harness.engine.capture import attention_to, capture
 from harness.engine.encoder import Encoded
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import choice_logprobs
-from harness.engine.rows import Cost, Request
+from harness.engine.rows import Request
 from harness.errors import UsageError
 from harness.plan import ALL, LAST_PROMPT, At, Edit, Layout, Part, Plan, Site, Where
 from harness.run.system import whole

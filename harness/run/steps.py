@@ -4,6 +4,8 @@ Order of things: the record's folder is locked; the fitted state is found in the
 planned into the record before the first one runs; what a batch took and its samples are on disk before the next one starts,
 and all of them before a judge is asked; metrics, health and cost are computed from what is on disk, so a killed run ends like
 an unbroken one.
+
+Nothing here imports torch before there is a model: of a run on workers the driver has none.
 """
 
 from __future__ import annotations
@@ -13,13 +15,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from harness.data import Example, Labelled
-from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost
+from harness.engine.flops import Cost
 from harness.errors import UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
@@ -41,11 +40,12 @@ from harness.run.console import Console
 from harness.run.kept import config_of as config_of
 from harness.run.kept import exit_code, is_finished, kept_outcome, say_kept
 from harness.run.leaks import leaks, unlike_histories
-from harness.run.served import ServedSystem
-from harness.run.served.refusals import check_served
-from harness.run.system import ModelSystem
 from harness.servers.model import ServedModel
 from harness.task import Sample
+
+if TYPE_CHECKING:
+    from harness.engine.model import LanguageModel
+    from harness.run.system import ModelSystem
 
 EFFECT_SAMPLES = 32
 """Samples on which the method is compared with the unedited model."""
@@ -164,10 +164,16 @@ def cell_steps(
     """`run_cell`, with a pause before the first batch and after each; closed in one, it leaves an interrupted record."""
     console, config = console or Console(), config_of(lm, cell, judge)
     if make_system is None and isinstance(lm, ServedModel):
+        from harness.run.served import ServedSystem
+        from harness.run.served.refusals import check_served
+
         make_system = partial(ServedSystem, payer=config.hash8())
         if kept_outcome(lm, cell, judge) is None:
             check_served(lm, cell, generation_of_cell(cell), store or ArtifactStore(), console)
-    hands = hands or Hands(lm, make_system or ModelSystem)
+    if hands is None:
+        from harness.run.system import ModelSystem
+
+        hands = Hands(lm, make_system or ModelSystem)
     with RunFolder.open(cell.settings.output_path, config) as folder:
         record = folder.record()
         if record is not None and is_finished(record, cell.settings):
@@ -377,4 +383,4 @@ def _measure(hands: Hands, cell: Cell, folder: RunFolder, record: RunRecord) -> 
         health.kl_to_base = effect.kl_nats
         health.changed_tokens = effect.changed_tokens
         health.identical_to_base = effect.identical
-        health.noop = effect.nothing(getattr(torch, record.config.model.dtype))
+        health.noop = effect.nothing(record.config.model.dtype)

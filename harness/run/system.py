@@ -20,9 +20,9 @@ from harness.data import Example, Joint
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.encoder import CutPrompt, Encoded
+from harness.engine.flops import Cost
 from harness.engine.machine import rows_that_fit
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method, Progress
 from harness.mix import First

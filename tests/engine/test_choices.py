@@ -199,7 +199,7 @@ def test_a_method_that_moves_no_choice_is_caught() -> None:
         system = ModelSystem(lm, _Masked(), Generation(4), shared=shared)
         responses = {sample.id: sample.response or "" for sample in system.respond(examples)}
         effect = system.effect(examples, [responses[example.id] for example in examples])
-        assert effect is not None and effect.nothing(torch.float64) == nothing
+        assert effect is not None and effect.nothing("float64") == nothing
         assert effect.identical == 1 or not nothing
 
 

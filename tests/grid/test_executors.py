@@ -212,3 +212,10 @@ def test_gpus_of_a_slurm_worker_are_its_gres(tmp_path: Path, monkeypatch: pytest
 def test_gpus_that_workers_cannot_have_are_refused(on: str, gpus: float, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         where(on, gpus)
+
+
+def test_the_driver_of_workers_imports_neither_torch_nor_transformers() -> None:
+    """It has no model, and workers begin only after what it imports."""
+    look = "import sys, harness.grid.run; sys.exit(str(sys.modules.keys() & {'torch', 'transformers'}))"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"

@@ -83,6 +83,18 @@ def test_fit_on_workers_keeps_what_fit_here_would(harness: Harness, forked: Any,
     assert (Path("kept") / first["key"] / tensors).read_bytes() == (Path(second["folder"]) / tensors).read_bytes()
 
 
+def test_workers_begin_before_the_data_is_read_and_are_gone_where_it_cannot_be(
+    harness: Harness, forked: Any, toy: Path
+) -> None:
+    Path("empty").mkdir()
+    done = harness(f"run --method plain --task lamp4 --data empty --model {toy} --on local:2")
+    alone = harness(f"run --method plain --task lamp4 --data empty --model {toy}")
+    assert (done.code, done.err) == (alone.code, alone.err) and done.code == 4
+    assert forked().pids.keys() == {0, 1}
+    none_left(forked().pids.values())
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("on", "says"),
     [

@@ -165,7 +165,7 @@ def test_draws_are_compared_with_what_the_model_answers_without_them(
     examples = [item.example for item in toy_examples(4)]
     system = ModelSystem(lm, type("Mixed", (Draw,), {"mix": mix})(number=1, temperature=temperature), Generation(6))
     effect = system.effect(examples, [sample.response or "" for sample in system.answer(examples)])
-    assert effect is not None and (effect.changed_tokens, effect.nothing(torch.float32)) == (0, nothing)
+    assert effect is not None and (effect.changed_tokens, effect.nothing("float32")) == (0, nothing)
     assert effect.kl_nats < 1e-9 and (effect.identical == 1) == nothing
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.engine.decode import Decoder
-from harness.engine.rows import Cost
+from harness.engine.flops import Cost
 from harness.errors import UsageError
 from harness.records.store import Outcome, RunRecord, find_runs, read_samples
 from harness.run.sweep import RESAMPLES, peak, points

@@ -18,8 +18,8 @@ from harness.data import Example, HistoryItem, Message, User
 from harness.edits import AddVector, Replace
 from harness.engine.capture import attention_to, capture
 from harness.engine.decode import Decoder
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel
-from harness.engine.rows import Cost
 from harness.engine.sites import FAMILIES
 from harness.errors import DataMissing, UsageError
 from harness.methods.cad import CAD

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
 
 from harness.data import Example, Joint, Prompt, Rendered
-from harness.engine.rows import Cost
+from harness.engine.flops import Cost
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.mix import First
 from harness.plan import Plan

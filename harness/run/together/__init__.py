@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from harness.data import Example
+from harness.engine.flops import Cost
 from harness.engine.model import LanguageModel
 from harness.engine.replay import cost_of_generating, cost_of_scoring
-from harness.engine.rows import Cost
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.trains import TrainsUsers
 from harness.judge.judges import Judge
