@@ -6,9 +6,10 @@ train split, ever hold a `Labelled`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
+from unicodedata import normalize
 
 from harness.errors import HarnessError, UsageError
 
@@ -84,6 +85,16 @@ class Prompt:
     def first(self, n: int) -> Prompt:
         """The same prompt with only the n best items."""
         return replace(self, items=self.items[:n])
+
+
+def written_twice(users: Iterable[str]) -> tuple[str, str] | None:
+    """Two ids that are one but for white space around them or what their accents are made of; None where there are none."""
+    seen: dict[str, str] = {}
+    for user in users:
+        first = seen.setdefault(user.strip() if user.isascii() else normalize("NFC", user).strip(), user)
+        if first != user:
+            return first, user
+    return None
 
 
 @dataclass(frozen=True)

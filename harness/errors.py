@@ -14,6 +14,9 @@ The message is one line: what was given, what is allowed, the next step.
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import traceback
 from collections.abc import Collection, Iterable, Mapping
 
 EXIT_CODES: Mapping[int, str] = {
@@ -67,3 +70,13 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest allowed name, or a bare `;` before what is allowed."""
     near = difflib.get_close_matches(given.lower(), list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ";"
+
+
+def raised_in_a_file(error: Exception) -> str:
+    """What a file given as a method or task raised, and where in it; empty where it was none of them."""
+    files = {os.path.abspath(str(module.__file__)) for name, module in sys.modules.items() if name.startswith("file ")}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.abspath(frame.filename) in files]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f"{last.filename}, line {last.lineno}, in {last.name}: {type(error).__name__}: {error}"

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from harness.data import Example, User
 from harness.errors import UsageError, UserFailed
-from harness.fit.writer import INSTRUCTION, Summaries
+from harness.fit.writer import INSTRUCTION, Summaries, as_recorded
 from harness.method import Fitted, Kit, Method, Retrieval, Written
 from harness.plan import Plan, Stream
 
@@ -45,6 +45,10 @@ class PAG(Method):
             if getattr(self, name) < 1:
                 raise UsageError(f"pag: {name} {getattr(self, name)} leaves nothing to write; allowed: {name} >= 1")
         self._summaries()
+
+    def options(self) -> dict[str, Any]:
+        """As ever, but a writer in a folder by name and content."""
+        return {**super().options(), "writer": as_recorded(self.writer)}
 
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """The summary of each user, in `meta`; empty where there is no history."""

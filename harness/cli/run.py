@@ -6,9 +6,9 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import format_exc
 from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast, get_args
 
 import typer
@@ -26,7 +26,7 @@ from harness.cli.declarations import (
     path_text,
     with_defaults,
 )
-from harness.errors import HarnessError, UsageError, did_you_mean, gravest
+from harness.errors import HarnessError, UsageError, did_you_mean, gravest, raised_in_a_file
 from harness.files.shown import say, without_credentials
 from harness.run.control import Control
 from harness.servers.address import ENDPOINT
@@ -272,9 +272,9 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
                 f"harness: {name}the method or task ended the program with sys.exit({stop.code}); that is no result"
             )
             codes.append(1)
-        except Exception:  # a mistake in someone's method; the record says `failed`
-            console.close()
-            say(without_credentials(traceback.format_exc()), stream=sys.stderr)
+        except Exception as error:  # a mistake in someone's method; the record says `failed`
+            line = raised_in_a_file(error)
+            console.say(f"harness: {line}") if line else say(without_credentials(format_exc()), stream=sys.stderr)
             codes.append(1)
     console.close()
     return codes

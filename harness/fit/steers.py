@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.data import Labelled
+from harness.engine.weights.identity import as_recorded
 from harness.errors import UsageError
 from harness.fit.difference_vectors import Control, Extraction, Numbering, Pair, Pooling, Positions, Scale
 from harness.fit.heads import file_identity
@@ -57,7 +58,8 @@ class Contrasts(Extraction, Method):
     def options(self) -> dict[str, Any]:
         """As ever, but files by name and content, which decide the numbers and are the same everywhere."""
         files = [file_identity(file) for file in self._files()] if self.vectors else None
-        return {**super().options(), "vectors": files}
+        judge = as_recorded(self.judge) if self.judge else self.judge
+        return {**super().options(), "vectors": files, "judge": judge}
 
     def needs_train(self) -> bool:
         return self.vectors is None

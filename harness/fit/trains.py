@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data import Example, Labelled, Prompt, User
 from harness.engine.weights.adapters import adapter_identity as adapter_identity
 from harness.errors import HarnessError, UsageError, UserFailed
-from harness.fit.writer import Summaries
+from harness.fit.writer import Summaries, as_recorded
 from harness.method import Fitted, Kit, Method, Retrieval, Written
 from harness.plan import Edit, LoRA, Stream
 from harness.plugins.options import Count, Finite
@@ -64,6 +64,10 @@ class TrainsUsers(Trains):
             Summaries(self.profile)
         if self.items is not None and self.items < 1:
             raise UsageError(f"items {self.items} leaves nothing to learn from; allowed: items >= 1")
+
+    def options(self) -> dict[str, Any]:
+        """As ever, but a writer in a folder by name and content."""
+        return {**super().options(), "profile": as_recorded(self.profile) if self.profile else None}
 
     def prompt(self, example: Example, personal: Fitted | None) -> Prompt:
         """The context's, after the user's summary where there is one."""

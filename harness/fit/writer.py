@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 
 from harness.data import HistoryItem, Joint, Message, Prompt, Rendered, User
+from harness.engine.weights.identity import as_recorded as as_recorded
 from harness.errors import HarnessError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted, Kit, Writer, Written

@@ -6,7 +6,8 @@ import dataclasses
 import inspect
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Lt
@@ -14,7 +15,7 @@ from annotated_types import Ge, Le, Lt
 from harness.errors import UsageError, did_you_mean
 from harness.method import Method, Retrieval, RetrieverName
 from harness.plugins.entry_points import added
-from harness.plugins.returned import check_declared
+from harness.plugins.returned import shown_as
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def build_method(
     cls: type[Method], name: str, preset: str | None, settings: Sequence[str], made: Method | None = None
 ) -> Method:
     """The method (at its defaults, or `made`) with its preset, then its settings. Raises UsageError naming what is allowed."""
-    check_declared(cls, f"method {name!r}")
+    _check_declared(cls, f"method {name!r}")
     allowed = _allowed(cls)
     options: dict[str, Any] = {}
     if preset is not None:
@@ -49,6 +50,27 @@ def build_method(
     method = (made or cls()).with_options(options)
     _check(method, allowed, name)
     return method
+
+
+_DECLARED: Mapping[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("decode_only", "grouping", "train_ignores"), ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})")
+    ),
+    **dict.fromkeys(("presets", "later", "per_sample", "ranges"), ((Mapping,), "a dict by name")),
+    **dict.fromkeys(("name", "default_split", "how_to_get"), ((str,), "a text")),
+    "version": ((int,), "a whole number"),
+}
+"""What a class says of itself -> its types, and these in words."""
+
+
+def _check_declared(cls: type[Method] | type[Task], whose: str) -> None:
+    """Raises UsageError where an attribute of a stranger's class is of another type than its base says."""
+    base = Task if issubclass(cls, Task) else Method
+    for name in base.__annotations__.keys() & _DECLARED.keys():
+        value = inspect.getattr_static(cls, name, None)
+        types, words = _DECLARED[name]
+        if not isinstance(value, (*types, property, cached_property)):
+            raise UsageError(f"{whose}: {name} of class {cls.__name__} is {shown_as(value)}; expected {words}")
 
 
 def _allowed(cls: type[Method]) -> dict[str, Any]:
@@ -81,7 +103,8 @@ def rebuild_method(cls: type[Method], options: Mapping[str, Any]) -> Method:
     from pydantic import TypeAdapter, ValidationError
 
     allowed = _allowed(cls)
-    own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a method that is not registered
+    told = ("source_sha256", "encoder")  # of a method that is not registered, and of the retriever `dense`
+    own = {key: value for key, value in options.items() if key not in told}
     try:
         return cls().with_options({k: TypeAdapter(allowed[k]).validate_python(v) for k, v in own.items()})
     except (KeyError, ValidationError) as error:
@@ -93,7 +116,7 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise UsageError(f"task {name!r}: class {cls.__name__} lacks {', '.join(missing)} (see harness/task.py)")
-    check_declared(cls, f"task {name!r}")
+    _check_declared(cls, f"task {name!r}")
     hints = typing.get_type_hints(cls.__init__)
     allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")

@@ -7,41 +7,19 @@ for a whole one.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import numbers
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import is_dataclass, replace
-from functools import cached_property
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from os import PathLike
 from typing import Any
 
-from harness.data import Example, HistoryItem, Labelled, Prompt, User
+from harness.data import Example, HistoryItem, Labelled, Prompt, User, written_twice
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method
 from harness.plan import Draws, Edit, Exit, LoRA, Plan, Stream
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
-
-_DECLARED: Mapping[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(
-        ("decode_only", "grouping", "train_ignores"), ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})")
-    ),
-    **dict.fromkeys(("presets", "later", "per_sample", "ranges"), ((Mapping,), "a dict by name")),
-    **dict.fromkeys(("name", "default_split", "how_to_get"), ((str,), "a text")),
-    "version": ((int,), "a whole number"),
-}
-"""What a class says of itself -> its types, and these in words."""
-
-
-def check_declared(cls: type[Method] | type[Task], whose: str) -> None:
-    """Raises UsageError where an attribute of a stranger's class is of another type than its base says."""
-    base = Task if issubclass(cls, Task) else Method
-    for name in base.__annotations__.keys() & _DECLARED.keys():
-        value = inspect.getattr_static(cls, name, None)
-        types, words = _DECLARED[name]
-        if not isinstance(value, (*types, property, cached_property)):
-            raise UsageError(f"{whose}: {name} of class {cls.__name__} is {_said(value)}; expected {words}")
 
 
 def options_of(method: Method) -> dict[str, Any]:
@@ -50,7 +28,7 @@ def options_of(method: Method) -> dict[str, Any]:
     found = _items(f"{who}: identity returned", method.identity())
     for name, value in found:
         if not _plain(value):
-            raise UsageError(f"{who}: option {name} is {_said(value)}; expected a number, a text, or a list of them")
+            raise UsageError(f"{who}: option {name} is {shown_as(value)}; expected a number, a text, or a list of them")
     return dict(found)
 
 
@@ -143,7 +121,7 @@ def mixed(mix: object, logp: Any, logits: Any) -> Any:
     """
     shape = list(logits.shape)
     if list(getattr(logp, "shape", ())) != shape:
-        given = f"a tensor {list(logp.shape)}" if hasattr(logp, "shape") else _said(logp)
+        given = f"a tensor {list(logp.shape)}" if hasattr(logp, "shape") else shown_as(logp)
         raise HarnessError(
             f"mix {type(mix).__name__} returned {given}; expected log-probabilities {shape} [rows, tokens, vocabulary]"
         )
@@ -238,6 +216,10 @@ def items_of(task: Task, selection: Selection) -> Sequence[Labelled]:
     for item in items:
         _check_item(who, item)
     users = dict.fromkeys(item.example.user.id for item in items)
+    if twice := written_twice(users):
+        raise UsageError(
+            f"{who} gave users {twice[0]!r} and {twice[1]!r}, one but for how it is written; write a user one way"
+        )
     held_out = [user for user in users if user in selection.exclude_users]
     kept_to = "; it keeps to the selection where it returns selection.of(all items of the split)"
     if selection.limit is not None and len(items) > selection.limit:
@@ -283,7 +265,12 @@ def generation_of(task: Task) -> GenerationDefaults:
     """What `Task.generation` gives."""
     found = task.generation()
     whole = isinstance(found, GenerationDefaults) and isinstance(found.max_new_tokens, numbers.Integral)
-    if not whole or isinstance(found.stop, str) or not all(isinstance(text, str) for text in found.stop):
+    if (
+        not whole
+        or found.max_new_tokens < 1
+        or isinstance(found.stop, str)
+        or not all(isinstance(text, str) for text in found.stop)
+    ):
         raise _wrong(
             f"task {_task_name(task)}: generation returned", found, "GenerationDefaults(max_new_tokens, stop=(...,))"
         )
@@ -323,6 +310,8 @@ def samples_of(
             raise HarnessError(f"{name} before batch {batch[0].batch} was whole; yield samples as system.respond does")
         if sample.response is not None and not isinstance(sample.response, str):
             raise _wrong(f"{name}, its response", sample.response, "a text, or None where it failed")
+        if sample.response is None and sample.error is None:
+            raise HarnessError(f"{name} without a response and without an error; expected one of them")
         if sample.targets and tuple(sample.targets) != targets[sample.id]:
             raise HarnessError(
                 f"{name} with targets {sample.targets!r}; expected those of its item, {targets[sample.id]!r}"
@@ -340,6 +329,9 @@ def samples_of(
         )
 
 
+_GRADED = ("parsed", "metrics", "extra")
+
+
 def graded(task: Task, sample: Sample) -> Sample:
     """What `Task.grade` makes of a sample."""
     found: object = task.grade(sample)
@@ -348,10 +340,17 @@ def graded(task: Task, sample: Sample) -> Sample:
         raise _wrong(
             f"{who} returned", found, "the Sample with its metrics, as in replace(sample, metrics={'accuracy': 1.0})"
         )
-    if (found.id, found.user, found.targets) != (sample.id, sample.user, sample.targets):
-        raise HarnessError(
-            f"{who} returned sample {found.id!r} for {sample.id!r}; expected the same id, user and targets"
-        )
+    if found.id != sample.id:
+        raise HarnessError(f"{who} returned sample {found.id!r} for {sample.id!r}; expected the same one")
+    for field in fields(Sample):
+        if field.name not in _GRADED and getattr(found, field.name) != getattr(sample, field.name):
+            raise _wrong(
+                f"{who} changed {field.name} of sample {sample.id!r}, which is now",
+                getattr(found, field.name),
+                "only parsed, metrics and extra to be filled in",
+            )
+    if found.error is not None and found.metrics:
+        raise _wrong(f"{who}: metrics of sample {sample.id!r}, which failed, is", found.metrics, "none: it is counted")
     where = f"of sample {sample.id!r} is"
     if isinstance(found.parsed, bool) or not (found.parsed is None or isinstance(found.parsed, str | numbers.Real)):
         raise _wrong(f"{who}: parsed {where}", found.parsed, "a text or a number, or None where nothing could be read")
@@ -431,10 +430,10 @@ def _task_name(task: Task) -> str:
 
 
 def _wrong(what: str, given: object, expected: str) -> HarnessError:
-    return HarnessError(f"{what} {_said(given)}; expected {expected}")
+    return HarnessError(f"{what} {shown_as(given)}; expected {expected}")
 
 
-def _said(value: object) -> str:
+def shown_as(value: object) -> str:
     """`a tuple (1, 2)`, cut."""
     if value is None or isinstance(value, bool):
         return repr(value)

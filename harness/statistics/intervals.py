@@ -149,10 +149,11 @@ def jackknife(users: Sequence[str], statistic: Callable[[np.ndarray], float], bo
     return jackknife_interval(float(statistic(np.arange(len(users)))), without, bounds)
 
 
-def _units(users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _units(users: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The users in order, and the number of each sample's."""
-    names, inverse = np.unique(np.asarray(users, dtype=str), return_inverse=True)
-    return names, inverse
+    names = sorted(set(users))
+    number = {name: n for n, name in enumerate(names)}
+    return names, np.array([number[user] for user in users], dtype=int)
 
 
 def _of_difference(bounds: Bounds | None) -> Bounds | None:

@@ -77,6 +77,16 @@ def test_a_method_that_ends_the_program_is_a_failed_run(harness: Callable, tmp_p
     assert "sys.exit(0)" in done.error() and not done.out
 
 
+def test_what_a_file_of_ones_own_raises_is_one_line_that_names_its_place(harness: Callable, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom harness.method import Method\n\n"
+        "@dataclass(frozen=True)\nclass Mine(Method):\n    def plan(self, example, shared, personal):\n"
+        "        return {}['layer']\n"
+    )
+    done = harness("run --method ./mine.py --task lamp4 --limit 2 --output_path kept")
+    assert done.code == 1 and "mine.py, line 7, in plan: KeyError: 'layer'" in done.error()
+
+
 def test_a_terminal_that_knows_ascii_alone_is_shown_codes(tmp_path: Path) -> None:
     import os
     import subprocess

@@ -19,6 +19,8 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import ModelKit
 from harness.fit.writer import EndpointWriter
 from harness.method import Fitted, Retrieval, Written
+from harness.methods.clamp import Clamp
+from harness.methods.oppu import OPPU
 from harness.methods.pag import PAG
 from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings
@@ -144,6 +146,18 @@ def test_another_model_writes_and_its_texts_are_kept_by_weights_and_prompt(tmp_p
     assert len([path for path in (tmp_path / "store").iterdir() if not path.name.startswith(".")]) == 2
     again = _adapted(method, ModelKit(random_lm(seed=2), store=store), *users)
     assert [s.cost for s in again] == [s.cost for s in states]  # written for another evaluated model, used for this one
+
+    named = method.options()["writer"]
+    assert named.startswith("writer sha256:") and str(tmp_path) not in named
+    assert OPPU(profile=method.writer).options()["profile"] == named
+    assert Clamp(judge=f"hf/{method.writer}").options()["judge"] == f"hf/{named}"
+    (tmp_path / "writer" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert method.options()["writer"] != named  # and so are the record and the states
+    assert [PAG(writer=name).options()["writer"] for name in ("self", "tiny", "openai/m")] == [
+        "self",
+        "tiny",
+        "openai/m",
+    ]
 
 
 class _Endpoint(BaseHTTPRequestHandler):

@@ -16,6 +16,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.plugins.registry import method_class
 from harness.publish.figures import FIGURES, commands, draw, write
+from harness.publish.figures.style import looks, rendered, sheet
 from harness.records.store import MethodConfig, MetricValue, find_runs
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -68,6 +69,14 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     one, other = (write(["dps-4"], RESULTS, tmp_path / name) for name in "ab")
     assert [p.read_bytes() for p in one.paths] == [p.read_bytes() for p in other.paths]
     assert b"<dc:date>" not in one.paths[1].read_bytes()
+
+
+def test_a_name_is_plain_text_in_a_figure():
+    with looks():
+        figure, (ax,) = sheet("dps-6", "model a$\\frac$b")
+        ax.set_title("user $\\x$ \x1b[2J")
+    content = rendered(figure, "svg", "dps-6").decode()
+    assert "user $\\x$ \\u001b[2J" in content and "\x1b" not in content
 
 
 def test_a_figure_says_what_it_is_its_model_data_and_n(drawn):

@@ -103,6 +103,12 @@ def test_samples_of_one_user_are_not_independent_evidence():
     assert by_user.high - by_user.low > 4 * (by_sample.high - by_sample.low)
 
 
+def test_users_whose_names_differ_in_a_last_sign_alone_are_two():
+    values, users = np.linspace(0, 1, 12) ** 2, [f"user {n}" for n in range(12)]
+    own = mean_interval(values, users)
+    assert mean_interval(values, ["a", "a\0", *users[2:]]) == own and not np.isnan(own.low)
+
+
 @pytest.mark.parametrize("bounds", [None, (-5.0, 5.0)])
 def test_the_order_of_samples_does_not_matter(bounds: tuple[float, float] | None):
     order = RNG.permutation(200)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from harness.errors import HarnessError
 from harness.files import replace_file
 from harness.files.json_files import parse
 from harness.files.user_cache import user_cache
-from harness.plugins.registry import ModelRow
+from harness.plugins.registry import MODELS, ModelRow, model_row
 
 READ = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
 """What transformers may read beside the weights: config, generation settings, tokenizer, chat templates."""
@@ -65,6 +66,17 @@ def identity_of(row: ModelRow, dtype: str = "auto", device: str = "auto") -> Ide
         found = revision(row)
         return None if found == "unknown" else Identity(row.name, row.source, found, dtype)
     return None
+
+
+def as_recorded(name: str) -> str:
+    """A model as an option of a method names it (`hf/...` of a judge): one in a folder or a GGUF file by its name and content,
+    which decide the numbers and are the same everywhere; any other as it is."""
+    kind = "hf/" if name.startswith("hf/") else ""
+    path = name.removeprefix(kind)
+    if path in (*MODELS, "self") or not os.path.exists(path):
+        return name
+    row = model_row(path)
+    return f"{kind}{row.name} {revision(row)}"
 
 
 def _on_cpu(device: str) -> bool:

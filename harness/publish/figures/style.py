@@ -16,7 +16,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from harness.files.shown import printable
 from harness.publish.figures.specs import FIGURES
 from harness.records.schema import MetricValue, RunRecord
 
@@ -53,6 +55,7 @@ _RC: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a name may hold dollar signs
 }
 
 
@@ -90,6 +93,8 @@ def rendered(figure: Figure, fmt: str, id: str) -> bytes:
     """The figure as a file of `fmt`. The same figure gives the same bytes."""
     file = io.BytesIO()
     metadata: dict[str, Any] = {"Title": id, "Date": None} if fmt == "svg" else {"Title": id, "Software": None}
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))  # type: ignore[attr-defined]
     with matplotlib.rc_context({**_RC, "svg.hashsalt": id}):
         figure.savefig(file, format=fmt, dpi=150, metadata=metadata)
     return file.getvalue()
