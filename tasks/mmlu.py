@@ -225,6 +225,8 @@ class MMLU(Task):
                     f"found {len(cells)} cells ending in {cells[-1:]}; fetch the file again"
                 )
             rows.append(Row(cells[0], (cells[1], cells[2], cells[3], cells[4]), cells[5]))
+        if not rows:
+            raise DataMissing(f"{subject}_{split}.csv holds no question; fetch the file again")
         return rows
 
     def _file(self, subject: str, split: str) -> bytes:
@@ -240,18 +242,19 @@ class MMLU(Task):
         return self._files[subject, split]
 
 
-def _cells(content: bytes, name: str) -> list[list[str]]:
-    """The rows of a CSV file in UTF-8; a byte order mark is no part of the first. Raises DataMissing for other bytes."""
+def _cells(content: bytes, name: str, *, whole: bool = True) -> list[list[str]]:
+    """The rows of a CSV file in UTF-8; a byte order mark is no part of the first. Raises DataMissing for other bytes, and of a
+    `whole` file for a quote that is not closed, which would swallow the rows behind it."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = _cells(content[: error.start], name)
+        before = _cells(content[: error.start], name, whole=False)
         row, cell = max(0, len(before) - 1), max(0, len(before[-1]) - 1 if before else 0)
         raise DataMissing(
             f"{name}, row {row}, cell {cell}: byte {content[error.start]:#04x} is no UTF-8, and would change the question; "
             "fetch the file again, or convert it to UTF-8"
         ) from None
-    rows = csv.reader(io.StringIO(text, newline=""))
+    rows = csv.reader(io.StringIO(text, newline=""), strict=whole)
     try:
         return list(rows)
     except csv.Error as error:

@@ -17,7 +17,7 @@ from harness.cli.run import FIT, RUN, cells_of, load
 from harness.cli.sweep import OWN as SWEPT
 from harness.cli.sweep import SWEEP, Lowest, cells_by_point
 from harness.errors import DataMissing, UsageError
-from harness.files.shown import say
+from harness.files.shown import say, without_credentials
 
 if TYPE_CHECKING:
     from harness.run.cell import Cell
@@ -103,7 +103,7 @@ def _say_plan(command: Literal["run", "sweep", "fit"], given: Command) -> None:
         say(f"{job[0].method_name} on {job[0].task_name} with {lm.name}")
         say(estimate_fit(lm, job[0], place.workers) if command == "fit" else estimate(lm, job, place.workers))
     line = sys.argv[sys.argv.index("plan") + 1 :]
-    say(f"start it: {shlex.join(['harness', *([] if line[0] == command else [command]), *line])}")
+    say(without_credentials(f"start it: {shlex.join(['harness', *([] if line[0] == command else [command]), *line])}"))
 
 
 @grid_app.command("worker")

@@ -85,7 +85,7 @@ def _csv(path: Path, text: str, lists: Collection[str]) -> Iterator[Row]:
     """Rows by the names in the first line; cells are split at what it has most of: comma, semicolon or tab."""
     csv.field_size_limit(2**31 - 1)  # of a cell; Python's own limit is shorter than a long mail
     header = text.split("\n", 1)[0]
-    read = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    read = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     try:
         names, line = next(read, []), read.line_num
         for cells in read:
@@ -97,7 +97,8 @@ def _csv(path: Path, text: str, lists: Collection[str]) -> Iterator[Row]:
             if cells:
                 yield Row(first, {k: _list(v) if k in lists else v for k, v in zip(names, cells, strict=False) if v})
     except csv.Error as error:
-        raise DataMissing(f"{path}, line {read.line_num}: {error}") from None
+        hint = "; is a quote not closed, or not doubled inside a cell?"  # it would swallow the rows behind it
+        raise DataMissing(f"{path}, line {line + 1}: not valid CSV ({error}){hint}") from None
 
 
 def _list(cell: str) -> Any:

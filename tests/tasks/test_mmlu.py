@@ -170,6 +170,12 @@ def test_missing_and_damaged_files_are_named(csvs: Path, tmp_path: Path) -> None
             DataMissing, match=r"virology_test.csv, row 1: expected question, four choices and a letter"
         ):
             MMLU(str(tmp_path), "virology").items(Selection("test"))
+    (tmp_path / "test/virology_test.csv").write_text('fine?,1,2,3,4,A\n"open?,1,2,3,4,A\nlost?,1,2,3,4,A\n')
+    with pytest.raises(DataMissing, match=r"virology_test.csv, line 3: not valid CSV .*is a quote not closed"):
+        MMLU(str(tmp_path), "virology").items(Selection("test"))
+    (tmp_path / "test/virology_test.csv").write_text("")
+    with pytest.raises(DataMissing, match=r"virology_test.csv holds no question"):
+        MMLU(str(tmp_path), "virology").items(Selection("test"))
 
 
 def test_a_byte_order_mark_is_no_part_of_the_question_and_other_bytes_are_refused(csvs: Path, tmp_path: Path) -> None:

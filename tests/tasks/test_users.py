@@ -270,6 +270,8 @@ def test_a_text_that_was_answered_is_what_was_asked_and_histories_of_strangers_a
         ("a.csv", b"user,text\nann,hi\n", "line 2: field target: Field required"),
         ("a.csv", b'user,text,reply\nann,"a\nb",c\n\nbob,hi\n', "line 5: field target: Field required"),
         ("a.csv", b"user,text,reply\nann,hi, you,c\n", "line 2: more cells than the first line names"),
+        ("a.csv", b'user,text,reply\nann,a,b\nbob,"c,d\neve,e,f\n', "line 3: not valid CSV .*is a quote not closed"),
+        ("a.csv", b'user,text,reply\nann,"a" or "b",c\n', "line 2: not valid CSV .*or not doubled inside a cell"),
         ("a.jsonl", b'\n\n{"user": 1}\n', "line 3: field input: Field required"),
         ("a.parquet", b"PAR1", "is no parquet file"),
         ("a.jsonl", b"[" * 100_000, "line 1: not valid JSON"),
