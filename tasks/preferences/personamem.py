@@ -114,7 +114,12 @@ class PersonaMem(Task):
         except UnicodeDecodeError as error:
             raise DataMissing(f"{self._file('questions')}: byte {error.start} is no UTF-8") from None
         csv.field_size_limit(1 << 24)
-        return [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(io.StringIO(content, newline=""))]
+        read = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        try:
+            return [{k: v or "" for k, v in row.items() if k} for row in read]
+        except csv.Error as error:
+            where = f"{self._file('questions')}, line {read.line_num}"
+            raise DataMissing(f"{where}: not valid CSV ({error}); is a quote not closed?") from None
 
     @cached_property
     def _kinds(self) -> Mapping[str, str]:

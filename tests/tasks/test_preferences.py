@@ -255,6 +255,13 @@ def test_files_of_personamem_that_are_not_whole_are_one_line(tmp_path: Path) -> 
         task("personamem", tmp_path, "size=128k").items(Selection())
 
 
+def test_a_quote_that_is_not_closed_swallows_no_questions_of_personamem(tmp_path: Path) -> None:
+    path = personamem_files(tmp_path) / "questions_32k.csv"
+    path.write_text(path.read_text() + '"open,a,b\n' + "lost,a,b\n")
+    with pytest.raises(DataMissing, match=r"questions_32k.csv, line \d+: not valid CSV .*is a quote not closed"):
+        task("personamem", tmp_path).items(Selection())
+
+
 def test_personamem_runs(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
     personamem_files(tmp_path)
     done = harness(f"run --method rag --task personamem --model {toy} --data . --limit 4 --output_path kept --set k=2")
