@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -10,7 +11,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -181,7 +182,7 @@ def method_row(given: str | Method) -> MethodRow:
     if given in METHODS:
         return MethodRow(given, cls)
     file = Path(given.partition(":")[0])
-    return MethodRow(_named(cls, file), cls, _digest(file.read_bytes()))
+    return MethodRow(_named(cls, file), cls, source_of(file))
 
 
 def _row_of(method: Method) -> MethodRow:
@@ -191,14 +192,14 @@ def _row_of(method: Method) -> MethodRow:
             return MethodRow(name, cls, made=method)
     try:
         file = Path(inspect.getsourcefile(cls) or "")
-        content = (
-            file.read_bytes() if file.is_file() else inspect.getsource(cls).encode()
+        source = (
+            source_of(file) if file.is_file() else _digest(inspect.getsource(cls).encode())
         )  # a notebook's cell is no file
     except (OSError, TypeError) as error:
         raise UsageError(
             f"the source of {cls.__name__} cannot be read, and a record names a method by it; put it into a .py file"
         ) from error
-    return MethodRow(_named(cls, file), cls, _digest(content), method)
+    return MethodRow(_named(cls, file), cls, source, method)
 
 
 def _named(cls: type[Method], file: Path) -> str:
@@ -209,6 +210,39 @@ def _named(cls: type[Method], file: Path) -> str:
     if file.stem.replace("_", "") == cls.__name__.lower():
         return file.stem
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+
+
+def source_of(file: Path) -> str:
+    """Hash of a file of somebody's code and of the modules beside it that it imports: what decides its numbers."""
+    first = file.resolve()
+    read: dict[Path, bytes] = {}
+    waiting = [first]
+    while waiting:
+        path = waiting.pop()
+        if path not in read:
+            read[path] = path.read_bytes()
+            waiting += _beside({path.parent, first.parent}, read[path])
+    others = [hashlib.sha256(read[path]).digest() for path in sorted(read.keys() - {first})]
+    return _digest(b"\0".join([read[first], *others]))
+
+
+def _beside(folders: Collection[Path], content: bytes) -> Iterator[Path]:
+    """The files in these folders, or below them, of the modules that the code imports; not the harness's own."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError):  # importing it says what is wrong
+        return
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            start = [node.module] if node.module else []
+            names = [*start, *(".".join([*start, alias.name]) for alias in node.names)]
+        for parts in (name.split(".") for name in names if name.partition(".")[0] != "harness"):
+            for folder in folders:
+                for last in range(1, len(parts) + 1):
+                    place = folder.joinpath(*parts[:last])
+                    found = (place.with_name(f"{place.name}.py"), place / "__init__.py")
+                    yield from (path.resolve() for path in found if path.is_file())
 
 
 def _digest(content: bytes) -> str:
@@ -243,7 +277,7 @@ def task_class(name: str) -> type[Task]:
 def task_source(name: str) -> str | None:
     """Hash of the file of a task that is not registered."""
     file = name.partition(":")[0]
-    return _digest(Path(file).read_bytes()) if file.endswith(".py") else None
+    return source_of(Path(file)) if file.endswith(".py") else None
 
 
 def is_task(given: str) -> bool:
