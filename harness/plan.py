@@ -281,6 +281,10 @@ class Choose(Protocol):
     def __call__(self, drawn: Sequence[Generated]) -> int: ...
 
 
+MOST_DRAWS = 10_000
+"""A row each; more is a slip of the finger."""
+
+
 @dataclass(frozen=True)
 class Draws:
     """`count` responses to one prompt, sampled side by side in one batch, and which of them is the answer.
@@ -293,10 +297,10 @@ class Draws:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.count, int) and self.count >= 1
+        whole = isinstance(self.count, int) and 1 <= self.count <= MOST_DRAWS
         if not whole or not isinstance(self.temperature, int | float) or not 1e-3 <= self.temperature <= 1e3:
             raise UsageError(
-                f"{self.count!r} responses at temperature {self.temperature!r}: allowed are 1 or more, at 0.001 to 1000"
+                f"{self.count!r} responses at temperature {self.temperature!r}: allowed are 1 to {MOST_DRAWS}, at 0.001 to 1000"
             )
 
 

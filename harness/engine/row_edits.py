@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class RowEdits:
         for kind, members in by_class.items():
             rows = [row for row, _ in members]
             edits = [edit for _, edit in members]
-            bound = None if kind is Replace else kind.bind(edits, like)
+            bound = None if kind is Replace else _bound(kind, edits, like)
             whole = rows == list(range(self.rows))
             index = None if whole else torch.tensor(rows, device=like.device)
             groups.append(_Group(rows, edits, bound, index))
@@ -149,3 +150,17 @@ def _misfit(group: _Group, old: Tensor, why: str) -> HarnessError:
 def acts_before(edit: Edit, end: int, layout: Layout) -> bool:
     """Whether the edit touches any position below `end`."""
     return bool(end > 0 and places(edit.where, np.arange(end), layout).any())
+
+
+def _bound(kind: Any, edits: Sequence[Edit], like: torch.Tensor) -> Any:
+    """What the edits do. Raises HarnessError where what they hold cannot be computed with."""
+    try:
+        return kind.bind(edits, like)
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise HarnessError(
+            f"edit {kind.__name__} at {edits[0].site}: its values cannot be used ({type(error).__name__}: {reason}); "
+            "see harness/edits.py for what it takes"
+        ) from error

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class Sites:
 
     def check(self, site: Site) -> Site:
         """The site itself; UsageError where the model has no such block or part."""
-        if not 0 <= site.layer < self.layers:
+        if not isinstance(site.layer, Integral) or not 0 <= site.layer < self.layers:
             raise UsageError(f"block {site.layer} does not exist; this model has blocks 0 to {self.layers - 1}")
         if site.part not in PARTS:
             raise UsageError(f"part {site.part!r} does not exist; parts: {', '.join(PARTS)}")

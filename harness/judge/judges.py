@@ -267,7 +267,7 @@ def _number(token: str) -> int | None:
 def number_in(text: str) -> float | None:
     """The one number of an answer, 0 to 100; `85/100` and `85 out of 100` are 85. None where there is none or a second."""
     without_scale = re.sub(r"(?<=\d)\s*(?:/|out of)\s*100(?![\d.]*\d)", "", text)
-    numbers = re.findall(r"(?<![\w.])[-\u2212]?[0-9]+(?:\.[0-9]+)?(?!\w)", without_scale)
+    numbers = re.findall(r"(?<![\w.])[-\u2212]?[0-9]+(?:\.[0-9]+)?(?!\w|\.\d)", without_scale)
     if len(numbers) != 1 or not 0 <= float(numbers[0].replace("\u2212", "-")) <= 100:
         return None
     return float(numbers[0])

@@ -173,7 +173,9 @@ def test_a_model_that_thinks_is_given_room_and_both_answers_are_paid_for(server:
     )  # the one about how numbers are written
 
 
-@pytest.mark.parametrize("text", ["-5", "\u22125", "8/10", "85 to 90", ".85", "1e2", "1,000"])
+@pytest.mark.parametrize(
+    "text", ["-5", "\u22125", "8/10", "85 to 90", ".85", "1e2", "1,000", "9.9.9", "half of \u0664\u0665"]
+)
 def test_a_text_that_says_no_single_number_of_the_scale_is_no_rating(text: str, server: Server) -> None:
     server.gives_logprobs = False
     server.scripted = says(completion(text))

@@ -131,6 +131,14 @@ PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
     "one stream": (lambda s: Plan(s), "streams is a Stream .*; expected a tuple of Stream"),  # type: ignore[arg-type]
     "text for a prompt": (lambda s: Plan((Stream("hi"),)), "prompt is a str .*; expected a Prompt"),  # type: ignore[arg-type]
     "no edit": (lambda s: Plan((Stream(s.prompt, (1,)),)), r"edits of a stream hold an int \(1\); expected Edit"),  # type: ignore[arg-type]
+    "edit of other values": (
+        lambda s: Plan((Stream(s.prompt, (AddVector(Site(0, "block_out"), torch.ones(32), "strong"),)),)),  # type: ignore[arg-type]
+        r"edit AddVector at Site\(layer=0, part='block_out'\): its values cannot be used \(",
+    ),
+    "edit of a class": (
+        lambda s: Plan((Stream(s.prompt, (AddVector(Site(0.0, "block_out"), torch.ones(32)),)),)),  # type: ignore[arg-type]
+        "block 0.0 does not exist; this model has blocks 0 to",
+    ),
     "list of edits": (
         lambda s: Plan((Stream(s.prompt, []),)),
         "edits of a stream is a list .*expected a tuple of Edit",

@@ -183,8 +183,8 @@ def test_each_response_that_is_drawn_takes_a_row(lm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "temperature"), [(0, 1.0), (2.5, 1.0), ("2", 1.0), (2, 0), (2, "1"), (2, float("nan"))]
+    ("count", "temperature"), [(0, 1.0), (10**9, 1.0), (2.5, 1.0), ("2", 1.0), (2, 0), (2, "1"), (2, float("nan"))]
 )
 def test_draws_that_are_none_are_one_line(count: Any, temperature: Any) -> None:
-    with pytest.raises(UsageError, match=r"responses at temperature .*: allowed are 1 or more, at 0.001 to 1000"):
+    with pytest.raises(UsageError, match=r"responses at temperature .*: allowed are 1 to 10000, at 0.001 to 1000"):
         Draws(count, MostCommon(), temperature)
