@@ -218,7 +218,10 @@ class Replace:
 def _stack(vectors: Sequence[Tensor], like: Tensor) -> Tensor:
     import torch
 
-    return torch.stack(list(vectors)).to(like)[:, None]
+    stacked = torch.stack(list(vectors))
+    if stacked.is_complex():  # torch would keep the real part
+        raise ValueError("complex numbers, where activations are real")
+    return stacked.to(like)[:, None]
 
 
 def _pad_rows(x: Tensor, rows: int) -> Tensor:

@@ -63,6 +63,11 @@ def plan_of(method: Method, plan: object) -> Plan:
             raise _wrong(
                 f"{who}: a stream's prompt is", stream.prompt, "a Prompt, as self.retrieval.prompt(example) gives"
             )
+        for name, text in (("text", stream.prompt.text), ("summary", stream.prompt.summary)):
+            if not isinstance(text, str):
+                raise _wrong(f"{who}: {name} of a prompt is", text, "a text")
+        if not all(isinstance(item, HistoryItem) for item in stream.prompt.items):
+            raise _wrong(f"{who}: items of a prompt are", stream.prompt.items, "a tuple of HistoryItem")
         for name, kind in (("edits", Edit), ("adapters", LoRA), ("exits", Exit)):
             values = getattr(stream, name)
             if not isinstance(values, tuple):

@@ -169,7 +169,9 @@ def without_mix(plan: Plan) -> tuple[Any, ...]:
 def by_value(value: Any) -> Any:
     """What tells two edits or mixes apart, tensors by their content."""
     if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):  # nobody has a tensor before
-        return (tuple(value.shape), str(value.dtype), value.detach().cpu().double().numpy().tobytes())
+        numbers = value.detach().cpu()
+        wide = numbers.to(sys.modules["torch"].complex128) if numbers.is_complex() else numbers.double()
+        return (tuple(value.shape), str(value.dtype), wide.numpy().tobytes())
     if isinstance(value, np.ndarray):
         return (value.shape, str(value.dtype), value.tobytes())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

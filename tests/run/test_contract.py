@@ -135,6 +135,18 @@ PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
         lambda s: Plan((Stream(s.prompt, (AddVector(Site(0, "block_out"), torch.ones(32), "strong"),)),)),  # type: ignore[arg-type]
         r"edit AddVector at Site\(layer=0, part='block_out'\): its values cannot be used \(",
     ),
+    "texts for a history": (
+        lambda s: Plan((Stream(replace(s.prompt, items=("a", "b"))),)),  # type: ignore[arg-type]
+        r"items of a prompt are a tuple \(\('a', 'b'\)\); expected a tuple of HistoryItem",
+    ),
+    "summary": (
+        lambda s: Plan((Stream(replace(s.prompt, summary=None)),)),  # type: ignore[arg-type]
+        "summary of a prompt is None; expected a text",
+    ),
+    "edit of complex numbers": (
+        lambda s: Plan((Stream(s.prompt, (AddVector(Site(0, "block_out"), torch.ones(32) * 1j),)),)),
+        "edit AddVector at .*: its values cannot be used .ValueError: complex numbers",
+    ),
     "edit of a class": (
         lambda s: Plan((Stream(s.prompt, (AddVector(Site(0.0, "block_out"), torch.ones(32)),)),)),  # type: ignore[arg-type]
         "block 0.0 does not exist; this model has blocks 0 to",
