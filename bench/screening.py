@@ -4,8 +4,9 @@
 
 On train examples, PCS of every head is measured and estimated (`harness.fit.screening`), with both operators. `recall` is the
 share of the K heads of highest PCS on a shortlist of so many heads, beside what a random shortlist holds; `bound` is the same
-of `screen=bound`, with the heads that it measures; `spearman`
-compares the exact ranking with the estimates and with their size, which makes the shortlist.
+of `screen=bound`, with the heads that it measures, in which rounds, and its largest margin; `spearman` compares the exact
+ranking with the estimates and with their size, which makes the shortlist. `seconds` are of measuring all heads (`exact`), of
+the estimates, and of all that `bound` computes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from subject import seconds, settings, write
 
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
-from harness.fit.heads import Operator, mask
+from harness.fit.heads import Head, Operator, mask
 from harness.fit.kit import ModelKit
 from harness.fit.screening import recall, until_sure
 from harness.method import Retrieval
@@ -76,9 +77,23 @@ def compare(lm: LanguageModel, name: str, operator: Operator, args: argparse.Nam
             lambda: found.update(estimates=kit.screen(plans, targets, operator, DECODE)), str(lm.device)
         ),
     }
+    spent["bound"] = seconds(lambda: bounded(kit, plans, targets, operator, args.k), str(lm.device))
     exact = (found["exact"][:, 1:] - found["exact"][:, :1]).view(len(items), sites.layers, sites.heads)
     row = {"task": name, "operator": operator, **agreement(exact, found["estimates"], args.k)}
     return {**row, "seconds": {way: round(value, 2) for way, value in spent.items()}}
+
+
+def bounded(kit: ModelKit, plans: list[Plan], targets: list[str], operator: Operator, k: int) -> None:
+    """What a discovery with `screen=bound` computes."""
+
+    def measure(heads: list[Head]) -> torch.Tensor:
+        losses = kit.losses(
+            plans, targets, [(), *(mask({head: 0.0}, operator, kit.sites.head_dim, DECODE) for head in heads)]
+        )
+        return losses[:, 1:] - losses[:, :1]
+
+    with kit.prompts_kept():
+        kit.until_sure(kit.screen(plans, targets, operator, DECODE), k, (), measure)
 
 
 def recorded(lm: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
@@ -101,16 +116,27 @@ def recorded(lm: LanguageModel, args: argparse.Namespace) -> dict[str, Any]:
 def agreement(exact: torch.Tensor, estimates: torch.Tensor, k: int) -> dict[str, Any]:
     """Of exact scores and estimates, [n, layers, H] both."""
     ranking, heads = exact.mean(0).flatten(), exact[0].numel()
-    sure, measured = until_sure(
-        estimates, k, (), lambda heads: exact[:, [layer for layer, _ in heads], [head for _, head in heads]]
-    )
+    rounds: list[int] = []
+
+    def measure(heads: list[Head]) -> torch.Tensor:
+        rounds.append(len(heads))
+        return exact[:, [layer for layer, _ in heads], [head for _, head in heads]]
+
+    sure, measured, margin, closest = until_sure(estimates, k, (), measure)
     best = set(ranking.topk(k).indices.tolist())
     chosen = set(sure.mean(0).nan_to_num(-torch.inf).flatten().topk(k).indices.tolist())
     lengths = sorted({min(n * k, heads) for n in (1, 2, 3, 4)})
     return {
         "k": k,
         "recall": {str(n): round(recall(exact, estimates, k, n), 3) for n in lengths},
-        "bound": {"measured": len(measured), "of": heads, "recall": round(len(best & chosen) / k, 3)},
+        "bound": {
+            "measured": len(measured),
+            "of": heads,
+            "rounds": rounds,
+            "margin": round(margin, 2),
+            "closest": round(closest, 3),
+            "recall": round(len(best & chosen) / k, 3),
+        },
         "recall_by_chance": {str(n): round(n / heads, 3) for n in lengths},
         "spearman": {
             "estimates": round(float(spearmanr(ranking, estimates.mean(0).flatten()).statistic), 3),

@@ -237,6 +237,17 @@ class Method(ABC):
         """Whether `fit` does anything."""
         return cls.fit is not Method.fit
 
+    def decided(self, heads: int) -> Self:
+        """With every option decided that depends on the model, which has so many attention heads in all its blocks.
+
+        Records and fitted states are named by what this gives.
+        """
+        return self
+
+    def fit_reads(self) -> frozenset[str]:
+        """Options of `decode_only` that `fit` reads all the same under these options."""
+        return frozenset()
+
     def personal_only(self) -> frozenset[str]:
         """Options that `fit` does not read, though `adapt` may: methods that differ in them share what `fit` learnt."""
         return frozenset()

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 
 Control = Literal["none", "random_heads", "random_mask"]
+SCREENED_ABOVE = 100
+"""Heads of a model above which `screen=auto` measures some of them."""
 
 _NARROW = (
     "dps: a preference head stood at place {} of the {} that screening chose, so others may have been missed; measure more "
@@ -79,9 +81,10 @@ class DPS(Method):
     """K, the number of preference heads; by default 4 % of all heads, at least one."""
     samples: int = 50
     """Train examples whose references measure PCS, a seeded draw."""
-    screen: int | Literal["bound"] | None = None
-    """Heads whose PCS is measured, those of largest first-order estimate, or `bound`: as many as it takes until no other can be
-    among the best by the worst underestimation seen (see `harness.fit.screening`). By default all, which head maps need."""
+    screen: int | Literal["auto", "all", "bound"] | None = "auto"
+    """Heads whose PCS is measured: `all`, which head maps need; N, those of largest first-order estimate; or `bound`, in their
+    order until no other can be among the best by the worst underestimations seen, which is no proof (see
+    `harness.fit.screening`). `auto` is `all` up to 100 heads, `bound` above where heads are masked while decoding."""
     heads_file: str | None = None
     """A published head file for this model (see `harness.fit.heads`), read instead of measuring PCS."""
     scope: Literal["decode", "all"] = "decode"
@@ -108,20 +111,37 @@ class DPS(Method):
             raise UsageError(f"dps: heads {self.heads} masks nothing; allowed: heads >= 1")
         if self.samples < 2:
             raise UsageError(f"dps: samples {self.samples} is too few to rank heads; allowed: samples >= 2")
-        if self.screen is not None and self.discover_operator == "output_slice":
+        chosen = self.screen if self.screen not in ("auto", "all") else None
+        if chosen is not None and self.discover_operator == "output_slice":
             raise UsageError(
                 "dps: screen estimates what masking heads does, and output_slice masks none; drop one of them"
             )
         if self.clusters < 0 or not self.temperature > 0:
             raise UsageError(f"dps: clusters {self.clusters}, temperature {self.temperature}; allowed: >= 0, > 0")
-        if self.heads_file and (self.clusters or self.screen):
+        if self.heads_file and (self.clusters or chosen):
             raise UsageError("dps: heads_file is one ranked head set; it cannot be used with clusters or screen")
         if isinstance(self.screen, int) and self.screen < (self.heads or 1):
             raise UsageError(f"dps: screen {self.screen} is too few; allowed: screen >= heads, and >= 1")
 
     def options(self) -> dict[str, Any]:
-        """As ever, but the heads file by name and content, which decide the numbers and are the same everywhere."""
-        return {**super().options(), "heads_file": file_identity(self.heads_file) if self.heads_file else None}
+        """As ever, but the heads file by name and content, which decide the numbers and are the same everywhere, and no
+        screening as None: as records said it before there was any."""
+        file = file_identity(self.heads_file) if self.heads_file else None
+        return {
+            **super().options(),
+            "heads_file": file,
+            "screen": None if self.screen in ("auto", "all") else self.screen,
+        }
+
+    def decided(self, heads: int) -> Self:
+        if self.screen != "auto":
+            return self
+        measured = self.discover_operator != "output_slice" and self.heads_file is None
+        screened = heads > SCREENED_ABOVE and measured and self.scope == "decode"
+        return replace(self, screen="bound" if screened else "all")
+
+    def fit_reads(self) -> frozenset[str]:
+        return frozenset({"heads"}) if self.screen == "bound" else frozenset()
 
     def needs_train(self) -> bool:
         return self.heads_file is None
@@ -132,6 +152,7 @@ class DPS(Method):
         With `screen` it is NaN for heads that were not measured, and `screened` has the estimates of all.
         """
         sites = kit.sites
+        screen = self.decided(sites.layers * sites.heads).screen
         if self.heads_file is not None:
             found = read_heads(self.heads_file, sites.layers, sites.heads)
             heads = [list(head) for head in found.heads]
@@ -141,10 +162,8 @@ class DPS(Method):
             )
         measured = [(layer, head) for layer in range(sites.layers) for head in range(sites.heads)]
         wanted = self._count(len(measured))  # what cannot be masked is said before anything is measured
-        if isinstance(self.screen, int) and self.screen < wanted:
-            raise UsageError(
-                f"dps: screen {self.screen} is fewer than the {wanted} heads to mask; give screen >= heads"
-            )
+        if isinstance(screen, int) and screen < wanted:
+            raise UsageError(f"dps: screen {screen} is fewer than the {wanted} heads to mask; give screen >= heads")
         if self.discover_operator == "output_slice" and sites.heads * sites.head_dim != sites.width:
             raise UsageError(
                 f"dps: output_slice cuts the residual stream into {sites.heads} slices of {sites.head_dim}; this model's "
@@ -164,22 +183,28 @@ class DPS(Method):
 
         tensors: dict[str, Tensor] = dict(groups.tensors)
         screened: dict[str, Any] = {}
-        if self.screen is not None:
-            from harness.fit.kit import whole
+        by_cluster = self._samples_by_cluster(groups)
+        with contextlib.ExitStack() as kept:
+            if screen not in ("all", None):
+                from harness.fit.kit import whole
 
-            assert self.discover_operator != "output_slice"
-            estimates = tensors["screened"] = whole(kit).screen(plans, targets, self.discover_operator, self._where())
-            by_cluster = self._samples_by_cluster(groups)
-            if self.screen == "bound":
-                pcs, measured = whole(kit).until_sure(estimates, wanted, by_cluster, rises)
+                assert self.discover_operator != "output_slice"
+                kept.enter_context(whole(kit).prompts_kept())
+                estimates = whole(kit).screen(plans, targets, self.discover_operator, self._where())
+                tensors["screened"] = estimates
+                if isinstance(screen, int):
+                    measured = whole(kit).shortlist(estimates, screen, by_cluster)
+            if screen == "bound":
+                found_best = whole(kit).until_sure(estimates, wanted, by_cluster, rises)
+                pcs, measured = found_best.exact, found_best.measured
+                screened["bound"] = {"best": wanted, "margin": found_best.margin, "closest": found_best.closest}
             else:
-                measured = whole(kit).shortlist(estimates, self.screen, by_cluster)
+                rise = rises(measured)
+                pcs = rise.new_full((len(sample), sites.layers, sites.heads), math.nan)
+                layers, heads_in_layer = zip(*measured, strict=True)
+                pcs[:, layers, heads_in_layer] = rise
+        if "screened" in tensors:
             screened["shortlist"] = [list(head) for head in measured]
-        if self.screen != "bound":
-            rise = rises(measured)
-            pcs = rise.new_full((len(sample), sites.layers, sites.heads), math.nan)
-            layers, heads_in_layer = zip(*measured, strict=True)
-            pcs[:, layers, heads_in_layer] = rise
         tensors["pcs"] = pcs
         ranking = kit.rank(pcs)
         return Fitted(
@@ -271,7 +296,9 @@ class DPS(Method):
         controls   which heads are masked and how strongly, discovered or random (Figure 5); with clusters for one user
         pcs, ...   maps, intervals and overlaps (Figures 3, 4 and 7), see `harness.fit.head_maps.describe`
         clusters   what embedded the profiles, sizes, heads and agreement, and how many clusters a user effectively has
-        screening  places of the K best heads in the order of screening: a list cut before a place misses its head
+        screening  of how many heads PCS was measured exactly, and the places of the K best in the order of screening: a list cut
+                   before a place misses its head. Of `bound`: for how many best heads it stopped, the largest margin, and how close
+                   the next head's estimate times margin came to the K-th best PCS (1 is as large; seen, not proved)
         """
         from harness.fit.head_maps import describe, rounded
 
@@ -287,8 +314,12 @@ class DPS(Method):
             found |= describe(shared.tensors["pcs"].numpy(), shared.meta["users"], chosen)
         if self.clusters:
             found["clusters"] = self._cluster_analysis(shared, personal)
-        if self.screen is not None:
-            found["screening"] = {"places": self._places(shared), "measured": len(ranked)}
+        if "shortlist" in shared.meta:
+            of = shared.meta["layers"] * shared.meta["heads_a_layer"]
+            found["screening"] = {"places": self._places(shared), "measured": len(ranked), "of": of}
+            if "bound" in shared.meta:
+                bound = {name: rounded(value) for name, value in shared.meta["bound"].items()}
+                found["screening"] |= {**bound, "guarantee": "empirical"}
         return found
 
     def _control_maps(self, shared: Fitted, personal: Mapping[str, Fitted]) -> dict[str, list[list[float]]]:

@@ -49,7 +49,7 @@ def method_in_full(name: str, width: int) -> str:
     own = [f.name for f in fields(row.cls) if f.name != "retrieval"]
     lines = []
     for option in [*own, *(f.name for f in fields(Retrieval) if f.name not in own)]:
-        lines += _hanging(f"  --set {option}=", str(made.options()[option]), width)
+        lines += _hanging(f"  --set {option}=", str(getattr(made, option, made.options()[option])), width)
         facts = f"{kind(hints[option])}. {said.get(option, '')}".rstrip()
         lines += textwrap.wrap(facts, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n\n".join([*parts, "options, with their defaults:\n" + "\n".join(lines)])

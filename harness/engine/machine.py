@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from harness.engine.model import LanguageModel
 
 SHARE = 0.7
@@ -48,6 +50,13 @@ def free_bytes(root: Path = Path("/")) -> int | None:
         return None
     mapped = _numbers(root / "proc/self/status").get("RssFile", 0)
     return max(0, min([(available - mapped) * 1024, *_left_by_groups(root)]))
+
+
+def room_to_keep(lm: LanguageModel) -> int:
+    """Bytes that a computation may keep beside what it works on: half of what is free on the model's device."""
+    if lm.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(lm.device)[0]) // 2
+    return (free_bytes() or 0) // 2
 
 
 def free_cores(root: Path = Path("/")) -> int:

@@ -56,6 +56,11 @@ class LanguageModel:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
+    @property
+    def heads(self) -> int:
+        """Attention heads of all blocks."""
+        return self.sites.layers * self.sites.heads
+
     def new_cache(self) -> Any:
         from transformers import DynamicCache
 

@@ -40,20 +40,49 @@ ROW_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens of one pass over unpacked rows, which bounds its memory."""
 
 
+class Beginnings:
+    """Keys and values of prompts' beginnings, kept as long as `room` bytes hold them: who reads the same prompts again and
+    again runs their beginnings once. With no room each is run when it is asked for."""
+
+    def __init__(self, lm: LanguageModel, room: int = 0) -> None:
+        self.lm, self.room = lm, room
+        self._kept: dict[tuple[int, ...], Any] = {}
+
+    def of(self, ids: Sequence[int]) -> Any:
+        """A cache that holds these tokens, and can grow on its own."""
+        key = tuple(ids)
+        if key in self._kept:
+            return fork(self._kept[key])
+        cache, tokens = self.lm.new_cache(), torch.tensor([key], device=self.lm.device)
+        positions = torch.arange(len(key), device=self.lm.device)[None]
+        with torch.inference_mode(False), torch.no_grad():  # a backward pass may read it
+            self.lm.hidden(tokens, mask=torch.ones_like(tokens), positions=positions, cache=cache)
+        sizes = self.lm.sizes
+        bytes_ = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * len(key) * self.lm.model.dtype.itemsize
+        if bytes_ <= self.room:
+            self._kept[key], self.room = fork(cache), self.room - bytes_
+        return cache
+
+
 @torch.inference_mode()
 def score_variants(
-    lm: LanguageModel, prompt: Encoded, continuation: Sequence[int], variants: Sequence[Sequence[Edit]]
+    lm: LanguageModel,
+    prompt: Encoded,
+    continuation: Sequence[int],
+    variants: Sequence[Sequence[Edit]],
+    begun: Beginnings | None = None,
 ) -> Tensor:
     """Log-probabilities in nats [V, T] of the continuation's tokens under each variant's edits; () is the model as it is.
 
-    Equal to scoring each variant alone. Raises ContextTooLong where prompt and continuation exceed the context.
+    `begun` may hold the prompt's beginning from an earlier call. Equal to scoring each variant alone. Raises ContextTooLong
+    where prompt and continuation exceed the context.
     """
     if not continuation:
         raise ValueError("empty continuation")
     ids, most = [*prompt.ids, *continuation[:-1]], PACK_TOKENS[lm.device.type]
     target = torch.tensor(continuation, device=lm.device)
     out = _wide(lm, len(variants), len(continuation))
-    for members, hidden in _final(lm, ids, prompt.layout(), variants, len(continuation), Cost()):
+    for members, hidden in _final(lm, ids, prompt.layout(), variants, len(continuation), Cost(), begun):
         predicted = target.repeat(len(members))
         before = hidden.flatten(0, 1)
         parts = [
@@ -86,7 +115,13 @@ def _wide(lm: LanguageModel, *shape: int) -> Tensor:
 
 
 def _final(
-    lm: LanguageModel, ids: Sequence[int], layout: Layout, variants: Sequence[Sequence[Edit]], wanted: int, cost: Cost
+    lm: LanguageModel,
+    ids: Sequence[int],
+    layout: Layout,
+    variants: Sequence[Sequence[Edit]],
+    wanted: int,
+    cost: Cost,
+    begun: Beginnings | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Variants that run together, and their final hidden states [V, wanted, D] at the last positions."""
     if len(ids) + 1 > lm.max_length:
@@ -96,7 +131,7 @@ def _final(
         by_start[first_position(edits, layout)].append(v)
     for start, members in sorted(by_start.items()):
         entries = {v: _entry(variants[v], lm.sites.layers) for v in members}
-        trunk = _Trunk(lm, ids, start, {entry.block for entry in entries.values()}, cost)
+        trunk = _Trunk(lm, ids, start, {entry.block for entry in entries.values()}, cost, begun or Beginnings(lm))
         for pack in trunk.packs(entries):
             yield pack.members, trunk.run([variants[v] for v in pack.members], pack.entry, layout, wanted)
 
@@ -118,19 +153,19 @@ class _Pack(NamedTuple):
 class _Trunk:
     """What variants that start at position `start` share: the cache below it and the residuals entering blocks."""
 
-    def __init__(self, lm: LanguageModel, ids: Sequence[int], start: int, blocks: set[int], cost: Cost) -> None:
+    def __init__(
+        self, lm: LanguageModel, ids: Sequence[int], start: int, blocks: set[int], cost: Cost, begun: Beginnings
+    ) -> None:
         self.lm = lm
         self.cost = cost
         self.start = start
         self.tail = len(ids) - start
-        self.cache = lm.new_cache() if start else None
+        self.cache = begun.of(ids[:start]) if start else None
         self.positions = np.arange(start, len(ids))
         device = lm.device
         tokens = torch.tensor([list(ids)], device=device)
         everywhere = torch.arange(len(ids), device=device)[None]
         ones = torch.ones_like(tokens)
-        if start:
-            lm.hidden(tokens[:, :start], mask=ones[:, :start], positions=everywhere[:, :start], cache=self.cache)
         self.inputs: dict[int, Tensor] = {}
         """Block -> the unedited residual entering it, [1, T, D]."""
         self.heads: dict[int, Tensor] = {}

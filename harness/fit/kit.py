@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,9 @@ from harness.data import Labelled, Prompt, User
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
+from harness.engine.machine import room_to_keep
 from harness.engine.model import LanguageModel
-from harness.engine.prompt_variants import ROW_TOKENS, score_variants
+from harness.engine.prompt_variants import ROW_TOKENS, Beginnings, score_variants
 from harness.engine.rows import Request
 from harness.engine.sites import Sites
 from harness.engine.training.train import train
@@ -35,7 +36,7 @@ from harness.files import named
 from harness.fit.artifacts import ArtifactStore, Checkpoint
 from harness.fit.heads import Head, Operator
 from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
-from harness.fit.screening import first_order, shortlist, until_sure
+from harness.fit.screening import Screened, first_order, shortlist, until_sure
 from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
 from harness.method import Fitted, HeadRanking, Kit, Progress, Writer, Written
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
@@ -65,6 +66,7 @@ class ModelKit:
 
     def __post_init__(self) -> None:
         self._writers: dict[str, Writer] = {}
+        self._begun: Beginnings | None = None
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -219,7 +221,8 @@ class ModelKit:
             plan, target = pairs[number]
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
             edits = plan.streams[0].edits
-            scores = score_variants(self.lm, request.prompts[0].encoded, answer, [(*edits, *v) for v in variants])
+            edited = [(*edits, *v) for v in variants]
+            scores = score_variants(self.lm, request.prompts[0].encoded, answer, edited, self._begun)
             return -scores.double().mean(dim=1).cpu()
 
         return self._by_sample(label, repr(variants), pairs, score)
@@ -242,7 +245,7 @@ class ModelKit:
         def estimate(number: int) -> Tensor:
             plan, target = pairs[number]
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
-            return first_order(self.lm, request.prompts[0].encoded, answer, operator, where)
+            return first_order(self.lm, request.prompts[0].encoded, answer, operator, where, self._begun)
 
         return self._by_sample(label, f"first order, {operator}, {where}", pairs, estimate)
 
@@ -256,9 +259,18 @@ class ModelKit:
         best: int,
         groups: Sequence[Sequence[int]],
         measure: Callable[[list[Head]], Tensor],
-    ) -> tuple[Tensor, list[Head]]:
+    ) -> Screened:
         """Exact scores of as many heads as it takes for the `best` to be right (see `harness.fit.screening`)."""
         return until_sure(estimates, best, groups, measure)
+
+    @contextlib.contextmanager
+    def prompts_kept(self) -> Iterator[None]:
+        """While it lasts, `losses` and `screen` run the beginning of each prompt once, as far as memory holds them."""
+        self._begun = Beginnings(self.lm, room_to_keep(self.lm))
+        try:
+            yield
+        finally:
+            self._begun = None
 
     def _by_sample(
         self, label: str, what: str, pairs: Sequence[tuple[Plan, str]], score: Callable[[int], Tensor]

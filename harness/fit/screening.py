@@ -7,10 +7,14 @@ gradient of a reference's mean token NLL at a_h, masking h alone changes that lo
 a'_h is computed: a second row of the batch reads the first one's residual at every block, and its queries are zero.
 Heads are ranked by the mean over samples of the estimate's size (Michel et al., Are Sixteen Heads Really Better than
 One?, NeurIPS 2019, section 4.1): its sign is unsure for the very heads whose effect is large and so not linear.
-`until_sure` measures heads in this order until the next one's estimate, times the worst underestimation seen so far, is below
-the K-th best exact score. AtP* (Kramár et al., 2024) corrects what makes estimates too small: saturated attention, which
-masking the output does not meet, and effects that cancel out, with a backward pass a layer (GradDrop); that costs as much as
-measuring the heads exactly here, where they share a prefill, so the margin stands for it.
+`until_sure` measures heads exactly: first the 2 K of largest estimate and the two of largest estimate in each block, then
+all whose estimate times a margin reaches the K-th best exact score, until none is left. A block's margin is the worst
+underestimation seen so far in it and the blocks beside it, at least 1, times `SLACK`: effects in the first blocks are
+underestimated more than others. What this shows: the scores of the heads it measured are exact, and another head is among the
+best only if its estimate is too small by more than that. It is no proof: a head that was not measured may be underestimated
+more than all beside it. AtP* (Kramár et al., 2024) corrects what makes estimates too small: saturated attention, which
+masking the output does not meet, and effects that cancel out, with a backward pass a layer (GradDrop). Here that costs about
+as much as measuring the heads of a small model, which share a prefill; so a margin seen on the model itself stands for it.
 `bench/screening.py` measures how many of the best heads are found. The backward pass keeps the activations of the
 masked positions of one sample, so `scope=all` takes memory in proportion to the prompt.
 """
@@ -20,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,19 +32,27 @@ from torch import Tensor
 
 from harness.engine.encoder import Encoded
 from harness.engine.model import LanguageModel
-from harness.engine.prompt_variants import first_position
+from harness.engine.prompt_variants import Beginnings, first_position
 from harness.engine.sites import Transform
 from harness.errors import ContextTooLong
 from harness.fit.heads import Head, Operator, mask
 from harness.plan import Site, Where
 
+SLACK = 1.25
+"""What a block's margin is multiplied by, for heads that are underestimated a little more than all that were measured."""
+
 
 def first_order(
-    lm: LanguageModel, prompt: Encoded, continuation: Sequence[int], operator: Operator, where: Where
+    lm: LanguageModel,
+    prompt: Encoded,
+    continuation: Sequence[int],
+    operator: Operator,
+    where: Where,
+    begun: Beginnings | None = None,
 ) -> Tensor:
     """Estimated rise of the continuation's mean token NLL in nats when each head alone is masked: [layers, H] float64.
 
-    Positions below the first masked one run without a gradient. Raises ContextTooLong as `score_variants` does.
+    Positions below the first masked one run without a gradient, or come from `begun`. Raises ContextTooLong as `score_variants` does.
     """
     sites, layout = lm.sites, prompt.layout()
     ids = [*prompt.ids, *continuation[:-1]]
@@ -50,11 +63,8 @@ def first_order(
     tokens = torch.tensor([ids] * rows, device=lm.device)
     positions = torch.arange(len(ids), device=lm.device).expand(rows, -1)
     ones = torch.ones_like(tokens)
-    cache = lm.new_cache() if start else None
-    if start:
-        with torch.no_grad():
-            lm.hidden(tokens[:1, :start], mask=ones[:1, :start], positions=positions[:1, :start], cache=cache)
-        assert cache is not None
+    cache = (begun or Beginnings(lm)).of(ids[:start]) if start else None
+    if cache is not None and rows > 1:
         cache.batch_repeat_interleave(rows)
     outputs: dict[int, Tensor] = {}
 
@@ -99,40 +109,58 @@ def shortlist(estimates: Tensor, count: int, groups: Sequence[Sequence[int]] = (
     return [divmod(i, estimates.shape[2]) for i in chosen.tolist()]
 
 
+class Screened(NamedTuple):
+    """What `until_sure` found."""
+
+    exact: Tensor
+    """Exact scores [n, layers, H], NaN where not measured."""
+    measured: list[Head]
+    """In the order of screening."""
+    margin: float
+    """The largest of any block and group."""
+    closest: float
+    """The largest estimate times margin of a head that was not measured, as a share of the K-th best score: below 1. 0 where all
+    were measured."""
+
+
 def until_sure(
     estimates: Tensor, best: int, groups: Sequence[Sequence[int]], measure: Callable[[list[Head]], Tensor]
-) -> tuple[Tensor, list[Head]]:
-    """Exact scores [n, layers, H], NaN where not measured, and the heads that were, in their order.
+) -> Screened:
+    """Measures heads, by estimates [n, layers, H], until no other can be among the `best`, in any group of samples.
 
-    `measure` gives the exact scores [n, heads] of some heads; `best` is how many of the best have to be right, in each group.
+    `measure` gives the exact scores [n, heads] of some heads.
     """
     _, layers, heads = estimates.shape
     order = shortlist(estimates, layers * heads, groups)
+    of_block = [[head for head in order if head[0] == layer][:2] for layer in range(layers)]
+    first = {*order[: 2 * best], *(head for some in of_block for head in some)}
     exact = torch.full_like(estimates, math.nan)
-    done, step = 0, 4 * best
-    while done < len(order) and not (done and sure(estimates, exact, best, groups)):
-        part = order[done : done + step]
+    part = [head for head in order if head in first]
+    while part:
         exact[:, [layer for layer, _ in part], [head for _, head in part]] = measure(part).to(exact)
-        done += len(part)
-        step = done
-    return exact, order[:done]
+        share, margin = reach(estimates, exact, best, groups)
+        part = [head for head in order if share[head] >= 1]
+    measured = [head for head in order if not exact[0][head].isnan()]
+    return Screened(exact, measured, margin, float(share.amax()))
 
 
-def sure(estimates: Tensor, exact: Tensor, best: int, groups: Sequence[Sequence[int]] = ()) -> bool:
-    """Whether no head that was not measured (NaN in `exact`) can be among the `best`, in any group of samples.
+def reach(estimates: Tensor, exact: Tensor, best: int, groups: Sequence[Sequence[int]] = ()) -> tuple[Tensor, float]:
+    """Estimate times margin of each head that was not measured (NaN in `exact`), as a share of the K-th best exact score: [layers, H].
 
-    A head's exact score is taken to be at most `margin` times its estimate, the margin being the largest such ratio of those
-    that were measured, at least 1. Where the K-th best score is not positive nothing is sure.
+    The largest of the groups, 0 for heads that were measured, infinite where the K-th best score is not positive: nothing is sure
+    then. Also the largest margin.
     """
+    shares, margins = [], []
     for group in [list(group) for group in groups if group] or [list(range(len(exact)))]:
-        size, score = estimates[group].abs().mean(0).flatten(), exact[group].mean(0).flatten()
+        size, score = estimates[group].abs().mean(0), exact[group].mean(0)
         known = ~score.isnan()
-        least = score[known].topk(min(best, int(known.sum()))).values[-1]
-        margin = (score[known] / size[known].clamp_min(1e-300)).amax().clamp_min(1.0)
-        left = size[~known]
-        if left.numel() and not (least > 0 and float(left.amax() * margin) < float(least)):
-            return False
-    return True
+        least = float(score[known].topk(min(best, int(known.sum()))).values[-1])
+        ratio = (score / size.clamp_min(1e-300)).where(known, torch.zeros_like(size)).amax(1)
+        margin = torch.nn.functional.max_pool1d(ratio[None], 3, 1, 1)[0].clamp_min(1.0) * SLACK
+        share = size * margin[:, None] / least if least > 0 else torch.full_like(size, math.inf)
+        shares.append(share.where(~known, torch.zeros_like(share)))
+        margins.append(float(margin.amax()))
+    return torch.stack(shares).amax(0), max(margins)
 
 
 def recall(exact: Tensor, estimates: Tensor, top: int, candidates: int) -> float:

@@ -264,12 +264,13 @@ def _timed(state: Fitted, seconds: float) -> Fitted:
 
 
 def _common(lm: LanguageModel, cell: Cell) -> dict[str, Any]:
-    method = cell.method
+    method = cell.method.decided(lm.heads)
+    unread = frozenset(method.decode_only) - method.fit_reads()
     return {
         "artifact_version": 1,
         "model": [lm.name, lm.revision, lm.dtype],
         "method": [cell.method_name, cell.method_source, type(method).__qualname__],
-        "options": {k: v for k, v in method.identity().items() if k not in method.decode_only},
+        "options": {k: v for k, v in method.identity().items() if k not in unread},
         "seed": cell.settings.seed,
         "max_new_tokens": cell.max_new_tokens,
     }

@@ -72,7 +72,7 @@ def work(
             life.say("refused", line=str(error), code=error.exit_code)
             return error.exit_code
         identity = {"name": lm.name, "source": lm.source, "revision": lm.revision, "dtype": lm.dtype}
-        identity |= {"parameters": lm.parameters, "device_type": lm.device.type, "version": VERSION}
+        identity |= {"parameters": lm.parameters, "heads": lm.heads, "device_type": lm.device.type, "version": VERSION}
         life.say("ready", identity=identity, hardware=provenance.hardware(lm))
         _Worker(life, cells, lm, ArtifactStore(Path(plan["store"]))).serve()
     except FileNotFoundError:

@@ -40,6 +40,7 @@ class ServedModel:
     revision = "served"
     """A server does not say which weights it has; the record says its address and what it calls the model."""
     parameters = 0
+    heads = 0
 
     def __init__(
         self, model: str, base_url: str | None = None, limits: Limits | None = None, price: Price | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from harness.edits import Replace
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
-from harness.engine.prompt_variants import score_variants
+from harness.engine.prompt_variants import Beginnings, score_variants
 from harness.engine.sites import FAMILIES
 from harness.errors import UsageError
 from harness.fit.heads import Head, Operator, mask
 from harness.fit.kit import ModelKit
-from harness.fit.screening import first_order, recall, shortlist, sure, until_sure
+from harness.fit.screening import SLACK, first_order, reach, recall, shortlist, until_sure
 from harness.method import Fitted, Retrieval
 from harness.methods.dps import DPS
 from harness.plan import ALL, DECODE, Plan, Site, Stream, Where
@@ -97,16 +98,30 @@ def test_heads_are_measured_until_no_other_can_be_among_the_best():
         asked.append(heads)
         return torch.stack([exact[:, layer, head] for layer, head in heads], dim=1)
 
-    found, measured = until_sure(estimates, 1, (), measure)
-    assert asked == [[(0, 1), (0, 0), (1, 3), (0, 2)]]
+    found, measured, margin, closest = until_sure(estimates, 1, (), measure)
+    assert asked == [[(0, 1), (0, 0), (1, 3), (1, 0)]], "the two of largest estimate, and two of each block"
     assert measured == asked[0]
     assert found.isnan().sum() == 4
-    found, measured = until_sure(estimates, 3, (), measure)
-    assert len(measured) == 8 and torch.equal(found, exact)
+    assert margin == 3 * SLACK, "head (1, 3) has 3 and was estimated 1"
+    assert closest == pytest.approx(0.1 * margin / 5)
+    found, measured, _, closest = until_sure(estimates, 3, (), measure)
+    assert len(measured) == 6 and found.isnan().sum() == 2, "2 K, the others cannot reach 3"
+    found, measured, _, closest = until_sure(estimates, 4, (), measure)
+    assert len(measured) == 8 and torch.equal(found, exact) and closest == 0
     seen = torch.where(torch.tensor([[[True, True, False, False], [False] * 3 + [True]]]), exact, math.nan)
-    assert sure(estimates, seen, 2) and sure(estimates, seen, 3)
-    assert not sure(30 * estimates.sign() * estimates.abs().clamp(max=0.1), seen, 3)  # some left are as large as any
-    assert not sure(estimates, seen - 4.5, 3)  # the third best is negative: anything may be better
+    assert float(reach(estimates, seen, 2)[0].amax()) < 1
+    assert float(reach(estimates.clamp(max=0.1).abs(), seen, 3)[0].amax()) > 1, "those left are as large as any"
+    assert reach(estimates, seen - 4.5, 3)[0].isinf().any(), "the third best is negative: anything may be better"
+
+
+def test_a_margin_is_that_of_the_block_and_those_beside_it() -> None:
+    estimates, exact = (
+        torch.ones(1, 4, 2),
+        torch.tensor([[[2.0, math.nan], [0.5, math.nan], [1.0, math.nan], [1.0, math.nan]]]),
+    )
+    share, margin = reach(estimates, exact, 1)
+    assert share.tolist() == [[0, SLACK], [0, SLACK], [0, SLACK / 2], [0, SLACK / 2]]
+    assert margin == 2 * SLACK
 
 
 @pytest.mark.parametrize("clusters", [0, 2])
@@ -118,7 +133,44 @@ def test_the_bound_finds_the_best_heads_of_the_exact_ranking(clusters: int) -> N
     assert torch.allclose(shared.tensors["pcs"][measured], whole.tensors["pcs"][measured], atol=1e-12)
     assert shared.meta["heads"][:2] == whole.meta["heads"][:2]
     assert len(shared.meta["shortlist"]) == int(measured[0].sum())
-    assert DPS(**options, screen="bound").analysis(shared, {})["screening"]["measured"] == int(measured[0].sum())
+    said = DPS(**options, screen="bound").analysis(shared, {})["screening"]
+    assert (said["measured"], said["of"], said["best"]) == (int(measured[0].sum()), 24, 2)
+    assert said["guarantee"] == "empirical" and said["margin"] >= SLACK and said["closest"] < 1
+
+
+def test_models_above_100_heads_are_screened_by_default_and_records_of_others_keep_their_names() -> None:
+    method = DPS(samples=2, heads=2)
+    assert method.decided(100).identity() == DPS(samples=2, heads=2, screen="all").identity()
+    assert method.decided(100).identity()["screen"] is None, "as in the records of before"
+    assert method.decided(101).identity()["screen"] == "bound"
+    assert "heads" in method.decided(101).fit_reads() and not method.decided(100).fit_reads()
+    for options in ({"scope": "all"}, {"discover_operator": "output_slice"}, {"screen": "all"}, {"screen": None}):
+        assert replace(method, **options).decided(1000).identity()["screen"] is None
+    small = random_lm()
+    assert "shortlist" not in method.fit(ModelKit(small), toy_examples(2)).meta
+    large = random_lm(num_hidden_layers=13, num_attention_heads=8, num_key_value_heads=4, hidden_size=32)
+    shared = method.fit(ModelKit(large), toy_examples(2))
+    assert shared.meta["bound"]["best"] == 2
+    whole = replace(method, screen="all").fit(ModelKit(large), toy_examples(2)).tensors["pcs"]
+    measured = ~shared.tensors["pcs"].isnan()
+    assert torch.allclose(shared.tensors["pcs"][measured], whole[measured], atol=1e-12)
+
+
+def test_a_prompt_that_is_kept_runs_once_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, (item, *_) = random_lm(), toy_examples(2)
+    plan, answer = Plan((Stream(Retrieval().prompt(item.example)),)), (70, 90, 20, 50)
+    prompt = Decoder(lm).prepare("x", plan, len(answer)).prompts[0].encoded
+    ways = [(), mask({(1, 1): 0.0}, "zero", lm.sites.head_dim, DECODE)]
+    estimates, scores = first_order(lm, prompt, answer, "uniform", DECODE), score_variants(lm, prompt, answer, ways)
+    kept, ran, hidden = Beginnings(lm, 1 << 30), [], lm.hidden
+    monkeypatch.setattr(lm, "hidden", lambda ids, **named: ran.append(ids.shape[1]) or hidden(ids, **named))
+    for _ in range(2):
+        assert torch.equal(score_variants(lm, prompt, answer, ways, kept), scores)
+        assert torch.equal(first_order(lm, prompt, answer, "uniform", DECODE, kept), estimates)
+    assert ran.count(len(prompt.ids) - 1) == 1
+    ran.clear()
+    score_variants(lm, prompt, answer, ways, Beginnings(lm))
+    assert ran.count(len(prompt.ids) - 1) == 1
 
 
 def test_a_shortlist_whose_end_holds_a_preference_head_is_called_too_short():

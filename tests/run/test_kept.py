@@ -68,6 +68,8 @@ def test_what_a_model_is_called_without_loading_it_is_what_it_says_itself(toy: P
         row = model_row(str(toy))
         lm = load_model(row, dtype=dtype, device="cpu")  # type: ignore[arg-type]
         assert identity_of(row, dtype, "cpu") == Identity(lm.name, lm.source, lm.revision, lm.dtype)
+        found = identity_of(row, dtype, "cpu")
+        assert found is not None and found.heads == lm.heads
 
 
 def test_tasks_without_meteor_load_neither_wordnet_nor_nltk(toy: Path, tmp_path: Path) -> None:

@@ -28,9 +28,8 @@ import torch
 from jinja2 import TemplateError
 
 from harness.engine.sites import check_config
-from harness.engine.weights.identity import file_sha256
+from harness.engine.weights.identity import gguf_folder
 from harness.errors import DataMissing, HarnessError
-from harness.files.user_cache import user_cache
 
 _SHARD = "4GB"
 _ROPE = "rope_freqs.weight"
@@ -53,9 +52,7 @@ def folder_of(file: Path) -> Path:
     Raises UnsupportedModel for an architecture without a row in sites.py, DataMissing for a file that cannot be read or
     holds what transformers does not read.
     """
-    import transformers
-
-    target = user_cache() / "gguf" / f"{file_sha256(file)}-transformers-{transformers.__version__}"
+    target = gguf_folder(file)
     if target.is_dir():
         return target
     try:

@@ -15,10 +15,11 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from harness.engine.flops import Sizes
 from harness.errors import HarnessError
 from harness.files import replace_file
 from harness.files.json_files import parse
@@ -56,6 +57,18 @@ class Identity:
     source: str
     revision: str
     dtype: str
+    files: Path | None = field(default=None, compare=False)
+    """Where its config.json is, if that is known."""
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of all blocks. Raises HarnessError where that shows only once it is loaded."""
+        try:
+            assert self.files is not None
+            sizes = Sizes.of(json.loads((self.files / "config.json").read_text(encoding="utf-8")))
+        except (AssertionError, OSError, ValueError, KeyError, TypeError):
+            raise HarnessError(f"how many heads {self.name} has shows once it is loaded") from None
+        return sizes.layers * sizes.heads
 
 
 def identity_of(row: ModelRow, dtype: str = "auto", device: str = "auto") -> Identity | None:
@@ -64,7 +77,7 @@ def identity_of(row: ModelRow, dtype: str = "auto", device: str = "auto") -> Ide
         dtype = "float32" if _on_cpu(device) else "bfloat16"
     with contextlib.suppress(OSError):
         found = revision(row)
-        return None if found == "unknown" else Identity(row.name, row.source, found, dtype)
+        return None if found == "unknown" else Identity(row.name, row.source, found, dtype, _config_folder(row))
     return None
 
 
@@ -77,6 +90,20 @@ def as_recorded(name: str) -> str:
         return name
     row = model_row(path)
     return f"{kind}{row.name} {revision(row)}"
+
+
+def gguf_folder(file: Path) -> Path:
+    """Where the float32 weights made from a GGUF file lie, once they are made."""
+    return user_cache() / "gguf" / f"{file_sha256(file)}-transformers-{metadata.version('transformers')}"
+
+
+def _config_folder(row: ModelRow) -> Path | None:
+    if row.gguf or row.local:
+        return gguf_folder(Path(row.source)) if row.gguf else Path(row.source)
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(row.source, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def _on_cpu(device: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from harness.engine.weights.identity import identity_of
 from harness.errors import HarnessError
 from harness.judge.judges import Judge
+from harness.method import Method
 from harness.plugins.registry import model_row
 from harness.plugins.returned import fingerprint_of, options_of
 from harness.records.schema import (
@@ -43,6 +44,8 @@ class Named(Protocol):
     def revision(self) -> str: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def heads(self) -> int: ...
 
 
 def kept_outcomes(
@@ -95,7 +98,7 @@ def exit_code(record: RunRecord, settings: Settings) -> int:
 
 def config_of(model: Named, cell: Cell, judge: Judge | None) -> RunConfig:
     """Everything that can change a number on purpose."""
-    options = options_of(cell.method)
+    options = options_of(cell.method.decided(model.heads) if decides(cell.method) else cell.method)
     if cell.method_source is not None:
         options["source_sha256"] = cell.method_source
     settings, fit, decoding = cell.settings, cell.fit_data, generation_of_cell(cell)
@@ -125,6 +128,11 @@ def config_of(model: Named, cell: Cell, judge: Judge | None) -> RunConfig:
         ),
         judge=judge.config if judge and cell.task.judged else None,
     )
+
+
+def decides(method: Method) -> bool:
+    """Whether it asks about the model, whose heads are counted only then."""
+    return type(method).decided is not Method.decided
 
 
 def _model_id(source: str) -> str:
