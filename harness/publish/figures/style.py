@@ -94,7 +94,7 @@ def rendered(figure: Figure, fmt: str, id: str) -> bytes:
     file = io.BytesIO()
     metadata: dict[str, Any] = {"Title": id, "Date": None} if fmt == "svg" else {"Title": id, "Software": None}
     for text in figure.findobj(Text):
-        text.set_text(printable(text.get_text()))  # type: ignore[attr-defined]
+        text.set_text(printable(text.get_text()))
     with matplotlib.rc_context({**_RC, "svg.hashsalt": id}):
         figure.savefig(file, format=fmt, dpi=150, metadata=metadata)
     return file.getvalue()
