@@ -156,21 +156,12 @@ def measured(model: str, samples: int, task: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         env["HARNESS_CACHE"] = name
         texts = {}
+        run = [sys.executable, "-m", "harness", "run", "--method", "plain", "--model", model, *task, "--limit"]
+        first = [*run, "8", "--output_path", str(Path(name) / "first")]  # what is kept of files is there for all three
+        subprocess.run(first, env=env, cwd=ROOT, check=True, capture_output=True)
         for on in ("", "local:1", "local:2"):
             folder = Path(name) / (on or "one").replace(":", "")
-            line = [
-                sys.executable,
-                "-m",
-                "harness",
-                "run",
-                "--method",
-                "plain",
-                "--model",
-                model,
-                "--limit",
-                str(samples),
-            ]
-            line += ["--output_path", str(folder), *task, *(["--on", on] if on else [])]
+            line = [*run, str(samples), "--output_path", str(folder), *(["--on", on] if on else [])]
             start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run(line, env=env, cwd=ROOT, check=True, capture_output=True)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

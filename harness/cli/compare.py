@@ -100,10 +100,12 @@ def _with_commands(far: NoneAgree, by: str, data: str | None) -> UsageError:
     for line in found:
         say(line)
     if not found:
-        return UsageError(f"{far}; no method of them shows a number of history items (k) that could be changed")
+        return UsageError(
+            f"{far}; no method of them has a number of history items (k) or of answers that could be changed"
+        )
     return UsageError(
         f"{far}. The commands above make runs between them on the fit split; 'harness compare {FOLDER} --matched {by}' then chooses "
-        "the k of each, which you run on the split that you report"
+        "the run of each, whose k or number of answers you take to the split that you report"
     )
 
 

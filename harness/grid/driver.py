@@ -134,6 +134,9 @@ class Remote(Hands):
 
 def first_worker(pool: Pool) -> LanguageModel:
     """Waits for one, and gives what stands for its model where only its name and its numbers are asked for."""
+    pool.turn()
+    import scipy.special  # noqa: F401  for the metrics at the end: now there is time
+
     while pool.identity is None:
         pool.turn()
     known = {**pool.identity, "device": SimpleNamespace(type=pool.identity["device_type"])}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.records.store import RunConfig, RunFolder, RunRecord
+from harness.records.store import RunConfig, RunFolder, RunRecord, find_runs
 from harness.statistics.matched import matched
 
 Harness = Callable[[str], Any]
@@ -68,3 +68,21 @@ def test_where_no_costs_agree_the_sweeps_that_make_such_runs_are_printed_and_wor
         assert swept.code == 0, swept.err
     found = harness("compare equal_cost --matched tokens --baseline rag")
     assert found.code == 0 and "matched by tokens a sample, chosen by cost alone" in found.err, found.err
+
+
+def test_of_a_method_that_answers_several_times_the_number_of_answers_is_varied_too(harness: Harness) -> None:
+    best = Path(__file__).parents[2] / "docs/examples/best_of_n.py"
+    small = "--task lamp4 --model tiny --limit 2 --max_new_tokens 8"
+    assert harness(f"run --method rag --set k=8 {small}").code == 0
+    assert harness(f"run --method {best} --set k=1 --set n=2 {small}").code == 0
+    done = harness("compare 'runs/tiny/lamp4/*' --matched tokens --baseline rag")
+    assert done.code == 2 and "whose k or number of answers you take to" in done.error()
+    varied = [shlex.split(line)[-1].split("=")[0] for line in done.out.splitlines()]
+    assert sorted(varied) == ["k", "k", "n"]
+    (line,) = [line for line in done.out.splitlines() if " 'n=" in line]
+    values = shlex.split(line)[-1].removeprefix("n=").split("|")
+    assert "--set k=1 " in line and values == sorted(values, key=int) and int(values[-1]) > 2
+    swept = harness(line.removeprefix("harness ").replace("./METHOD.py", str(best)))
+    assert swept.code == 0, swept.err
+    made = find_runs(Path("equal_cost"))
+    assert {run.config.method.options["n"] for run in made} == set(map(int, values))
