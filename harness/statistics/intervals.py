@@ -192,6 +192,9 @@ def _ratios(sums: np.ndarray, counts: np.ndarray, bounds: Bounds | None, seed: i
     from scipy.special import stdtrit
 
     users, whole = len(sums), counts.sum()
+    # in units of a power of two, which rounds nothing: squares of large numbers are numbers too
+    unit = np.ldexp(1.0, np.frexp(np.abs(sums).max(axis=0))[1] - 1) if bounds is None else np.float64(1.0)
+    sums = sums / unit
     value = sums.sum(axis=0) / whole
     rest = sums - value * counts[:, None]
     error = np.sqrt(users / (users - 1) * (rest**2).sum(axis=0)) / whole
@@ -205,6 +208,8 @@ def _ratios(sums: np.ndarray, counts: np.ndarray, bounds: Bounds | None, seed: i
         low = np.where(equal, ends[0], np.maximum(low, ends[0]))
         high = np.where(equal, ends[1], np.minimum(high, ends[1]))
         return low, high
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = low * unit, high * unit
     known = ~equal & np.isfinite(low) & np.isfinite(high)
     return np.where(known, low, np.nan), np.where(known, high, np.nan)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktSentenceTokenizer
@@ -141,6 +141,7 @@ def test_classification_equals_the_official_evaluation_whatever_the_answers(data
 
 
 @given(st.lists(st.tuples(NASTY, st.sampled_from("12345")), min_size=1, max_size=40))
+@example([("", "1"), ("1E100", "1")])
 @settings(max_examples=30, deadline=None)
 def test_ratings_equal_the_official_evaluation_and_what_breaks_it_is_counted(pairs):
     def official(text: str, gold: float) -> float:
