@@ -76,8 +76,10 @@ def read_adapter(folder: str | Path, lm: LanguageModel) -> Fitted:
     said: _Said = read_json(
         Path(folder) / "adapter_config.json", _Said, "adapter file", "the LoraConfig that PEFT writes"
     )
-    settings = read_json(Path(folder) / "adapter_config.json", dict[str, Any], "adapter file", "an object")
-    off = (None, False, "none", "", [], {})
+    settings: dict[str, Any] = read_json(
+        Path(folder) / "adapter_config.json", dict[str, Any], "adapter file", "an object"
+    )
+    off: tuple[object, ...] = (None, False, "none", "", [], {})
     odd = [
         f"{name}={' '.join(repr(v).split())[:60]}"
         for name, v in settings.items()
