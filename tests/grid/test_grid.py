@@ -123,6 +123,16 @@ def test_a_plan_says_shards_hours_operations_and_memory_and_how_to_start(harness
     assert not Path("runs").exists()
 
 
+def test_a_plan_repeats_no_credentials_of_a_server(harness: Harness, toy: Path) -> None:
+    url = "http://me:hunter2hunter2@127.0.0.1:9/v1?api_key=sesame12345"
+    done = harness(
+        f"grid plan --method plain --task persona:islam --model {toy} --judge openai/some --judge_base_url {url} --on workers:2"
+    )
+    said = done.out + done.err
+    assert "start it: harness run" in said, said
+    assert "hunter2" not in said and "sesame" not in said
+
+
 def _planned(done: Any) -> str:
     """The command that the plan says starts it."""
     assert done.code == 0, done.err
