@@ -58,10 +58,11 @@ ENGLISH: Mapping[str, frozenset[str]] = {
 }
 """Persona to words of its own, in lower case, each as it is and with an s."""
 
-FUNCTION_WORDS = """a about after all also an and any are as at be because been before being but by can could did do does each even
+_FUNCTION = """a about after all also an and any are as at be because been before being but by can could did do does each even
 every for from had has have he her here him his how i if in into is it its just like may me might more most much must my no
 not of on once one only or other our out over she should so some such than that the their them then there these they this
 those through to too until up us very was we were what when where which while who why will with would you your"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
 
 
 class WordJudge:
@@ -72,6 +73,7 @@ class WordJudge:
     ) -> None:
         self.config = JudgeConfig(name=name, options={"version": 1})
         self._lists = lists
+        self._named = {trait.lower(): words for trait, words in lists.items()}
         self._coherence = coherence
 
     def check(self) -> str:
@@ -93,13 +95,13 @@ class WordJudge:
         words = re.findall(r"\w+", question.text.lower())
         if question.trait is None:
             return self._coherence(words, question.text) if words else 0.0
-        named = {name.lower(): found for name, found in self._lists.items()}
-        if question.trait.lower() not in named:
+        own = self._named.get(question.trait.lower())
+        if own is None:
             raise UsageError(
-                f"judge {self.config.name!r} has no words for {question.trait!r}{did_you_mean(question.trait, named)} "
+                f"judge {self.config.name!r} has no words for {question.trait!r}{did_you_mean(question.trait, self._named)} "
                 f"it has: {', '.join(self._lists)}"
             )
-        return 100 * min(1.0, len(named[question.trait.lower()].intersection(words)) / 3)
+        return 100 * min(1.0, len(own.intersection(words)) / 3)
 
 
 def word_judge(name: str) -> WordJudge:
@@ -115,8 +117,7 @@ def word_judge(name: str) -> WordJudge:
 def _english(words: Sequence[str], text: str) -> float:
     triples = list(zip(words, words[1:], words[2:], strict=False))
     fresh = len(set(triples)) / len(triples) if triples else 1.0
-    known = set(FUNCTION_WORDS.split())
-    function = sum(word in known for word in words) / len(words)
+    function = sum(word in FUNCTION_WORDS for word in words) / len(words)
     return 100 * fresh * min(1.0, function / 0.25)
 
 
