@@ -7,6 +7,7 @@ that the page names:
 - Lines of `sh` blocks that begin with `harness` run, in this process. Every `harness run` and `harness sweep` gets SMALL
   behind it, and dps is fitted on few samples; nothing else is changed. `# exit 2` behind a command says how it should end.
 - So do `python docs/examples/...` lines; a page that names a file of docs/examples finds the folder.
+- A block in the language `output` shows the table that the last command before it prints: its columns and rows, not its numbers.
 - A block that begins with `# needs ...` needs what the suite has not: its lines are parsed, and the names of methods,
   tasks and options in them are looked up. So are lines that are no `harness` command, but for those of INSTALLS.
 """
@@ -51,6 +52,8 @@ class Line(NamedTuple):
     """Whether it can run here."""
     code: int
     """Exit code it should have."""
+    shown: str = ""
+    """What the page says that it prints."""
 
 
 class Page(NamedTuple):
@@ -84,6 +87,8 @@ def read(page: Path) -> Page:
         if language == "sh":
             needs = body.startswith("# needs ")
             lines += [Line(words, not needs, code) for words, code in _commands(body)]
+        elif language == "output":
+            lines[-1] = lines[-1]._replace(shown=body)
         elif first:
             files[first[1]] = body
         elif title:
@@ -124,8 +129,21 @@ def _small(words: list[str]) -> str:
         [
             SMALL if runs and "--dry_run" not in words else "",
             f"--set {'dps.' if len(methods) > 1 else ''}{FEW}" if fits else "",
+            "--samples 2" if words[1] == "certify" else "",
         ]
     )
+
+
+def table(text: str) -> list[list[str]]:
+    """Of the table in it the names of the columns, and of each row its first cell and how many it has; digits aside."""
+    lines = text.splitlines()
+    rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[rule + 1 :]]
+    rows = [row for row in cells if len(row) > 1]
+    firsts = [re.sub(r"\d+", "#", row[0]).replace("thread ", "threads ") for row in rows]
+    return [re.split(r"\s{2,}", lines[rule - 1].strip())] + [
+        [first, str(len(row))] for first, row in zip(firsts, rows, strict=True)
+    ]
 
 
 def _records(words: list[str]) -> list[str]:
@@ -179,7 +197,7 @@ def test_every_command_of_a_page_works(
                 shutil.copytree(found, tmp_path / "results" / found.relative_to(ROOT / "results"))
     if any("docs/examples/" in word for line in lines for word in line.words):
         shutil.copytree(ROOT / "docs/examples", tmp_path / "docs/examples")
-    for words, runs, code in lines:
+    for words, runs, code, shown in lines:
         if words[0] == "python" and words[1].startswith("docs/examples/"):
             monkeypatch.setattr(sys, "argv", words[1:])
             runpy.run_path(words[1], run_name="__main__")
@@ -192,6 +210,8 @@ def test_every_command_of_a_page_works(
             continue
         done = harness(f"{shlex.join(words[1:])} {_small(words)}")
         assert done.code == code, f"{page.name}: {shlex.join(words)}\n{done.err}"
+        if shown:
+            assert table(done.out) == table(shown), f"{page.name}: {shlex.join(words)}\n{done.out}"
 
 
 def test_the_page_of_exit_codes_has_every_code_and_what_help_says_of_it() -> None:
