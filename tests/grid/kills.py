@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -117,22 +118,15 @@ def ended_or_alive(pid: int) -> bool:
 
 
 def one_node(draw: random.Random, model: Path, folder: Path) -> str:
-    """A Ray cluster of two nodes, of which one is taken away and another comes."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=1)
-    os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        driver = start(command(model, folder, "--on ray"))
-        time.sleep(draw.uniform(8, 25))
-        cluster.remove_node(node, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-        code = wait(driver)
-        assert code == 0, code
-    finally:
-        cluster.shutdown()
-    return "Ray node"
+    """A node of a Ray cluster of two is taken away while both have work, and another one comes."""
+    script = Path(__file__).with_name("ray_nodes.py")  # a process of its own: Ray does not survive a fork
+    seconds = draw.uniform(0, 1.5)
+    environment = {**os.environ, "SECONDS": f"{seconds:.2f}", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run(
+        [sys.executable, script, *command(model, folder)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "a node was taken away" in done.stderr, done.stderr
+    return f"Ray node after {seconds:.1f} s"
 
 
 def main() -> int:
@@ -147,7 +141,7 @@ def main() -> int:
     from harness.run.contract import random_lm
 
     torch.set_num_threads(1)
-    real, grid_run._executor = grid_run._executor, lambda place, root: Forked(root, place.workers or 1)
+    grid_run._executor = lambda place, root: Forked(root, place.workers or 1)
     with tempfile.TemporaryDirectory() as name:
         home, model = Path(name), Path(name) / "model"
         os.environ["HARNESS_CACHE"] = str(home / "cache")
@@ -164,11 +158,8 @@ def main() -> int:
         good = 0
         for number in range(given.kills):
             folder = home / str(number)
-            if number < given.kills - given.ray:
-                who = one_kill(draw, model, folder, seconds)
-            else:
-                grid_run._executor = real
-                who = one_node(draw, model, folder)
+            nodes = number >= given.kills - given.ray
+            who = one_node(draw, model, folder) if nodes else one_kill(draw, model, folder, seconds)
             same, nobody = result(folder) == whole, none_left("kills.py") and none_left(str(folder))
             good += same and nobody
             print(

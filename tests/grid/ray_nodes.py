@@ -1,12 +1,14 @@
-"""A run on a Ray cluster of two nodes of this machine, and a node taken away: `python ray_nodes.py COMMAND...`.
+"""A run on a Ray cluster of two nodes of this machine, and a node taken away: `[SECONDS=20] python ray_nodes.py COMMAND...`.
 
-Each node has a GPU, as Ray is told. A process of its own, since Ray takes over signals and streams of the one that uses it.
+Nobody works before both nodes have a worker. A node goes after the first shard that comes back, or after SECONDS; another one takes
+its place. Each node has a GPU, as Ray is told. A process of its own, since Ray takes over signals and streams of the one that uses it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 import ray
@@ -17,21 +19,25 @@ from harness.grid import pool as grid_pool
 
 
 def take_a_node_away(cluster: Cluster) -> None:
-    """After the first shard that comes back; another node takes its place."""
-    back, left = grid_pool.Pool._back, [1]
+    turn, assign, seconds = grid_pool.Pool.turn, grid_pool.Pool._assign, os.environ.get("SECONDS")
+    both, gone = list[float](), list[Any]()
 
-    def remove_node(pool: Any, mate: Any, event: Any) -> None:
-        back(pool, mate, event)
-        if left[0] and len(pool.by_rank) == 2:
+    def turn_and_look(pool: grid_pool.Pool) -> None:
+        turn(pool)
+        if not both and len(pool.by_rank) == 2:
+            both.append(time.monotonic())
+        if both and not gone and (time.monotonic() - both[0] > float(seconds) if seconds else pool.shards_done):
             free = ray.available_resources().get("GPU", 0.0)
             print(f"workers hold {ray.cluster_resources()['GPU'] - free:g} GPUs", file=sys.stderr)
-        if left[0] and len(pool.by_rank) == 2:
-            left[0] -= 1
-            cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+            gone.append(cluster.worker_nodes.copy().pop())
+            cluster.remove_node(gone[0], allow_graceful=False)
             cluster.add_node(num_cpus=1, num_gpus=1)
             print("a node was taken away", file=sys.stderr)
 
-    grid_pool.Pool._back = remove_node  # type: ignore[method-assign]
+    def to_both(pool: grid_pool.Pool) -> bool:
+        return len(pool.by_rank) == 2 and assign(pool)
+
+    grid_pool.Pool.turn, grid_pool.Pool._assign = turn_and_look, to_both  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
