@@ -10,10 +10,8 @@ import html
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from tabulate import tabulate
@@ -21,10 +19,9 @@ from tabulate import tabulate
 from harness.errors import UsageError
 from harness.files import replace_file
 from harness.files.shown import markdown, one_line
-from harness.methods import METHODS
-from harness.plugins.registry import method_class
+from harness.publish.labels import defaults, further, method_label, selected
 from harness.publish.show import ceiling_line
-from harness.records.schema import MetricValue, RunConfig, RunRecord, json_value
+from harness.records.schema import MetricValue, RunRecord
 from harness.records.select import Places, places_of
 from harness.records.store import find_runs, models_first_to_last
 from harness.statistics.answer import aligned, shortened
@@ -104,7 +101,22 @@ def rankings(runs: Sequence[RunRecord]) -> list[Ranking]:
         groups.setdefault(_group(run), []).append(run)
     order = models_first_to_last(ranked)
     strangers = {own_hash(run): run for run in ranked if run.config.selection.control == "wrong_user"}
-    return [_ranking(groups[name], strangers) for name in sorted(groups, key=lambda g: (order.index(g[0]), g))]
+    found = [_ranking(groups[name], strangers) for name in sorted(groups, key=lambda g: (order.index(g[0]), g))]
+    return _told_apart(found)
+
+
+def _told_apart(found: Sequence[Ranking]) -> list[Ranking]:
+    """The rankings, those that would share a title with what else differs in it: weights, dtype, users held out, data."""
+    alike: dict[str, list[Ranking]] = {}
+    for ranking in found:
+        alike.setdefault(ranking.title, []).append(ranking)
+    apart = []
+    for ranking in found:
+        others = [further(other.rows[0].run) for other in alike[ranking.title]]
+        mine = further(ranking.rows[0].run)
+        words = [word for place, word in enumerate(mine) if len({other[place] for other in others}) > 1]
+        apart.append(replace(ranking, title=" · ".join([ranking.title, *words])))
+    return apart
 
 
 def own_hash(run: RunRecord) -> str:
@@ -154,7 +166,7 @@ def check(results: Places, path: Path) -> bool:
 
 
 def _group(run: RunRecord) -> tuple[str, ...]:
-    """Runs of one ranking: same model and task, same samples."""
+    """Runs of one ranking: same `conditions`; what stands before these is the order of rankings."""
     config = run.config
     selected = (config.selection.limit or 0, config.selection.users or 0)
     return (
@@ -167,6 +179,7 @@ def _group(run: RunRecord) -> tuple[str, ...]:
         config.data.fingerprint,
         json.dumps(config.task.options, sort_keys=True),
         _judge(run),
+        run.conditions,
     )
 
 
@@ -207,7 +220,7 @@ def _ranking(runs: Sequence[RunRecord], strangers: Mapping[str, RunRecord]) -> R
     judge = f"; judge {config.judge.name}" if config.judge else ""
     ceiling = f"; {line}" if (line := next(filter(None, map(ceiling_line, order)), "")) else ""
     return Ranking(
-        title=" · ".join([config.model.name, config.task.name, *_selected(runs[0])]),
+        title=" · ".join([config.model.name, config.task.name, *selected(runs[0])]),
         description=f"{config.data.description}; split {config.data.split}{judge}{ceiling}",
         metric=name,
         others=tuple(others),
@@ -227,7 +240,7 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
     """
     by_method: dict[tuple[str, str | None], list[RunRecord]] = {}
     for run in order:
-        method, default = run.config.method, _defaults(run.config.method.name)
+        method, default = run.config.method, defaults(run.config.method.name)
         ablated = any(method.options.get(key, default[key]) != default[key] for key in ABLATING if key in default)
         by_method.setdefault((method.name, None if ablated else method.preset), []).append(run)
     found = {}
@@ -239,7 +252,7 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _off_default(run: RunRecord) -> int:
-    default = _defaults(run.config.method.name)
+    default = defaults(run.config.method.name)
     return sum(key in default and default[key] != value for key, value in run.config.method.options.items())
 
 
@@ -346,49 +359,6 @@ def _rank_key(metric: MetricValue | None, run: RunRecord) -> tuple[bool, float, 
     value = 0.0 if metric is None or metric.value is None else metric.value
     higher = metric is not None and metric.higher_is_better
     return (missing, -value if higher else value, run.config.method.name, run.hash)
-
-
-def _selected(run: RunRecord) -> list[str]:
-    """What tells the samples of a ranking from those of another of its task."""
-    data, selection = run.config.data, run.config.selection
-    given = [f"{flag} {n}" for flag, n in (("--limit", selection.limit), ("--users", selection.users)) if n is not None]
-    said = [f"{key}={json.dumps(value)}" for key, value in sorted(run.config.task.options.items())]
-    said += [f"split {data.split}"] * (data.split != "dev") + [f"{' '.join(given)} only"] * bool(given)
-    said += ["--exclude_leaks"] * selection.exclude_leaks
-    return said + [f"--control {selection.control}"] * (selection.control != "none")
-
-
-def method_label(run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    """The method, its preset, and in what its runs among `runs` differ: options not at their default, fit, sampling."""
-    method = run.config.method
-    same = [other.config for other in runs if other.config.method.name == method.name]
-    options = [config.method.options for config in same]
-    differing = [key for key in sorted(method.options) if any(method.options[key] != o.get(key) for o in options)]
-    default = _defaults(method.name)
-    notes = [method.preset] if method.preset else []
-    notes += [
-        f"{key}={json.dumps(method.options[key])}"
-        for key in differing
-        if key not in default or default[key] != method.options[key]
-    ]
-    mine, others = _asked(run.config), [_asked(config) for config in same]
-    notes += [
-        f"--{key} {value}"
-        for key, value in mine.items()
-        if value is not None and any(value != other[key] for other in others)
-    ]
-    return f"{method.name} ({', '.join(notes)})" if notes else method.name
-
-
-def _asked(config: RunConfig) -> dict[str, Any]:
-    """What a command says beside the method's own options, by the names of its flags."""
-    return {"fit_split": config.data.fit_split, "fit_task": config.data.fit_task, **dict(config.sampling)}
-
-
-@cache
-def _defaults(method: str) -> Mapping[str, Any]:
-    """A registered method's own options; none of one that is somebody's file."""
-    return json_value(method_class(method)().options()) if method in METHODS else {}
 
 
 def _number(metric: MetricValue | None) -> str:

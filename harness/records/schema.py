@@ -357,6 +357,23 @@ class RunRecord(_Part):
         """Floating-point operations (FLOPs) that an answer took; None where they were not counted."""
         return self.cost.flops / self.samples if self.cost.flops is not None and self.samples else None
 
+    @property
+    def weights(self) -> tuple[str, str, str]:
+        """The model's name, which two of different weights or dtypes can share, and what tells these apart."""
+        model = self.config.model
+        return (model.name, model.revision, model.dtype)
+
+    @property
+    def conditions(self) -> str:
+        """What two runs must share for their numbers to stand in one ranking: weights, task, users and samples, judge.
+
+        Not how long answers may be and how they are drawn, which a method may want otherwise.
+        """
+        config, judge = self.config, self.config.judge
+        judged = None if judge is None else [judge.name, judge.revision, judge.options]
+        samples = [config.data.split, config.data.fingerprint, config.selection.model_dump(), self.held_out_users]
+        return json.dumps([self.weights, config.task.model_dump(), samples, judged], sort_keys=True)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_hash(cls, data: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from harness.statistics.compare import Comparison, Side
+from harness.statistics.compare import Comparison, Side, differences
 from harness.statistics.paired_tests import FEWEST
 
 
@@ -56,7 +56,13 @@ def brief(comparison: Comparison, width: int = 80) -> str:
         ),
         "rank: 1, and 1 more for each run that is better at 5 %; what nothing separates shares a rank",
         f"operations: floating-point operations an answer, relative to {base}",
-        *(note for note in comparison.notes if note.startswith(tuple(f"{side.letter}:" for side in comparison.sides))),
+        *_beside_the_method(comparison, labels),
+        *(
+            note.replace(f"{side.letter}:", f"{labels[side.letter]}:", 1)
+            for note in comparison.notes
+            for side in comparison.sides
+            if note.startswith(f"{side.letter}:")
+        ),
     ]
     return "\n\n".join(
         [
@@ -65,6 +71,17 @@ def brief(comparison: Comparison, width: int = 80) -> str:
             "\n".join(textwrap.fill(f"- {note}", width, subsequent_indent="  ") for note in notes),
         ]
     )
+
+
+def _beside_the_method(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
+    """What else than its method and whose history sets a run apart from the first, where that may move its numbers."""
+    first, *others = comparison.sides
+    found = []
+    for side in others:
+        every = differences(first.config, side.config)
+        said = [one for one in every if not one.startswith(("method.", "data.fit", "selection.control "))]
+        found += [f"{labels[side.letter]}: differs from {labels['A']} also in {'; '.join(said)}"] if said else []
+    return found
 
 
 def sentence(comparison: Comparison) -> str:
@@ -148,7 +165,7 @@ def _among(comparison: Comparison, letters: Sequence[str], labels: dict[str, str
 
 def _cheapest(comparison: Comparison, letters: Sequence[str]) -> str:
     cost = {side.letter: side.record.operations for side in comparison.sides if side.letter in letters}
-    known = {letter: operations for letter, operations in cost.items() if operations}
+    known = {letter: operations for letter, operations in cost.items() if operations is not None}
     if len(known) < len(cost):
         return ""
     return min(known, key=lambda letter: known[letter])
@@ -160,7 +177,7 @@ def _holm(comparison: Comparison, letter: str) -> float:
 
 def _cost(comparison: Comparison, side: Side) -> str:
     mine, base = side.record.operations, comparison.sides[0].record.operations
-    return f"{mine / base:.2f}x" if mine and base else "-"
+    return f"{mine / base:.2f}x" if mine is not None and base else "-"
 
 
 def _with_history(comparison: Comparison) -> str:

@@ -190,8 +190,12 @@ def control_of(folder: Path, control: str) -> Path:
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """Where b is not configured as a, as `selection.control wrong_user -> none`; options of one of them alone are left out."""
-    unsaid: Any = {"model": {"id", "revision"}, "data": {"description", "fit_fingerprint"}, "judge": {"base_url"}}
+    """Where b is not configured as a, as `selection.control wrong_user -> none`; options of one of them alone are left out.
+
+    The revision is said where the names of the models do not tell their weights apart.
+    """
+    models = {"id"} if a.model.name == b.model.name else {"id", "revision"}
+    unsaid: Any = {"model": models, "data": {"description", "fit_fingerprint"}, "judge": {"base_url"}}
     first, second = (_flat(config.model_dump(mode="json", exclude=unsaid)) for config in (a, b))
     return [f"{key} {first[key]} -> {second[key]}" for key in first if key in second and first[key] != second[key]]
 
@@ -217,7 +221,12 @@ def _check(a: Side, b: Side) -> None:
     one, other = a.config, b.config
     if a.record.hash == b.record.hash:
         raise UsageError(f"{a.folder} and {b.folder} are one run; give two")
-    judges = [(config.judge.name, config.judge.options) if config.judge else "none" for config in (one, other)]
+    judges = [
+        tuple(filter(None, (config.judge.name, config.judge.revision, config.judge.options)))
+        if config.judge
+        else "none"
+        for config in (one, other)
+    ]
     for what, mine, its in (
         ("tasks", (one.task.name, one.task.version), (other.task.name, other.task.version)),
         ("splits", one.data.split, other.data.split),

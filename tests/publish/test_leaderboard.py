@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.publish import leaderboard
-from harness.records.store import Health, RunConfig, RunFolder, RunRecord, find_runs
+from harness.records.store import Health, JudgeConfig, RunConfig, RunFolder, RunRecord, find_runs
 
 Configs = Callable[..., RunConfig]
 Records = Callable[..., RunRecord]
@@ -90,6 +90,48 @@ def test_no_two_rankings_have_one_title(results: Path, run_config: Configs, run_
         save(results, run_record(config, rouge1=0.2))
     titles = sorted(ranking.title for ranking in leaderboard.rankings(find_runs(results)))
     assert titles == ["llama3-8b · lamp4", 'llama3-8b · lamp4 · answers="scored"', "llama3-8b · lamp4 · split tune"]
+
+
+OTHERS = {
+    "weights": ("model", "revision", "other"),
+    "dtype": ("model", "dtype", "bfloat16"),
+    "task version": ("task", "version", 2),
+}
+
+
+@pytest.mark.parametrize("what", [*OTHERS, "held-out users", "judge's weights"])
+def test_runs_that_share_a_models_name_and_no_more_are_ranked_apart(
+    results: Path, run_config: Configs, run_record: Records, what: str
+):
+    one, other = run_config("plain"), run_config("rag")
+    if what in OTHERS:
+        part, name, value = OTHERS[what]
+        other = other.model_copy(update={part: getattr(other, part).model_copy(update={name: value})})
+    if what == "judge's weights":
+        one, other = (
+            config.model_copy(update={"judge": JudgeConfig(name="hf/judge", revision=revision)})
+            for config, revision in ((one, "a"), (other, "b"))
+        )
+    records = [run_record(one, rouge1=0.2), run_record(other, rouge1=0.9)]
+    if what == "held-out users":
+        records[1].held_out_users = ["1", "2"]
+    for record in records:
+        save(results, record)
+    found = leaderboard.rankings(find_runs(results))
+    assert [[row.place for row in ranking.rows] for ranking in found] == [[1], [1]]
+    assert len({ranking.title for ranking in found}) == 2
+    assert all(ranking.title.startswith("llama3-8b · lamp4 · ") for ranking in found)
+
+
+def test_a_method_whose_answers_may_be_longer_than_the_others_says_so(run_config: Configs, run_record: Records):
+    plain, rag = run_config("plain"), run_config("rag")
+    rag = rag.model_copy(update={"sampling": rag.sampling.model_copy(update={"max_new_tokens": 8})})
+    records = [run_record(plain, rouge1=0.2), run_record(rag, rouge1=0.1)]
+    labels = [row.label for row in leaderboard.rankings(records)[0].rows]
+    assert labels == ["plain", "rag"], "no answer was cut, so that how long it might be changes nothing"
+    records[1].health.hit_max_tokens = 3
+    labels = [row.label for row in leaderboard.rankings(records)[0].rows]
+    assert labels == ["plain (--max_new_tokens 64)", "rag (--max_new_tokens 8)"]
 
 
 def test_a_control_is_ranked_apart_and_named(results: Path, run_config: Configs, run_record: Records):

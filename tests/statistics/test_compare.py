@@ -19,8 +19,8 @@ from scipy import stats
 from harness.errors import DataMissing, UsageError
 from harness.plugins.registry import method_class
 from harness.records.store import find_runs, read_record, read_samples
-from harness.statistics.answer import names, sentence
-from harness.statistics.compare import MAIN, compare, control_of
+from harness.statistics.answer import brief, names, sentence
+from harness.statistics.compare import MAIN, compare, control_of, differences
 from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
 from harness.task import Sample
 
@@ -344,3 +344,22 @@ def test_a_name_that_a_run_shares_with_its_control_is_the_run(harness, tmp_path)
     name = f"runs/tiny/lamp4/{HEADLINES.name.rpartition('-')[0]}"
     done = harness(f"compare {name} --control wrong_user")
     assert done.code == 0 and HEADLINES.name.rpartition("-")[0] in done.out, done.err
+
+
+def test_runs_of_other_weights_under_one_name_are_said_to_differ(tmp_path):
+    other = _copy(HEADLINES, tmp_path / "rag", lambda line: line if line["id"] != "lamp4_dev_0" else None)
+    record = read_record(other)
+    model = record.config.model.model_copy(update={"revision": "sha256:other", "dtype": "bfloat16"})
+    record.config = record.config.model_copy(update={"model": model})
+    (other / "run.json").write_text(record.to_json())
+    found = compare([PLAIN, other], [MAIN])
+    differs = [one.partition(" ")[0] for one in differences(*(side.config for side in found.sides))]
+    assert {"model.revision", "model.dtype"} <= set(differs)
+    said = " ".join(brief(found).split())
+    assert "rag: differs from plain also in model.revision" in said and "model.dtype float32 -> bfloat16" in said
+    assert "also in" not in brief(compare([PLAIN, HEADLINES], [MAIN])), "the method is what is compared"
+
+
+def test_a_run_that_took_no_operations_has_a_known_cost():
+    found = compare([PLAIN, committed("lamp4", "copy")], [MAIN])
+    assert found.sides[1].record.operations == 0 and " 0.00x" in brief(found)
