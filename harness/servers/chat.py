@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 TOP = 20
 """Candidates for the first token that a server is asked for: as many as OpenAI gives."""
 GREEDY: Mapping[str, Any] = MappingProxyType({"temperature": 0, "seed": 0})
+LIMITS = frozenset(("max_tokens", "max_completion_tokens"))
+"""The names of the most tokens of an answer."""
 COMPLETE = frozenset(
     ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed", "tool_calls")
 )
@@ -134,6 +136,8 @@ class NoReply:
     reason: str
     hopeless: bool = False
     """Whether no other request to this server can be answered either."""
+    status: int = 0
+    """Of HTTP, that the server refused it with; 0 where it said nothing, or was not asked."""
 
 
 class Malformed(Exception):
@@ -219,9 +223,9 @@ def refused_fields(status: int, body: object, sent: Mapping[str, Any], ask: Ask)
     named = {name for name in _named(body) if name}
     if named & {"messages", "prompt", "input", "content", "model"}:
         return set()
-    if named & sent.keys():
-        return named & sent.keys()
     text = " ".join(words_of(body))
+    if named & sent.keys():  # vLLM names the limit where the prompt leaves no room for it
+        return named & sent.keys() - (LIMITS if re.search(r"context (length|window|size)", text) else frozenset())
     for content in ask.texts:  # what a server repeats of the request complains of nothing
         for form in (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1]):
             text = text.replace(form, " ") if form else text
@@ -231,7 +235,7 @@ def refused_fields(status: int, body: object, sent: Mapping[str, Any], ask: Ask)
         if _COMPLAINT.search(sentence):
             found |= {name for name in sent if re.search(rf"(?<![\w.-]){name}(?![\w-])", sentence)}
             if re.search(r"context|prompt|input", sentence):  # too long, whatever the limit is called
-                found.discard("max_tokens")
+                found -= LIMITS
     return found
 
 

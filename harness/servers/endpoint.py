@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import http.client
 import json
 import math
 import os
@@ -41,6 +42,8 @@ T = TypeVar("T")
 OPENAI = "https://api.openai.com/v1"
 THOUGHTS = 4096
 """Tokens left to a model that thinks before it answers and counts its thoughts as output."""
+AGAIN = (408, 409, 425, 429)
+"""Refusals of now, and not of the request."""
 _PATIENCE = 8
 """Requests that fail one after the other before no more are sent."""
 _LONGEST_PAUSE = 60.0
@@ -105,8 +108,11 @@ class Endpoint:
         request = urllib.request.Request(
             f"{root}{path}{query}", json.dumps(content).encode(), {**headers, **self._server.headers}
         )
-        with urllib.request.urlopen(request, timeout=self.limits.timeout) as reply:
-            return json.loads(reply.read())
+        try:
+            with urllib.request.urlopen(request, timeout=self.limits.timeout) as reply:
+                return json.loads(reply.read())
+        except http.client.HTTPException as error:  # an answer that ends before its end
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     async def _all(self, asks: Sequence[Ask], done: Callable[[int, Reply | NoReply], None]) -> list[Reply | NoReply]:
         import openai
@@ -155,7 +161,7 @@ class Endpoint:
         trial: _Dialect | None = None
         """What the server may take, until it has."""
         while True:
-            dialect, asked_to_wait = trial or self._dialect, 0.0
+            dialect, asked_to_wait, status = trial or self._dialect, 0.0, 0
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     reply = await self._send(client, ask, dialect)
@@ -181,17 +187,18 @@ class Endpoint:
                 needed = refused & ask.required
                 if needed:
                     return NoReply(f"the server does not take {', '.join(sorted(needed))}: {self._line(error)}")
-                if refused:
-                    trial = dialect.leaving(refused)
-                    continue
-                reason, asked_to_wait = self._line(error), _retry_after(error)
-                if error.status_code == 429:
+                other = dialect.leaving(refused)
+                if self._fields(ask, other) != self._fields(ask, dialect):
+                    trial = other
+                    continue  # else it is told the same again, and says the same
+                reason, asked_to_wait, status = self._line(error), _retry_after(error), error.status_code
+                if status == 429:
                     gate.busy()
-                if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
+                if status in (401, 403, 404) or error.code == "insufficient_quota":
                     stop.reason, stop.hopeless = f"{ENDPOINT}{self.model} at {self.base_url}: {reason}", True
                     return NoReply(stop.reason, hopeless=True)
-                if error.status_code < 500 and error.status_code not in (408, 409, 425, 429):
-                    return NoReply(reason)
+                if status < 500 and status not in AGAIN:
+                    return NoReply(reason, status=status)
             except (TimeoutError, openai.APITimeoutError):
                 reason = f"no answer within {self.limits.timeout:g} s"
                 gate.busy()  # more at once than it computes: what is sent again it computes again
@@ -203,13 +210,13 @@ class Endpoint:
             pause = min(30.0, self.limits.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.interrupted.wait(), max(pause, asked_to_wait))
-                return NoReply(reason)
+                return NoReply(reason, status=status)
         tries = f"{attempt + 1} tries" if attempt else "1 try"
         reason = f"{ENDPOINT}{self.model} at {self.base_url}: {reason} ({tries})"
         stop.failures += 1
         if stop.failures >= max(_PATIENCE, gate.limit):
             stop.reason = f"not asked, since {stop.failures} requests in a row failed: {reason}"
-        return NoReply(reason)
+        return NoReply(reason, status=status)
 
     def _fields(self, ask: Ask, dialect: _Dialect) -> dict[str, Any]:
         """What a request says beside its messages."""

@@ -30,12 +30,14 @@ from harness.run.answers import RULED_OUT, Effect, given, response_of
 from harness.run.served.choices import chosen, why_not_mixed
 from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
+from harness.servers.endpoint import AGAIN
 from harness.servers.model import ServedModel, turns
 from harness.servers.tokenizer import at_once
 from harness.task import Sample
 
-_TOO_LONG = re.compile(r"context.{0,40}(length|window|size)|too long|max(imum)?[ _](model|context|seq)|exceed", re.I)
-_SIZES = re.compile(r"\d{3,}")
+_TOO_LONG = re.compile(r"context.{0,40}(length|window|size)|too long|max(imum)?[ _](model|context|seq)", re.I)
+_CONTEXT = re.compile(r"(?:(?:context|model)[ _](?:length|len|window|size)|limit of)\D{0,24}?(\d+)", re.I)
+_STATUS = re.compile(r"code['\"]?: ?\d+", re.I)
 NEUTRAL: Mapping[str, Any] = {
     "top_p": 1.0,
     "top_k": 0,
@@ -90,6 +92,19 @@ class _Waiting:
     def failed(self) -> str:
         """Why there is no answer; empty where there is."""
         return next((reply.reason for reply in self.heard if isinstance(reply, NoReply)), "")
+
+    @property
+    def too_long(self) -> str:
+        """How the server says that a prompt does not fit; empty where it does not say so.
+
+        What it says of being busy, as "rate limit exceeded", is about no prompt.
+        """
+        for reply in self.heard:
+            if isinstance(reply, NoReply) and reply.status and reply.status not in AGAIN:
+                exceeds = reply.status < 500 and "exceed" in reply.reason.lower()
+                if exceeds or _TOO_LONG.search(reply.reason):
+                    return reply.reason
+        return ""
 
     @property
     def replies(self) -> list[Reply]:
@@ -267,8 +282,8 @@ class ServedSystem(ModelSystem):
             again = []
             for one in open_:
                 one.heard = one.heard or heard[id(one)]
-                if one.failed and _TOO_LONG.search(one.failed) and one.kept:
-                    one.kept, one.heard = _fewer(one.kept, one.failed), ()
+                if one.too_long and one.kept:
+                    one.kept, one.heard = _fewer(one.kept, one.too_long, self._needs(one.example)), ()
                     again.append(one)
             open_ = again
 
@@ -296,7 +311,8 @@ class ServedSystem(ModelSystem):
         if self.generation.stop:
             fields["stop"] = list(self.generation.stop)
         asked_for = {name for name, value in fields.items() if name in NEUTRAL and value != NEUTRAL[name]}
-        required = asked_for | ({"stop"} & fields.keys()) | {"temperature"}
+        # a server may know the limit by its other name, and must know it by one
+        required = asked_for | ({"stop"} & fields.keys()) | {"temperature", "max_completion_tokens"}
         return Ask(turns(one.rendered), most, sampling=fields, required=frozenset(required), room_for_thoughts=False)
 
     def _count(self, reply: Reply, *, cached: bool) -> None:
@@ -362,8 +378,13 @@ def _fault(reply: Reply) -> str:
     return "" if whole else f"an answer that was cut off (finish_reason={reply.finish})"
 
 
-def _fewer(kept: int, reason: str) -> int:
-    """Fewer items: as many as the sizes in the server's refusal let hope for."""
-    sizes = [int(size) for size in _SIZES.findall(reason)]
-    share = min(sizes) / max(sizes) if len(sizes) > 1 and max(sizes) else 0.8
-    return max(0, min(kept - 1, int(kept * share)))
+def _fewer(kept: int, reason: str, answer: int) -> int:
+    """Fewer items: as many as the sizes in the server's refusal let hope for, where the answer takes so many tokens.
+
+    Half of them at least: of a number that is no size (a name's, an id's) a further request is the price, and no history.
+    """
+    said = _STATUS.sub("", reason)
+    context = _CONTEXT.search(said)
+    sizes = [int(size) for size in re.findall(r"\d+", said) if not context or size != context[1]]
+    share = (int(context[1]) - answer) / max(sizes) if context and any(sizes) else 0.8
+    return max(0, min(kept - 1, int(kept * max(0.5, share))))
