@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from harness.data import Joint, Rendered
 from harness.errors import HarnessError
-from harness.servers.endpoint import Endpoint
+from harness.servers.endpoint import AGAIN, Endpoint
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 AT_ONCE = 16
 """Requests; they cost a server next to nothing."""
 TRIES = 5
+NOT_IMPLEMENTED = 501
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,31 @@ class ServerTokenizer:
     def lent(self) -> bool:
         """Whether the server lends it."""
         try:
-            self.ids({"prompt": "a b"}, tries=1)
+            self.ids({"prompt": "a b"}, known=False)
         except HarnessError:
             return False
         return True
 
-    def ids(self, asked: Mapping[str, Any], tries: int = TRIES) -> Tokens:
-        """Raises HarnessError where the server does not say them."""
+    def ids(self, asked: Mapping[str, Any], *, known: bool = True) -> Tokens:
+        """Raises HarnessError where the server does not say them, tried again while it is busy or broken.
+
+        Of one that is not `known` to have a tokenizer an answer without ids is its last word.
+        """
         pause = self._endpoint.limits.backoff
-        for left in reversed(range(tries)):
+        for left in reversed(range(TRIES)):
             try:
                 found: Any = self._endpoint.post("/tokenize", {"model": self._endpoint.model, **asked})
                 return Tokens(tuple(int(i) for i in found["tokens"]), int(found["max_model_len"]))
             except urllib.error.HTTPError as error:
-                reason = f"{error.code}: {error.read()[:200].decode(errors='replace')}"
-                if error.code < 500 and error.code != 429:
+                reason = f"{error.code}: {_body(error)[:200].decode(errors='replace')}"
+                if (error.code < 500 and error.code not in AGAIN) or error.code == NOT_IMPLEMENTED:
                     break
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except OSError as error:
                 reason = f"{type(error).__name__}: {error}"
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                if not known:
+                    break
             if left:
                 time.sleep(min(pause, 30.0))
                 pause *= 2
@@ -115,6 +124,13 @@ class ServerTokenizer:
 def messages(rendered: Sequence[Any]) -> list[dict[str, str]]:
     """As servers take them; a model may have written half a surrogate pair, which cannot be sent."""
     return [{"role": m.role, "content": m.content.encode(errors="replace").decode()} for m in rendered]
+
+
+def _body(error: urllib.error.HTTPError) -> bytes:
+    try:
+        return error.read()
+    except (OSError, http.client.HTTPException):
+        return b""
 
 
 def at_once(run: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:

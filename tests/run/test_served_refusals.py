@@ -118,6 +118,17 @@ def test_a_refusal_that_no_other_form_of_the_request_mends_is_told_once(message:
         assert isinstance(reply, NoReply) and message in reply.reason and len(server.asked) == 1
 
 
+def test_a_tokenizer_that_is_broken_for_a_moment_is_used_all_the_same() -> None:
+    faults = [error(500, "not now"), error(429, "not now"), Said(broken="half"), Said(broken="closed")]
+    with serving(Scripted(counts=True, first_tokens=[*faults])) as server:
+        model = ServedModel("m", server.url, ONCE)
+        assert model.tokenizer.lent
+        server.first_tokens[:] = faults
+        assert len(model.tokenizer.ids({"prompt": "a b c"}).ids) == 3
+    with serving(Scripted(first_tokens=[Said("a page")])) as server:
+        assert not ServedModel("m", server.url, ONCE).tokenizer.lent and len(server.asked) == 1
+
+
 def test_a_prompt_that_is_too_long_is_no_refusal_of_the_field_that_it_leaves_no_room_for() -> None:
     said = error(
         400, "'max_tokens' is too large: 5. This model's maximum context length is 9 tokens", param="max_tokens"
