@@ -124,6 +124,19 @@ def models_first_to_last(records: Iterable[RunRecord]) -> list[str]:
     return sorted(runs, key=lambda name: (-of_real_users[name], -runs[name], name))
 
 
+def of_one_weights(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Of each model's name the records under those weights and that dtype which most have; of equals those made last.
+
+    For what calls a model by its name alone: an alias may stand for another file tomorrow, or run in another dtype.
+    """
+    last: dict[tuple[str, str, str], tuple[int, str]] = {}
+    for record in records:
+        count, started = last.get(record.weights, (0, ""))
+        last[record.weights] = count + 1, max(started, record.started or "")
+    chosen = {weights[0]: weights for weights in sorted(last, key=lambda weights: (last[weights], weights))}
+    return [record for record in records if chosen[record.weights[0]] == record.weights]
+
+
 def find_runs(
     places: Places, *, model: str | None = None, task: str | None = None, method: str | None = None
 ) -> list[RunRecord]:

@@ -366,3 +366,88 @@ def test_methods_stand_beside_copying_and_beside_another_users_history(
     assert (list(own[0].get_xdata()), list(others[0].get_xdata())) == ([0.2, 0.3], [0.1])
     assert all(isinstance(bars[2][0], LineCollection) for bars in (own, others))
     assert draw("methods", records[:1]) is None
+
+
+def _changed(record, **parts):
+    """The record with parts of its configuration changed: `selection={"limit": 4}`."""
+    config = record.config
+    for part, values in parts.items():
+        config = config.model_copy(update={part: getattr(config, part).model_copy(update=values)})
+    return record.model_copy(update={"config": config, "hash": config.hash8()})
+
+
+def test_a_trial_on_a_few_users_does_not_stand_for_the_run_on_all(run_record: Callable, run_config: Callable):
+    records = [run_record(run_config(name), rouge1=value) for name, value in (("copy", 0.3), ("rag", 0.2))]
+    records += [run_record(run_config(name, limit=4), n=4, rouge1=0.9) for name in ("copy", "rag")]
+    (axes,) = draw("methods", records).axes
+    assert axes.get_title() == "lamp4: rouge1, n = 1925"
+    assert sorted(float(x) for x in axes.containers[0][0].get_xdata()) == [0.2, 0.3]
+
+
+def test_heads_are_those_of_the_run_with_most_answers(records):
+    whole = next(r for r in records if r.config.task.name == "lamp2m" and _as_it_is(r, "dps"))
+    few = _changed(whole, selection={"limit": 4})
+    few.metrics = {name: metric.model_copy(update={"n": 4}) for name, metric in whole.metrics.items()}
+    for found in ([*records, few], [few, *records]):
+        assert "n = 200" in draw("dps-6", found).get_suptitle()
+
+
+def test_a_method_without_a_value_has_no_place_beside_the_others(run_record: Callable, run_config: Callable):
+    records = [run_record(run_config(name), rouge1=value) for name, value in (("copy", 0.3), ("rag", 0.2))]
+    records.append(run_record(run_config("cad"), rouge1=0.1))
+    records[-1].metrics = {"rouge1": MetricValue(value=None, n=0)}
+    (axes,) = draw("methods", records).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rag", "copy"]
+
+
+def test_a_missing_value_is_no_bar_of_height_0():
+    from harness.publish.figures.style import bars
+
+    with looks():
+        _, (ax,) = sheet("dps-8", "about")
+        bars(ax, np.arange(2), [_metric(0.5), MetricValue(value=None, n=0)], 0, "both")
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.5, np.nan], nan_ok=True)
+
+
+def test_methods_trained_for_other_users_or_on_the_split_rates_are_chosen_on_share_no_axes(records):
+    left, *_ = draw("perfit-9", records).axes
+    drawn = {tuple(point) for marks in left.collections if hasattr(marks, "get_sizes") for point in marks.get_offsets()}
+    own = [
+        r for r in records if r.config.task.name == "lamp2m" and r.config.method.name in ("perfit", "oppu", "lora_c")
+    ]
+    perfit = next(r for r in own if (r.config.method.name, r.metrics["accuracy"].n) == ("perfit", 200))
+    few = _changed(perfit, selection={"users": 60})
+    few.started, few.metrics = "2099", {"accuracy": _metric(0.99, 60)}
+    tuned = _changed(perfit, data={"split": "train"})
+    tuned.started, tuned.metrics = "2099", {"accuracy": _metric(0.98, 60)}
+    left, *_ = draw("perfit-9", [*records, few, tuned]).axes
+    again = {tuple(point) for marks in left.collections if hasattr(marks, "get_sizes") for point in marks.get_offsets()}
+    assert drawn == again and not {0.98, 0.99} & {y for _, y in again}
+    real = find_runs(RESULTS, model="smollm2-135m")
+    assert draw("perfit-9", real) is None, "two of its methods were trained for the same users on `train` alone"
+
+
+def test_the_line_of_rag_is_of_the_same_prompts(records):
+    rag = next(r for r in records if r.config.task.name == "lamp2m" and _as_it_is(r, "rag"))
+    other = _changed(rag, method={"options": {**rag.config.method.options, "k": 1}})
+    other.metrics = {name: metric.model_copy(update={"value": 0.987}) for name, metric in rag.metrics.items()}
+    for figure in (draw("dps-5", [other, *records]), draw("dps-6", [other, *records])):
+        heights = {
+            round(float(y), 4) for ax in figure.axes for line in ax.lines for y in np.atleast_1d(line.get_ydata())
+        }
+        assert round(rag.metrics["accuracy"].value, 4) in heights and 0.987 not in heights
+
+
+def test_a_trial_of_a_sweep_on_a_few_questions_does_not_mix_into_its_curve():
+    whole = _sweep("islam", [20, 60, 70])
+    few = [_changed(record, selection={"limit": 4}) for record in _sweep("islam", [99, 98])]
+    assert _points(draw("persona-1", [*whole, *few]).axes[0]) == {(0, 20), (1, 60), (2, 70)}
+
+
+def test_a_figure_shows_one_set_of_weights_of_a_name(records):
+    heads = [r for r in records if r.config.task.name == "lamp2m"]
+    other = [_changed(record, model={"revision": "sha256:other"}) for record in heads[:3]]
+    for record in other:
+        record.metrics = {name: metric.model_copy(update={"value": 0.987}) for name, metric in record.metrics.items()}
+    figure = draw("dps-6", [*heads, *other])
+    assert 0.987 not in {y for ax in figure.axes for line in ax.lines for y in np.atleast_1d(line.get_ydata())}

@@ -389,6 +389,30 @@ def test_measured_cells_are_ranked_only_where_they_saw_the_same_samples(
     assert not any(cell["best"] for cell in measured(tmp_path).values())
 
 
+def test_users_held_out_of_one_run_alone_leave_nothing_best(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config(method="plain", limit=200), n=200, rouge1=0.1))
+    held = run_record(run_config(method="rag", limit=200), n=200, rouge1=0.2)
+    held.held_out_users = ["1", "2"]
+    save(held)
+    assert not any(cell["best"] for cell in measured(tmp_path).values())
+
+
+def test_a_models_rows_are_of_one_set_of_weights_and_the_others_are_said(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for method, value in (("plain", 0.1), ("rag", 0.2)):
+        save(run_record(run_config(method=method), rouge1=value))
+    other = run_config(method="cad")
+    save(
+        run_record(other.model_copy(update={"model": other.model.model_copy(update={"dtype": "bfloat16"})}), rouge1=0.9)
+    )
+    assert {method for _, method, _, _ in measured(tmp_path)} == {"plain", "rag"}
+    said = "of llama3-8b, runs with other weights or another dtype are not shown: 1 beside the 2 of one"
+    assert said in flat(render(["1"], tmp_path)) and said not in flat(render(["1"], tmp_path, model="qwen2-7b"))
+
+
 def test_of_several_runs_the_comparable_and_complete_one_is_shown_and_the_rest_counted(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):

@@ -20,7 +20,7 @@ from harness.publish.figures.specs import COLLECTIVE, PERSONAL
 from harness.publish.figures.specs import FIGURES as FIGURES
 from harness.records.schema import RunRecord
 from harness.records.select import Places, said
-from harness.records.store import find_runs, models_first_to_last
+from harness.records.store import find_runs, models_first_to_last, of_one_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def draw(id: str, records: Sequence[RunRecord], *, model: str | None = None, tas
     """The figure of one model's records; None where they are not there."""
     module, _, function = FIGURES[id].draw.partition(":")
     made: Draw = getattr(import_module(f"harness.publish.figures.{module}"), function)
-    finished = [record for record in records if record.status in ("complete", "partial")]
+    finished = of_one_weights([record for record in records if record.status in ("complete", "partial")])
     models = models_first_to_last(finished)
     from harness.publish.figures.style import looks
 

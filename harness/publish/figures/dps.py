@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from harness.publish.figures.style import GREY, bars, curve, data_of, errors, heat, legend, look, sheet
+from harness.publish.figures.style import GREY, answers, bars, curve, data_of, errors, heat, legend, look, sheet
 from harness.records.schema import RunRecord
 
 _TASKS = ("lamp2m", "lamp4")
@@ -185,10 +185,15 @@ def routing(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     for record in records:
         options = record.config.method.options
         if _plainly_dps(record, {"clusters", "routing", "samples"}) and options.get("clusters"):
-            same = (record.config.task.name, str({k: v for k, v in options.items() if k != "routing"}))
-            pairs.setdefault(str((*same, record.config.data.fingerprint)), {})[str(options["routing"])] = record
+            same = (
+                str({k: v for k, v in options.items() if k != "routing"}),
+                record.conditions,
+                record.config.sampling,
+            )
+            pairs.setdefault(str(same), {})[str(options["routing"])] = record
     whole = [pair for pair in pairs.values() if len(pair) == 2 and task in (None, pair["hard"].config.task.name)]
-    by_task = {pair["hard"].config.task.name: pair for pair in whole}
+    by_task = {pair["hard"].config.task.name: pair for pair in sorted(whole, key=lambda pair: answers(pair["hard"]))}
+    by_task = dict(sorted(by_task.items()))
     if not by_task:
         return None
     one = next(iter(by_task.values()))["hard"]
@@ -214,8 +219,10 @@ _CONTROLS = {"none": "discovered", "random_heads": "random heads", "random_mask"
 
 
 def _discovered(records: Sequence[RunRecord], task: str | None, wanted: Callable[[RunRecord], Any]) -> RunRecord | None:
-    """The run of `dps` as it comes that has what is wanted; where no task is named, of the first that the paper has."""
-    found = {r.config.task.name: r for r in records if _plainly_dps(r, set()) and "heads" in r.analysis and wanted(r)}
+    """The run of `dps` as it comes that has what is wanted, of several the one with most answers; where no task is named, of the
+    first that the paper has."""
+    plainly = [r for r in records if _plainly_dps(r, set()) and "heads" in r.analysis and wanted(r)]
+    found = {r.config.task.name: r for r in sorted(plainly, key=answers)}
     order = [task] if task else [*_TASKS, *sorted(name for name in found if name.startswith("lamp"))]
     return next((found[name] for name in order if name in found), None)
 
@@ -235,18 +242,18 @@ def _same_but(record: RunRecord, other: RunRecord, free: set[str]) -> bool:
     """Whether two runs differ in these options of the method alone."""
     if not _plainly_dps(other, free):
         return False
-    mine, its = record.config, other.config
-    selected = (mine.selection.limit, mine.selection.users) == (its.selection.limit, its.selection.users)
-    return mine.task == its.task and mine.data.fingerprint == its.data.fingerprint and selected
+    return (record.conditions, record.config.sampling) == (other.conditions, other.config.sampling)
 
 
 def _baseline(ax: Axes, records: Sequence[RunRecord], record: RunRecord, metric: str) -> None:
-    """A line at what `rag` reaches on the same items: the model without any contrast."""
-    mine = record.config
+    """A line at what `rag` reaches on the same items with the same prompts: the model without any contrast."""
+
+    def prompts(run: RunRecord) -> tuple[object, ...]:
+        options = run.config.method.options
+        return (run.conditions, run.config.sampling, *(options.get(name) for name in ("retriever", "k", "seed")))
+
     for other in records:
-        its = other.config
-        same = (its.task, its.data.fingerprint, its.selection) == (mine.task, mine.data.fingerprint, mine.selection)
-        if its.method.name == "rag" and same and metric in other.metrics:
+        if other.config.method.name == "rag" and prompts(other) == prompts(record) and metric in other.metrics:
             value = other.metrics[metric].value
             if value is not None:
                 ax.axhline(value, color=GREY, linestyle=(0, (1, 1.5)), label=f"rag, {metric}")

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.publish.figures.style import GREY, MAP, curve, data_of, errors, legend, look, sheet
+from harness.publish.figures.style import GREY, MAP, answers, curve, data_of, errors, legend, look, sheet
+from harness.publish.tables.measured import CHOSEN_ON
 from harness.records.schema import RunRecord
 
 METHODS = ("lora_c", "lora_p", "oppu", "perfit", "reft")
@@ -80,14 +81,18 @@ def neighbours(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 
 def parameters(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     """Figure 9: the first metric against trained parameters, marker area by training time; published points beside."""
-    runs: dict[str, dict[str, RunRecord]] = {}
+    alike: dict[str, dict[str, RunRecord]] = {}
     for record in sorted(records, key=lambda record: record.started or ""):
         name, of = record.config.method.name, record.config.task.name
         if name in METHODS and task in (None, of) and _itself(record) and _trained(record):
-            runs.setdefault(of, {})[name] = record
-    runs = {of: found for of, found in runs.items() if len(found) > 1}
+            alike.setdefault(record.conditions, {})[name] = record
+    # of each task the samples that most methods answered, and of equals the most samples
+    several = [found for found in alike.values() if len(found) > 1]
+    several.sort(key=lambda found: (len(found), max(map(answers, found.values()))))
+    runs = {next(iter(found.values())).config.task.name: found for found in several}
     if not runs:
         return None
+    runs = dict(sorted(runs.items()))
     one = next(iter(next(iter(runs.values())).values()))
     about = (
         f"left {one.config.model.name}, 95 % intervals over users; parameters of the collective stage (of one user, where there "
@@ -104,7 +109,8 @@ def parameters(records: Sequence[RunRecord], task: str | None) -> Figure | None:
             left.errorbar(x, y, errors([value]), color=style.color, capsize=2.5, ls="", zorder=1)
             area = 25 + 150 * (record.cost.fit_seconds or 0) / longest
             left.scatter(x, y, s=area, color=style.color, marker=style.marker, edgecolors="black", label=name, zorder=2)
-        left.set_title(f"{data_of(next(iter(found.values())))}, n = {value.n}", fontsize=8)
+        first = next(iter(found.values()))
+        left.set_title(f"{data_of(first)}, n = {answers(first)}", fontsize=8)
         _published_points(right, of, metric)
         for ax in (left, right):
             ax.set_xscale("log")
@@ -134,11 +140,13 @@ def ranks(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     for ax, name in zip(axes, names, strict=True):
         values = np.full((len(collective), len(personal)), np.nan)
         for (a, b), record in points.items():
-            values[collective.index(a), personal.index(b)] = record.metrics[name].value
+            values[collective.index(a), personal.index(b)] = record.metrics[name].value  # NaN where there is none
         image = ax.imshow(values, cmap=MAP, origin="lower", aspect="auto")
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for (a, b), record in points.items():
             metric = record.metrics[name]
+            if metric.value is None:
+                continue
             half = "" if metric.low is None or metric.high is None else f"\n± {(metric.high - metric.low) / 2:.3f}"
             at = (personal.index(b), collective.index(a))
             dark = values[at[1], at[0]] <= middle
@@ -213,6 +221,7 @@ def _itself(record: RunRecord) -> bool:
     shape = ("rank", "personal_rank", "layers", "ablation")
     given = config.method.options
     kept = all(given.get(name, default[name]) == default[name] for name in shape if name in default)
+    kept = kept and config.data.split not in CHOSEN_ON
     return kept and not config.method.preset and config.selection.control == "none"
 
 

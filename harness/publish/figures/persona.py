@@ -166,8 +166,9 @@ def _published_peaks(ax: Axes, id: str, traits: Sequence[str]) -> None:
 def _same_sweep(record: RunRecord) -> str:
     config = record.config
     options = {name: value for name, value in config.method.options.items() if name != "layer"}
-    judge = config.judge.name if config.judge else None
-    return json.dumps([options, config.task.options, config.sampling.model_dump(), judge], sort_keys=True)
+    judge = [config.judge.name, config.judge.revision, config.judge.options] if config.judge else None
+    asked = [config.task.options, config.selection.model_dump(), config.sampling.model_dump()]
+    return json.dumps([options, asked, judge], sort_keys=True)  # not the data: each trait has its own questions
 
 
 def _coherent(metrics: Mapping[str, MetricValue]) -> bool:
@@ -188,9 +189,8 @@ def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
             name = config.data.fit_task or f"persona:{config.method.options.get('trait')}"
         elif name == "clamp":
             name = f"clamp {_options(record)}"
-        same = [config.task.options, config.data.fingerprint, config.selection.model_dump(), config.data.split]
         if name == "plain" or name.startswith(("clamp ", "persona:")):
-            groups.setdefault(json.dumps(same, sort_keys=True), {})[name] = record
+            groups.setdefault(record.conditions, {})[name] = record
     with_baseline = [runs for runs in groups.values() if "plain" in runs]
     return max(with_baseline, key=len, default={})
 

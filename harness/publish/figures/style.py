@@ -120,11 +120,11 @@ def curve(ax: Axes, x: Sequence[float], values: Sequence[MetricValue], number: i
 
 
 def bars(ax: Axes, x: np.ndarray, values: Sequence[MetricValue], number: int, label: str, width: float = 0.8) -> None:
-    """Metric values as bars with their 95 % intervals."""
+    """Metric values as bars with their 95 % intervals; none where there is no value."""
     style = look(number)
     ax.bar(
         x,
-        [m.value or 0.0 for m in values],
+        np.array([m.value for m in values], dtype=float),
         width,
         yerr=errors(values),
         color=style.color,
@@ -167,6 +167,11 @@ def heat(
                     color=color,
                 )
     return image
+
+
+def answers(record: RunRecord) -> int:
+    """How many its first metric is a mean over: of runs that are alike beside that, figures show the one with most."""
+    return next((metric.n for metric in record.metrics.values()), 0)
 
 
 def data_of(record: RunRecord) -> str:

@@ -61,6 +61,7 @@ def grids(
     for t in tables:
         grid = import_module(f"{__name__}.{t.measured}").build(t, sources, view)
         grid.errata = t.errata if view.published else ()
+        grid.remarks += sources.left_out(model) if view.measured and _has_models(t) else []
         made.append(grid)
     if model is not None:
         _say_where_it_is_not(model, [grid for grid in made if _has_models(grid.table)], sources)

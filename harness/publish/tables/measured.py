@@ -36,10 +36,8 @@ class Run:
     @property
     def population(self) -> tuple[object, ...]:
         """What two runs must share for one to be called better than the other."""
-        config = self.record.config
         scored = max((metric.n for metric in self.record.metrics.values()), default=0)
-        judge = config.judge.name if config.judge else None
-        return (config.data.fingerprint, config.data.split, config.selection, scored, judge)
+        return (self.record.conditions, scored)
 
 
 def shown_runs(records: Sequence[RunRecord], table: Table) -> Mapping[tuple[str, str, str], Run]:

@@ -193,9 +193,7 @@ def _verdicts(table: Table, settings: Sequence[Setting]) -> Iterator[str]:
 
 
 def _asked(setting: Setting) -> tuple[object, ...]:
-    config = setting.record.config
-    judge = config.judge.name if config.judge else None
-    return (config.data.fingerprint, tuple(config.task.options.items()), config.selection, config.sampling, judge)
+    return (setting.record.conditions, setting.record.config.sampling)
 
 
 def _with_interval(setting: Setting, name: str) -> str:
