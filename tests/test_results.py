@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,8 @@ import pytest
 import typer
 
 from harness.cli.app import app
+from harness.publish.leaderboard import Ranking, rankings
+from harness.records.store import MetricValue, find_runs
 from harness.run.cell import Settings, grid
 from harness.run.sweep import points
 
@@ -71,3 +74,56 @@ def test_every_line_of_the_list_is_a_command(commands: list[list[str]]) -> None:
     lines = (ROOT / "results/smollm2-135m.txt").read_text().splitlines()
     assert len(commands) == sum(bool(line) and line[0] != "#" and line != "wait" for line in lines)
     assert {words[0] for words in commands} == {"run", "sweep"}
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The cells of every row of a page's tables, heads left out."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("| method")]
+
+
+def _printed(metric: MetricValue) -> str:
+    return f"{metric.value:.3f}" + (f" [{metric.low:.3f}, {metric.high:.3f}]" if metric.interval else "")
+
+
+@pytest.fixture(scope="module")
+def ranked() -> dict[str, Ranking]:
+    """Title -> ranking, of the published records."""
+    return {ranking.title: ranking for ranking in rankings(find_runs(ROOT / "results"))}
+
+
+def test_the_page_of_paired_differences_has_the_rankings_it_is_quoted_for_with_the_records_numbers(
+    ranked: dict[str, Ranking],
+) -> None:
+    sections = (ROOT / "results/smollm2-135m/comparisons.md").read_text("utf-8").split("\n## ")[1:]
+    by_title = {section.partition("\n")[0]: section for section in sections}
+    quoted = ("lamp4 · --limit 200 only", "lamp7 · complete=true · --limit 400 only")
+    assert {f"smollm2-135m · {task}" for task in quoted} <= set(by_title)
+    for title, section in by_title.items():
+        found = {
+            (row.label, _printed(row.run.metrics[ranked[title].metric]), str(row.run.metrics[ranked[title].metric].n))
+            for row in ranked[title].rows
+        }
+        assert {(label, value, n) for label, value, n, *_ in _rows(section)} == found, title
+
+
+@pytest.mark.parametrize("task", ["lamp4", "lamp7", "lamp2m"])
+def test_the_tables_of_the_embedded_model_say_what_its_records_say(ranked: dict[str, Ranking], task: str) -> None:
+    text = (ROOT / "results/README.md").read_text("utf-8")
+    table = text[text.index(f"| {task}: ") :].partition("\n\n")[0]
+    printed = {name: value for name, value, *_ in _rows(table)[1:]}
+    ceiling = next(row for row in ranked[f"tiny · {task}"].rows).run.analysis["ceiling"]
+    seen = {
+        "habits known": "known",
+        "all items seen": "all",
+        **{f"{n} item{'s' * (n != 1)} seen": str(n) for n in (0, 1, 5)},
+    }
+    expected = {f"ceiling, {words}": f"{ceiling[key]:.3f}" for words, key in seen.items()}
+    for title, whose in ((f"tiny · {task}", ""), (f"tiny · {task} · --control wrong_user", ", wrong user")):
+        expected |= {
+            f"`{row.run.config.method.name}`{whose}": _printed(row.run.metrics[ranked[title].metric])
+            for row in ranked[title].rows
+            if not row.variant
+        }
+    shown = {name: re.sub(r"\b0\.", ".", expected[name]) for name in printed if "random heads" not in name}
+    assert {name: printed[name] for name in shown} == shown and len(shown) > 15
