@@ -158,13 +158,20 @@ def reproduced(folder: Path, record: RunRecord) -> str:
     if folder.resolve() == published.resolve() or not (published / "run.json").is_file():
         return ""
     theirs = read_record(published).metrics
-    numbers, differing = [], False
+    numbers, lacking, compared, differing = [], [], 0, False
     for name, metric in record.metrics.items():
         mine, other = _short(metric), _short(theirs.get(name))
+        if "-" in (mine, other) and mine != other:  # METEOR without WordNet is no other number
+            lacking.append(f"{name} {mine}, published {other}")
+            continue
+        compared += mine != "-"
         numbers.append(f"{name} {mine}" if mine == other else f"{name} {mine}, published {other}")
         differing |= mine != other
-    said = "; ".join(numbers) if differing else ", ".join(numbers)
-    return f"{'differs from' if differing else 'reproduces'} {published}: {said}{'' if differing else ' (same)'}"
+    if not compared:
+        numbers, lacking, differing = [*numbers, *lacking], [], True
+    said = "; ".join(numbers) if differing else f"{', '.join(numbers)} (same)"
+    only_one = f"; not compared: {'; '.join(lacking)}" if lacking else ""
+    return f"{'differs from' if differing else 'reproduces'} {published}: {said}{only_one}"
 
 
 def _short(metric: MetricValue | None) -> str:

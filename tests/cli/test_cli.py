@@ -570,6 +570,24 @@ def test_a_run_that_a_published_record_matches_says_whether_it_reproduces_it(har
     assert f"differs from {published.folder}: rouge1 " in differing and ", published " in differing
 
 
+def test_a_number_that_cannot_be_computed_here_is_no_other_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """METEOR without WordNet."""
+    from harness.publish.show import reproduced
+
+    monkeypatch.chdir(Path(__file__).parents[2])
+    run = next(run for run in find_runs(Path("results/tiny/lamp4")) if run.config.method.name == "plain")
+    run.metrics = {name: metric.model_copy() for name, metric in run.metrics.items()}
+    run.metrics["meteor"].value = None
+    said = reproduced(Path("elsewhere"), run)
+    assert (
+        said.startswith("reproduces results/tiny/lamp4/plain-")
+        and "(same); not compared: meteor -, published ." in said
+    )
+    for metric in run.metrics.values():
+        metric.value = None
+    assert reproduced(Path("elsewhere"), run).startswith("differs from")
+
+
 def test_a_run_ends_with_what_to_look_at_next(harness: Callable, toy: Path) -> None:
     done = harness(f"run --method plain --method rag --task lamp4 --model {toy} {QUICK}")
     look, after = done.err.splitlines()[-2:]
