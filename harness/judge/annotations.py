@@ -40,14 +40,23 @@ def export(
     profile_items: int = 10,
     data: str | None = None,
 ) -> tuple[Path, Path]:
-    """Write the pairs for annotators to `path`, and the comparison they belong to; its folder and the file."""
+    """Write the pairs for annotators to `path`, and the comparison they belong to; its folder and the file.
+
+    Raises UsageError where an earlier export had other pairs, which votes are still to come for, or are there.
+    """
     comparison = draw(a, b, count=count, seed=seed, data=data)
     config = config_of(comparison, count, seed, profile_items)
     record = PairRecord(config=config, hash=config.hash8(), pairs=len(comparison.pairs), started=provenance.now())
     folder = record.folder(comparison.root)
     path = path or folder / "annotate.csv"
     with held(folder):
-        if not read_pairs(folder):  # votes that are there stay
+        there = read_pairs(folder)  # votes that are there stay
+        if there and [_drawn(pair) for pair in there] != [_drawn(pair) for pair in comparison.pairs]:
+            raise UsageError(
+                f"{folder} has other pairs than the runs have now, since one of them has answered more; a vote would be counted "
+                "for another pair than was shown: use the file of the first export, or move that folder away and export anew"
+            )
+        if not there:
             write(folder, record, comparison.pairs)
     text = io.StringIO()
     rows = csv.writer(text)
@@ -60,6 +69,10 @@ def export(
     # with the mark by which spreadsheets know UTF-8
     replace_file(path, text.getvalue().encode("utf-8-sig", errors="replace"))
     return folder, path
+
+
+def _drawn(pair: Pair) -> tuple[str, str, str]:
+    return pair.code, pair.id, pair.first
 
 
 def import_votes(folder: Path, files: Sequence[Path]) -> PairRecord:

@@ -323,6 +323,20 @@ def test_exporting_again_keeps_the_votes(save: Save, tmp_path: Path) -> None:
     assert import_votes(folder, []).annotators == ["ann"]
 
 
+def test_a_vote_never_reaches_another_pair_than_the_one_that_was_shown(save: Save, tmp_path: Path) -> None:
+    a = save("cad", items=6)
+    b = save("dps", items=12)
+    folder, file = export(a, b, tmp_path / "annotate.csv", count=6)
+    shown = {pair.code: pair.id for pair in read_pairs(folder)}
+    with RunFolder.open(tmp_path / "results", read(folder).config.runs[0]) as run:  # answers what had failed before
+        run.append([Sample(i.example.id, i.example.user.id, response="CAD late", targets=i.targets) for i in ITEMS[6:]])
+    assert {pair.code: pair.id for pair in draw(a, b, count=6, seed=0).pairs} != shown
+    with pytest.raises(UsageError, match="other pairs than the runs have now"):
+        export(a, b, tmp_path / "again.csv", count=6)
+    assert not (tmp_path / "again.csv").exists() and {pair.code: pair.id for pair in read_pairs(folder)} == shown
+    assert import_votes(folder, [filled(file, fan_of("dps"), tmp_path / "ann.csv")]).metrics["b"]["win"].value == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
