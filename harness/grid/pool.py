@@ -8,26 +8,24 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from harness.engine.flops import Cost
 from harness.errors import HarnessError
+from harness.files import Lock, writing
 from harness.fit.artifacts import ArtifactStore
-from harness.grid.executors import Executor
+from harness.grid.executors import Executor, Others
 from harness.grid.folder import Session, names, put, take
-from harness.grid.mates import Chore, Mate
-from harness.grid.results import Part, Results
+from harness.grid.mates import Chore, Mate, why_unlike
+from harness.grid.results import Results, given_up
 from harness.grid.scheduler import TARGET_SECONDS, TRIES, Scheduler, Shard, Unit
 from harness.grid.worker import BEAT_SECONDS, PATIENCE_SECONDS
-from harness.plugins.returned import graded
 from harness.records.version import VERSION
 from harness.run.cell import Cell
 from harness.run.console import Console
-from harness.task import Sample
 
 AHEAD = 2
 """Shards a worker has at once, so that none waits for the driver."""
@@ -69,19 +67,36 @@ class Pool:
         """Job -> its points that are planned -> their batches; a job goes out when all of its points are there."""
         self.over: set[tuple[int, int]] = set()
         self.done_samples = self.all_samples = 0
-        self.deaths_before_ready = 0
-        self.refusal: HarnessError | None = None
-        self.moved = False
+        self.moved = self.finished = False
         self.started = time.time()
         self._numbers = iter(range(1, 1 << 62))
         self._ranks_gone: set[int] = set()
+        self._never_ready: Counter[int] = Counter()
+        """Rank -> how many of its workers, one after the other, ended before they had a model."""
+        self._names_gone: set[str] = set()
+        """Workers taken for dead: what they say on shared files that show it late is not heard."""
+        self._over, self._heart = threading.Event(), threading.Thread(target=self._live, daemon=True)
 
     # starting and stopping
 
     def __enter__(self) -> Pool:
-        """Workers begin; they read the data while the driver does, and load no model before it gives them work."""
+        """Workers begin; they read the data while the driver does, and load no model before it gives them work.
+
+        Raises UsageError where another driver has the same command.
+        """
         self._anew = not self.root.parent.parent.exists()
-        self._sweep_old()
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock.take(self.root / "lock")
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self._sweep("results", "logs")  # workers of earlier lives of the driver end when they notice
         self.session.begin()
         self.results.begin()
         token = self.store.root / ".grid" / self.session.name
@@ -98,10 +113,9 @@ class Pool:
             },
         )
         self._beat()
-        threading.Thread(target=self._live, daemon=True).start()
+        self._heart.start()
         for rank in range(self.executor.workers):
             self.executor.start(rank)
-        return self
 
     def give(self, jobs: Jobs, chosen: Sequence[int]) -> None:
         """The work there is: `chosen` are the jobs by their numbers among all of the command, where some cannot run."""
@@ -110,39 +124,41 @@ class Pool:
         put(self.session.data, {"chosen": list(chosen), "fingerprints": fingerprints})
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with suppress(RuntimeError):  # it had not begun
+            self._heart.join()
         gone = self.session.folder.with_name(f".{self.session.name}")
-        os.replace(self.session.folder, gone)  # at once: a worker that looks finds nothing and ends
+        with suppress(OSError):  # somebody has removed it
+            os.replace(self.session.folder, gone)  # at once: a worker that looks finds nothing and ends
         shutil.rmtree(gone, ignore_errors=True)
-        self.executor.stop()
+        try:
+            self.executor.stop()
+        finally:
+            results = self.session.results
+            nothing = not self.jobs and not (results.is_dir() and names(results))  # came of it, so nothing goes on
+            if self.finished or nothing:
+                self._sweep()
+            self._lock.release()
         (self.store.root / ".grid" / self.session.name).unlink(missing_ok=True)
-        if not self.jobs and not names(self.session.results):  # nothing came of it, so nothing goes on
-            self.remove()
-            if self._anew:
-                with suppress(OSError):
-                    self.root.parent.parent.rmdir()
-
-    def remove(self) -> None:
-        """The folder, once everything is in the records."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        for folder in (self.root.parent, self.store.root / ".grid"):
-            if folder.is_dir() and not any(folder.iterdir()):
+        for folder in (self.root, self.root.parent, self.store.root / ".grid"):
+            with suppress(OSError):  # where something is in it
                 folder.rmdir()
+        if self._anew and nothing:
+            with suppress(OSError):
+                self.root.parent.parent.rmdir()
 
-    def _sweep_old(self) -> None:
-        """What earlier lives of the driver left; workers of theirs end when they notice."""
-        if not self.root.is_dir():
-            return
-        for old in self.root.iterdir():
-            if old.is_dir() and old.name not in ("results", "logs"):
+    def _sweep(self, *kept: str) -> None:
+        """Remove what lies in the folder, but for these and the lock."""
+        for old in self.root.iterdir() if self.root.is_dir() else ():
+            if old.is_dir() and old.name not in kept:
                 shutil.rmtree(old, ignore_errors=True)
+            elif old.name not in (*kept, "lock"):
+                old.unlink(missing_ok=True)
 
     def _live(self) -> None:
-        while self.session.folder.exists():
-            time.sleep(BEAT_SECONDS)
-            try:
+        while not self._over.wait(BEAT_SECONDS):
+            with suppress(Exception):  # a job was over while it was counted; the next beat is soon
                 self._beat()
-            except (OSError, RuntimeError):  # a dict changed while it was counted; the next beat is soon
-                continue
 
     def _beat(self) -> None:
         if self.session.folder.exists():
@@ -245,11 +261,13 @@ class Pool:
 
     def _event(self, event: Mapping[str, Any]) -> None:
         name, kind = event["worker"], event["kind"]
+        if name in self._names_gone:
+            return
         mate = self.mates.setdefault(name, Mate(event["rank"], heard=time.monotonic()))
         for line in event.get("said", ()):
             self.console.say(line)
         if kind == "refused":
-            self._refuse(mate, HarnessError(event["line"]), event["code"])
+            self._refuse(name, mate, HarnessError(event["line"]), event["code"])
         elif kind == "ready":
             self._welcome(name, mate, event)
         elif kind == "broke":
@@ -261,26 +279,27 @@ class Pool:
         identity, hardware = event["identity"], event["hardware"]
         if self.identity is None:
             self.identity, self.hardware = dict(identity), dict(hardware)
-        why = None
-        if {**identity, "source": ""} != {**self.identity, "source": ""}:
-            why = "has another model, or another version of the harness, than the first worker"
-        elif _kind_of(hardware) != _kind_of(self.hardware) and not self.mixed:
-            first, other = _kind_of(self.hardware), _kind_of(hardware)
-            why = f"computes on {other} and the first on {first}, whose last bits differ; --mixed_hardware allows both"
-        if why is not None:
-            self._refuse(mate, HarnessError(f"worker {mate.rank} {why}"), 1)
+        why = why_unlike((self.identity, self.hardware), (identity, hardware), mixed=self.mixed)
+        if why:
+            self._refuse(name, mate, HarnessError(f"worker {mate.rank} {why}"), 1)
             return
-        mate.ready, self.deaths_before_ready = True, 0
+        mate.ready = True
+        del self._never_ready[mate.rank]
+        self._ranks_gone.discard(mate.rank)  # somebody has started it anew, elsewhere
         self.by_rank[str(mate.rank)] = dict(hardware)
 
-    def _refuse(self, mate: Mate, error: HarnessError, code: int) -> None:
+    def _refuse(self, name: str, mate: Mate, error: HarnessError, code: int) -> None:
         error.exit_code = code
-        mate.refused, self.refusal = True, error
-        self._ranks_gone.add(mate.rank)
+        del self.mates[name]
+        self._names_gone.add(name)
         self.executor.kill(mate.rank)
+        self._leave_out(mate.rank, error, f"{error}; going on without worker {mate.rank}")
+
+    def _leave_out(self, rank: int, error: HarnessError, warning: str) -> None:
+        self._ranks_gone.add(rank)
         if len(self._ranks_gone) == self.executor.workers:
             raise error
-        self.console.say(f"warning: {error}; going on without worker {mate.rank}")
+        self.console.say(f"warning: {warning}")
 
     def _back(self, mate: Mate, event: Mapping[str, Any]) -> None:
         chore = mate.chore
@@ -321,7 +340,7 @@ class Pool:
                 if rank not in self._ranks_gone:
                     self._gone(rank, why)
         for name, mate in list(self.mates.items()):
-            if now - mate.heard < PATIENCE_SECONDS / 4 and mate.beat is not None:
+            if name not in self.mates or (now - mate.heard < PATIENCE_SECONDS / 4 and mate.beat is not None):
                 continue
             beat = take(self.session.beat(name))
             if beat != mate.beat:
@@ -329,8 +348,9 @@ class Pool:
                 if mate.chore is not None and beat is not None and beat["job"]:
                     self.console.progress(*beat["job"])
             elif now - mate.heard > PATIENCE_SECONDS:
-                self.executor.kill(mate.rank)
-                self._gone(mate.rank, f"no sign of life for {PATIENCE_SECONDS:.0f} s", name)
+                self.executor.kill(mate.rank)  # and with it all that have its rank, but where nobody can
+                alone = name if isinstance(self.executor, Others) else None
+                self._gone(mate.rank, f"no sign of life for {PATIENCE_SECONDS:.0f} s", alone)
 
     def _gone(self, rank: int, why: str, name: str | None = None) -> None:
         """A worker has ended: what it had is given out again, and another takes its place where there is work."""
@@ -338,6 +358,7 @@ class Pool:
         was_ready = False
         for one in mine:
             mate = self.mates.pop(one)
+            self._names_gone.add(one)
             was_ready = was_ready or mate.ready
             last = take(self.session.beat(one)) or {}
             at = mate.blamed if mate.trace else _pair(last.get("at"))
@@ -357,12 +378,15 @@ class Pool:
                     chore.error = HarnessError(f"{TRIES} workers died while they had to {chore.task['kind']}: {reason}")
             shutil.rmtree(self.session.inbox(one), ignore_errors=True)
             self.session.beat(one).unlink(missing_ok=True)
-        if not was_ready:
-            self.deaths_before_ready += 1
-            if self.deaths_before_ready >= TRIES * self.executor.workers:
-                raise HarnessError(
-                    f"workers end before they are ready ({why}); see {self.root / 'logs'}{self._tail(rank)}"
-                )
+        self._never_ready[rank] += not was_ready
+        if self._never_ready[rank] >= TRIES:
+            where = f"see {self.root / 'logs'}{self._tail(rank)}"
+            self._leave_out(
+                rank,
+                HarnessError(f"workers end before they are ready ({why}); {where}"),
+                f"worker {rank} ended {TRIES} times before it was ready ({why}); going on without it; {where}",
+            )
+            return
         self.executor.start(rank)
 
     def _tail(self, rank: int) -> str:
@@ -414,25 +438,12 @@ class Pool:
         while self.scheduler.failed:
             unit = self.scheduler.failed.pop()
             for point in unit.points:
-                cell = self.jobs[unit.job][point]
-                item = next(item for item in cell.items if item.example.id == unit.ids[0])
-                why = f"{unit.reason}, {unit.tries} times at this sample"
-                sample = graded(
-                    cell.task, Sample(item.example.id, item.example.user.id, targets=item.targets, error=why)
-                )
-                costs: dict[str, int | float] = dict.fromkeys(_COSTS, 0)
                 key = (self.hashes[unit.job, point], unit.ids)
-                self.results.parts[key] = [Part(unit.ids, [sample], costs, 0, "")]
+                why = f"{unit.reason}, {unit.tries} times at this sample"
+                self.results.parts[key] = [given_up(self.jobs[unit.job][point], unit.ids[0], why)]
                 self.done_samples += 1
                 self.failed_samples += 1
 
 
-_COSTS = (*(field.name for field in fields(Cost)), "seconds")
-
-
 def _pair(at: Sequence[int] | None) -> tuple[int, int] | None:
     return None if at is None else (at[0], at[1])
-
-
-def _kind_of(hardware: Mapping[str, Any]) -> str:
-    return ", ".join(str(hardware[name]) for name in ("device", "gpu", "cpu") if hardware.get(name))

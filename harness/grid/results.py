@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.engine.flops import Cost
 from harness.files.json_files import instance
 from harness.grid.folder import names, take
+from harness.plugins.returned import graded
+from harness.run.cell import Cell
 from harness.task import Sample
 
 
@@ -18,6 +22,17 @@ class Part(NamedTuple):
     costs: dict[str, int | float]
     peak: int
     file: str
+
+
+_COSTS = (*(field.name for field in fields(Cost)), "seconds")
+
+
+def given_up(cell: Cell, sample: str, why: str) -> Part:
+    """A batch of one sample, which failed."""
+    item = next(item for item in cell.items if item.example.id == sample)
+    failed = Sample(sample, item.example.user.id, targets=item.targets, error=why)
+    costs: dict[str, int | float] = dict.fromkeys(_COSTS, 0)
+    return Part((sample,), [graded(cell.task, failed)], costs, 0, "")
 
 
 class Results:

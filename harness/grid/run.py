@@ -13,7 +13,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.grid.driver import Remote, drive, first_worker
 from harness.grid.executors import Executor, Local, Others, Where
 from harness.grid.executors import command as worker_command
-from harness.grid.folder import root_of
+from harness.grid.folder import names, root_of
 from harness.grid.pool import Jobs, Pool
 from harness.judge.judges import Judge
 from harness.records.select import OWN
@@ -65,8 +65,8 @@ def on_workers(
             lm = first_worker(pool)
             steps = {(j, p): step(j, p) for j, job in enumerate(jobs) for p in range(len(job))}
             done = drive(pool, steps, lambda key: pool.is_over(*key))
-    if jobs:
-        pool.remove()
+            failed = any(isinstance(value, BaseException) for value in done.values())
+            pool.finished = not failed or not names(pool.session.results)  # what is answered and in no record is kept
     by_cell = {id(cell): done.get((j, p)) for j, job in enumerate(jobs) for p, cell in enumerate(job)}
 
     def outcome(cell: Cell) -> Any:
