@@ -92,6 +92,17 @@ class ArtifactStore:
             ) from error
         return Fitted(tensors, meta, cost, notes)
 
+    def made(self, key: str) -> Fitted:
+        """The state under `key`, which this run made or found. Raises HarnessError where it is gone: without it the method would be
+        another one."""
+        state = self.get(key)
+        if state is None:
+            raise HarnessError(
+                f"fitted state {self.root / key} was there and is not any more; give the command again, and keep {self.root} from "
+                "being cleared while it runs"
+            )
+        return state
+
     def put(self, key: str, state: Fitted, made_from: Mapping[str, Any]) -> Fitted:
         """Save under `key`, with what it was made from beside it. Two writers of one key write the same content.
 

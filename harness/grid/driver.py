@@ -49,7 +49,12 @@ class Remote(Hands):
             return Shared()
         key = shared_key(self.lm, cell)
         found = yield from self.pool.wait(self.pool.ask("fit", self.job, self.point, once=("fit", key)))
-        return Shared(store.get(key) if found["state"] else None, key)
+        if found["key"] != key:
+            raise HarnessError(
+                f"{cell.method_name}: a worker fitted on other data or other files than the driver read; give them on a shared path, "
+                "and leave them as they are while the command runs"
+            )
+        return Shared(store.made(key) if found["state"] else None, key)
 
     def learn(
         self, cell: Cell, store: ArtifactStore, console: Console
@@ -72,7 +77,7 @@ class Remote(Hands):
             states: dict[str, Fitted | UserFailed | None] = {}
             for user, key in users.keys.items():
                 why = others.get(user)
-                states[user] = (UserFailed(why) if why is not None else None) if user in others else store.get(key)
+                states[user] = (UserFailed(why) if why is not None else None) if user in others else store.made(key)
             personal = users.personal(states, store)
         learnt = {"shared": shared.key, "state": has_state, "others": others}
         put(self.pool.session.learnt(self.job, self.point), learnt)

@@ -22,7 +22,7 @@ from harness.grid.folder import Session, names, put, take
 from harness.grid.mates import Chore, Mate, why_unlike
 from harness.grid.results import Results, given_up
 from harness.grid.scheduler import TARGET_SECONDS, TRIES, Scheduler, Shard, Unit
-from harness.grid.worker import BEAT_SECONDS, PATIENCE_SECONDS
+from harness.grid.worker import BEAT_SECONDS, PATIENCE_SECONDS, files_of
 from harness.records.version import VERSION
 from harness.run.cell import Cell
 from harness.run.console import Console
@@ -121,7 +121,8 @@ class Pool:
         """The work there is: `chosen` are the jobs by their numbers among all of the command, where some cannot run."""
         self.jobs = jobs
         fingerprints = [[cell.task.fingerprint(cell.selection) for cell in job] for job in jobs]
-        put(self.session.data, {"chosen": list(chosen), "fingerprints": fingerprints})
+        files = [[files_of(cell) for cell in job] for job in jobs]
+        put(self.session.data, {"chosen": list(chosen), "fingerprints": fingerprints, "files": files})
 
     def __exit__(self, *_: object) -> None:
         self._over.set()

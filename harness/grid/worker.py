@@ -114,11 +114,21 @@ def _checked(plan: Mapping[str, Any], session: Session, jobs: Callable[[], list[
             raise FileNotFoundError(session.folder)
         time.sleep(WAIT_SECONDS)
     cells = [all_jobs[number] for number in given["chosen"]]
-    for job, fingerprints in zip(cells, given["fingerprints"], strict=True):
-        for cell, fingerprint in zip(job, fingerprints, strict=True):
+    for job, files, fingerprints in zip(cells, given["files"], given["fingerprints"], strict=True):
+        for cell, file, fingerprint in zip(job, files, fingerprints, strict=True):
+            if files_of(cell) != file:
+                raise DataMissing(
+                    f"{who}: the file of {cell.method_name} or {cell.task_name} is not as the driver read it; leave it as it is while "
+                    "the command runs, on a shared path"
+                )
             if cell.items and cell.task.fingerprint(cell.selection) != fingerprint:
                 raise DataMissing(f"{who}: the data of {cell.task_name} is not the driver's; give it on a shared path")
     return cells
+
+
+def files_of(cell: Cell) -> list[str | None]:
+    """Hashes of the files of a method and a task that are not registered, as the record has them."""
+    return [cell.method_source, cell.task_options.get("source_sha256")]
 
 
 class _Life:
@@ -242,7 +252,12 @@ class _Worker:
         key = (task["job"], task["point"] if point is None else point)
         if key not in self.opened:
             path = self.life.session.learnt(*key)
-            self.opened[key] = _OpenCell(self.cells[key], self.lm, self.store, take(path) or {})
+            learnt = take(path)
+            if (
+                learnt is None
+            ):  # the driver has ended; without what was learnt other answers would be left to its next life
+                raise FileNotFoundError(path)
+            self.opened[key] = _OpenCell(self.cells[key], self.lm, self.store, learnt)
         return self.opened[key]
 
     def _fit(self, task: Mapping[str, Any], relay: Console) -> dict[str, Any]:
@@ -256,7 +271,7 @@ class _Worker:
         from harness.fit.states import Shared, Users
 
         cell = self.cells[task["job"], task["point"]]
-        shared = Shared(self.store.get(task["shared"]) if task["state"] else None, task["shared"])
+        shared = Shared(self.store.made(task["shared"]) if task["state"] else None, task["shared"])
         if task["users"] not in self.adapting:
             self.adapting.clear()
             self.adapting[task["users"]] = Users.of(self.lm, cell, shared.key)
@@ -349,7 +364,7 @@ class _OpenCell:
         self.cell, self.lm, self.store = cell, lm, store
         self.others: Mapping[str, str | None] = learnt.get("others", {})
         key = learnt.get("shared")
-        self.shared: Shared = Shared(store.get(key) if key and learnt.get("state") else None, key)
+        self.shared: Shared = Shared(store.made(key) if key and learnt.get("state") else None, key)
         self.encoded: dict[str, Asked | HarnessError] = {}
         """Of the prompts not answered yet, where this worker planned the cell."""
 
@@ -402,7 +417,7 @@ class _States(Mapping[str, Fitted | UserFailed | None]):
 
     def __init__(self, users: Users, store: ArtifactStore, others: Mapping[str, str | None]) -> None:
         self.keys_of, self.others = users.keys, others
-        self._read = lru_cache(1024)(store.get)
+        self._read = lru_cache(1024)(store.made)
 
     def __getitem__(self, user: str) -> Fitted | UserFailed | None:
         if user in self.others:
