@@ -15,7 +15,7 @@ from harness.files.shown import without_credentials
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge, open_judge
 from harness.plugins.options import rebuild_task
-from harness.plugins.registry import task_class
+from harness.plugins.registry import task_class, task_source
 from harness.plugins.returned import graded
 from harness.records import provenance
 from harness.records.schema import RunRecord
@@ -60,7 +60,7 @@ def score(
 
 
 def task_of(record: RunRecord, data: str | None) -> Task:
-    """The task that made the record. Raises UsageError where it is of another version now."""
+    """The task that made the record. Raises UsageError where it is of another version now, or its file is another one."""
     config = record.config.task
     task = rebuild_task(task_class(config.name), config.options, data)
     if task.version != config.version:
@@ -68,6 +68,8 @@ def task_of(record: RunRecord, data: str | None) -> Task:
             f"{record.folder} was made by version {config.version} of {config.name}, and this is version "
             f"{task.version}; run it again"
         )
+    if task_source(config.name) != config.options.get("source_sha256"):
+        raise UsageError(f"{record.folder}: {config.name} has changed since; run it again, or put the file back")
     return task
 
 

@@ -62,3 +62,36 @@ def test_a_record_of_another_version_of_its_task_is_a_failure_that_names_it(harn
     (old / "run.json").write_text(json.dumps(content))
     done = harness("recompute")
     assert done.code == 1 and done.out.startswith("failed ") and "version 7 of lamp2m" in done.out
+
+
+GRADES = """
+from dataclasses import replace
+from harness.task import Metric
+from harness.tasks.lamp import Lamp4
+
+class Mine(Lamp4):
+    def grade(self, sample):
+        return replace(sample, parsed=sample.response, metrics={{"points": {points}}})
+
+    def aggregate(self, samples):
+        return {{"points": Metric(samples[0].metrics["points"], len(samples))}}
+
+    def analysis(self, samples):
+        return {{}}
+"""
+
+
+def test_a_record_is_not_graded_by_another_file_than_made_it(harness, toy: Path) -> None:
+    """Its name says by which file its numbers are."""
+    Path("mine.py").write_text(GRADES.format(points=1.0))
+    run = harness(f"run --method copy --task ./mine.py:Mine --model {toy} --limit 6 --output_path out")
+    (record,) = find_runs(Path("out"))
+    assert run.code == 0 and record.metrics["points"].value == 1.0, run.err
+    before = (record.folder / "run.json").read_bytes()
+    assert harness(f"score {record.folder}").code == 0
+    Path("mine.py").write_text(GRADES.format(points=2.0))
+    for command in (f"score {record.folder}", "recompute out", f"certify {record.folder}"):
+        done = harness(command)
+        assert done.code in (1, 2) and "has changed since; run it again, or put the file back" in done.out + done.err
+        assert read_record(record.folder).metrics["points"].value == 1.0
+    assert json.loads((record.folder / "run.json").read_bytes())["config"] == json.loads(before)["config"]

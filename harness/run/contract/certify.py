@@ -33,6 +33,7 @@ from harness.records.store import read_record, read_samples
 from harness.run.batches import Batching
 from harness.run.cell import Cell, Settings
 from harness.run.console import Console
+from harness.run.score import task_of
 from harness.run.system import ModelSystem
 from harness.task import Generation, Sample
 
@@ -228,7 +229,7 @@ def cell_of(record: RunRecord, data: str | None, method_file: str | None = None)
         name,
         rebuild_method(cls, config.method.options),
         config.task.name,
-        rebuild_task(task_class(config.task.name), config.task.options, data),
+        task_of(record, data),
         settings,
         config.task.options,
         config.method.preset,
