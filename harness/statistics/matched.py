@@ -57,26 +57,31 @@ def cost_of(record: RunRecord, by: Cost) -> float | None:
 
 
 def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
-    """One point a method, methods in the order they came, and what was matched in words.
+    """One point a method, methods in the order they came, and what was matched in words. All are of one model, task and data:
+    of those there are, where most methods were run, of equals where costs lie closest.
 
     Raises UsageError where fewer than two methods have a cost, NoneAgree where no choice agrees within WITHIN.
     """
-    points: dict[str, list[Point]] = {}
+    groups: dict[str, dict[str, list[Point]]] = {}
     for folder in folders:
         record = read_record(folder)
         cost = cost_of(record, by) if record.config.selection.control == "none" else None
         if cost:  # an answer that needs no model costs nothing, and nothing is as cheap
-            name = record.config.method.name
-            points.setdefault(name, []).append(Point(folder, name, cost))
-    if len(points) < 2:
+            name, data = record.config.method.name, record.config.data
+            same = str((record.weights, record.config.task, data.split, data.fingerprint))
+            groups.setdefault(same, {}).setdefault(name, []).append(Point(folder, name, cost))
+    most = max(map(len, groups.values()), default=0)
+    if most < 2:
         raise UsageError(
-            f"--matched {by} needs runs of two methods or more that say their cost; {len(points)} found among {len(folders)} runs"
+            f"--matched {by} needs runs of two methods or more, on one model and task, that say their cost; {most} found among "
+            f"{len(folders)} runs"
         )
     candidates = []
-    for target in sorted({point.cost for some in points.values() for point in some}):
-        chosen = [min(some, key=lambda point: abs(math.log(point.cost / target))) for some in points.values()]
-        costs = [point.cost for point in chosen]
-        candidates.append((max(costs) / min(costs), -min(costs), chosen))
+    for points in (points for points in groups.values() if len(points) == most):
+        for target in sorted({point.cost for some in points.values() for point in some}):
+            chosen = [min(some, key=lambda point: abs(math.log(point.cost / target))) for some in points.values()]
+            costs = [point.cost for point in chosen]
+            candidates.append((max(costs) / min(costs), -min(costs), chosen))
     ratio, _, best = min(candidates, key=lambda one: one[:2])  # of equals the dearest: more of each method is seen
     listed = ", ".join(f"{point.method} {point.cost:.4g}" for point in best)
     if ratio > WITHIN:

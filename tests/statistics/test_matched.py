@@ -18,8 +18,8 @@ Harness = Callable[[str], Any]
 
 @pytest.fixture
 def save(tmp_path: Path, run_config: Callable[..., RunConfig]) -> Callable[..., Path]:
-    def write(method: str, k: int, tokens: int, setup: int = 0) -> Path:
-        config = run_config(method, options={"k": k})
+    def write(method: str, k: int, tokens: int, setup: int = 0, task: str = "lamp4", model: str = "llama3-8b") -> Path:
+        config = run_config(method, task, model, options={"k": k})
         record = RunRecord(config=config, status="complete", batches=[["1", "2"]])
         record.cost.prefill_tokens, record.cost.decode_tokens = 2 * tokens - 10, 10
         record.cost.setup_prefill_tokens = 2 * setup
@@ -38,6 +38,16 @@ def test_of_each_method_the_run_is_taken_whose_cost_lies_closest(save: Callable[
     assert [point.folder for point in points] == [rag[1], cad[1]]
     assert said == "matched by tokens a sample, chosen by cost alone: rag 410, cad 400 (within 2 %)"
     assert [point.folder for point in matched([*rag, *cad], "flops")[0]] == [rag[1], cad[1]]
+
+
+def test_runs_of_another_task_or_model_are_never_matched(save: Callable[..., Path]) -> None:
+    """As a glob finds them: of equal cost, and not to be compared."""
+    rag, cad = save("rag", 1, 100), save("cad", 1, 110)
+    strangers = [save("cad", 1, 100, task="lamp7"), save("cad", 1, 100, model="qwen2-7b")]
+    points, _ = matched([rag, *strangers, cad], "tokens")
+    assert [point.folder for point in points] == [rag, cad]
+    with pytest.raises(UsageError, match="two methods or more, on one model and task"):
+        matched([rag, *strangers], "tokens")
 
 
 def test_what_is_learnt_of_a_user_is_part_of_a_samples_cost(save: Callable[..., Path]) -> None:

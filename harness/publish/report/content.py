@@ -133,7 +133,7 @@ def trade_offs(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     found = []
     for utility in of_utility:
         for ranking in usual:
-            if _task(ranking) == UTILITY or _model(ranking) != _model(utility):
+            if _task(ranking) == UTILITY or ranking.rows[0].run.weights != utility.rows[0].run.weights:
                 continue
             lost = {_method(row): row for row in utility.rows}
             points = [
