@@ -342,7 +342,7 @@ def test_ctrl_c_is_exit_130_with_the_state_saved_and_the_same_command_goes_on(ha
     process = subprocess.Popen(
         [sys.executable, "-m", "harness", *line.split()], stderr=subprocess.PIPE, text=True, env=environment
     )
-    while process.poll() is None and not any(Path("runs").glob("*/*/*/samples.jsonl")):
+    while process.poll() is None and not any(p.stat().st_size for p in Path("runs").glob("*/*/*/samples.jsonl")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.grid import run as grid_run
 from harness.grid.executors import Others, Where, exit_reason
@@ -36,8 +37,6 @@ class Forked:
             log = os.open(self.root / "logs" / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1), os.dup2(log, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            import torch
-
             torch.set_num_threads(1)
             from harness.cli.app import main
 
@@ -81,6 +80,15 @@ class Scheduler(Others):
     def start(self, rank: int) -> None:
         assert rank not in self.forks.pids
         self.forks.start(rank)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of this process too, as its workers have: sums over two threads have other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
