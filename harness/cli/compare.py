@@ -139,6 +139,9 @@ def _asked(runs: list[str], task: str | None, model: str | None, *, variants: bo
         some = ", ".join(f"--model {m} --task {t}" for m, t in titles[:6])
         raise UsageError(f"runs of several models or tasks; name one of each: {some}")
     most = max(found, key=lambda ranking: len(ranking.rows))
+    others = [ranking.title for ranking in found if ranking is not most]
+    if others:
+        say(f"compared: {most.title}; under other conditions, so left out: {', '.join(others)}", stream=sys.stderr)
     wanted = [row.run for row in most.rows if variants or not row.variant]
     kept = [run.folder for run in wanted if run.folder]
     there = [folder for folder in kept if (folder / "samples.jsonl").is_file()]

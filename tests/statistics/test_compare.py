@@ -360,6 +360,21 @@ def test_runs_of_other_weights_under_one_name_are_said_to_differ(tmp_path):
     assert "also in" not in brief(compare([PLAIN, HEADLINES], [MAIN])), "the method is what is compared"
 
 
+def test_what_a_search_leaves_out_is_said(harness, tmp_path):
+    """Runs under other conditions than those with most methods, such as fewer users."""
+    for folder in (PLAIN, HEADLINES):
+        shutil.copytree(folder, tmp_path / "few" / "tiny" / "lamp4" / folder.name)
+    few = _copy(CAD, tmp_path / "few" / "tiny" / "lamp4" / "cad", lambda line: line)
+    record = read_record(few)
+    record.config = record.config.model_copy(
+        update={"selection": record.config.selection.model_copy(update={"limit": 4})}
+    )
+    (few / "run.json").write_text(record.to_json())
+    done = harness(f"compare {tmp_path}/few --task lamp4 --model tiny")
+    assert done.code == 0 and "cad" not in done.out
+    assert "compared: tiny · lamp4; under other conditions, so left out: tiny · lamp4 · --limit 4 only" in done.err
+
+
 def test_a_run_that_took_no_operations_has_a_known_cost():
     found = compare([PLAIN, committed("lamp4", "copy")], [MAIN])
     assert found.sides[1].record.operations == 0 and " 0.00x" in brief(found)
