@@ -18,7 +18,10 @@ def brief(comparison: Comparison, width: int = 80) -> str:
     labels = names(comparison.sides)
     arrow = "↑" if first.higher_is_better else "↓"
     lines = [["rank", "run", f"{first.metric} {arrow}", "difference [95 %]", "p Holm", "operations"]]
-    means = {"A": first.effect.a} | {letter: row.effect.b for letter, row in rows.items()}
+    widest = max(
+        rows.values(), key=lambda row: row.effect.n
+    )  # A's number is a mean over all that most runs share with it
+    means = {"A": widest.effect.a} | {letter: row.effect.b for letter, row in rows.items()}
     sign = -1 if first.higher_is_better else 1
     order = sorted(comparison.sides, key=lambda side: (comparison.rank(side.letter), sign * means[side.letter]))
     for side in order:
@@ -58,10 +61,9 @@ def brief(comparison: Comparison, width: int = 80) -> str:
         f"operations: floating-point operations an answer, relative to {base}",
         *_beside_the_method(comparison, labels),
         *(
-            note.replace(f"{side.letter}:", f"{labels[side.letter]}:", 1)
+            _by_name(note, labels)
             for note in comparison.notes
-            for side in comparison.sides
-            if note.startswith(f"{side.letter}:")
+            if note.startswith(tuple(f"{letter}:" for letter in labels))
         ),
     ]
     return "\n\n".join(
@@ -71,6 +73,13 @@ def brief(comparison: Comparison, width: int = 80) -> str:
             "\n".join(textwrap.fill(f"- {note}", width, subsequent_indent="  ") for note in notes),
         ]
     )
+
+
+def _by_name(note: str, labels: Mapping[str, str]) -> str:
+    """`B: left out: 4 answered by A alone` with the runs' names in place of their letters."""
+    for letter, label in labels.items():
+        note = note.replace(f"by {letter} alone", f"by {label} alone")
+    return f"{labels[note[0]]}{note[1:]}"
 
 
 def _beside_the_method(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:

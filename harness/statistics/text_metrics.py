@@ -1,7 +1,8 @@
 """What a text is measured by against gold texts, by name: ROUGE, METEOR, chrF, BLEU, exact match, and what packages add.
 
-Each is of one answer, and of several golds the one that fits best. chrF and BLEU are sacrebleu's sentence scores divided by
-100: a mean of BLEU over sentences is not a corpus BLEU, and cannot be compared with one.
+Each is of one answer, and of several golds the one that fits best; BLEU, as it is defined, knows the n-grams of them all. chrF
+and BLEU are sacrebleu's sentence scores divided by 100: a mean of BLEU over sentences is not a corpus BLEU, and cannot be
+compared with one.
 
 One of your own is a function of an answer and its golds that returns a number, and an entry point in the group
 `harness.metrics`.

@@ -360,6 +360,18 @@ def test_runs_of_other_weights_under_one_name_are_said_to_differ(tmp_path):
     assert "also in" not in brief(compare([PLAIN, HEADLINES], [MAIN])), "the method is what is compared"
 
 
+def test_the_first_runs_number_is_the_one_the_differences_are_taken_from(tmp_path):
+    """Also where another run answered a few samples alone."""
+    ids = list(_values(CAD, "rouge1"))[:10]
+    few = _copy(CAD, tmp_path / "cad", lambda line: line if line["id"] in ids else None)
+    found = compare([PLAIN, few, HEADLINES], [MAIN])
+    said = brief(found)
+    shown = {line.split()[1]: float(line.split()[2]) for line in said.splitlines() if re.match(r"\d ", line)}
+    assert shown["plain"] == round(read_record(PLAIN).metrics["rouge1"].value, 3)
+    assert shown["rag"] - shown["plain"] == pytest.approx(found.rows[1].effect.difference, abs=0.001)
+    assert "cad: left out: 190 answered by plain alone" in " ".join(said.split())
+
+
 def test_what_a_search_leaves_out_is_said(harness, tmp_path):
     """Runs under other conditions than those with most methods, such as fewer users."""
     for folder in (PLAIN, HEADLINES):
