@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +41,18 @@ def put(path: Path, content: Any) -> None:
 
 
 def take(path: Path) -> Any | None:
-    """What the file holds; None where there is none, or a power cut left a part of it."""
-    try:
-        return parse(path.read_bytes(), surrogates=True)
-    except (OSError, ValueError):
-        return None
+    """What the file holds; None where there is none, or a power cut left a part of it. Raises OSError where it cannot be read."""
+    pauses = iter((0.1, 0.5))
+    while True:
+        try:
+            return parse(path.read_bytes(), surrogates=True)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError:  # a shared file system may fail for a moment; what is taken for absent is lost
+            pause = next(pauses, None)
+            if pause is None:
+                raise
+            time.sleep(pause)
 
 
 def names(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.errors import DataMissing
 from harness.fit.artifacts import ArtifactStore
 from harness.grid import run as grid_run
 from harness.grid.driver import Remote
-from harness.grid.folder import Session
+from harness.grid.folder import Session, put, take
 from harness.grid.worker import _Worker
 from harness.records.store import find_runs, read_samples
 
@@ -75,3 +76,25 @@ def test_a_worker_whose_session_went_away_leaves_no_answers_made_without_what_wa
     worker = _Worker(life, [[cell]], cell, ArtifactStore(tmp_path / "store"))
     with pytest.raises(FileNotFoundError):
         worker._cell({"job": 0, "point": 0})
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_file_that_a_shared_file_system_will_not_give_for_a_moment_is_not_taken_for_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    put(tmp_path / "event", {"kind": "done"})
+    assert take(tmp_path / "absent") is None
+    read, left = Path.read_bytes, [failures]
+
+    def stale(path: Path) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    if failures == 3:
+        with pytest.raises(OSError, match="Stale"):
+            take(tmp_path / "event")
+    else:
+        assert take(tmp_path / "event") == {"kind": "done"}
