@@ -13,11 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.files.shown import csv_cell, markdown, message, one_line, printable, without_credentials
+from harness.files.shown import csv_cell, first_line, markdown, message, one_line, printable, without_credentials
 from harness.run.console import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1m \u202egnp.exe \u2066 \x08\x7f\r \U000e0041 \ud83d"
+
+
+def test_an_error_without_words_is_called_by_its_type():
+    assert [first_line(ConnectionError(text)) for text in ("gone\nfor good", "", " \n")] == [
+        "gone",
+        *["ConnectionError"] * 2,
+    ]
+    assert [first_line(text) for text in ("\n  One. \nTwo.", " ", None)] == ["One.", "", ""]
 
 
 @given(st.text(st.characters()) | st.just(EVIL))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from harness.errors import UsageError, did_you_mean
+from harness.files.shown import first_line
 
 Rows = Sequence[Sequence[str]]
 
@@ -81,14 +82,14 @@ def _methods() -> Rows:
     from harness.methods import METHODS
     from harness.plugins.registry import method_class
 
-    return [[name, _first_line(method_class(name).__doc__)] for name in METHODS]
+    return [[name, first_line(method_class(name).__doc__)] for name in METHODS]
 
 
 def _tasks() -> Rows:
     from harness.plugins.registry import task_class
     from harness.tasks import TASKS
 
-    return [[name, _first_line(task_class(name).__doc__)] for name in TASKS]
+    return [[name, first_line(task_class(name).__doc__)] for name in TASKS]
 
 
 def _models() -> Rows:
@@ -138,7 +139,3 @@ LISTS: Mapping[str, tuple[Sequence[str], Callable[[], Rows], str]] = {
     "tables": (("table", "title"), _tables, ""),
     "figures": (("figure", "title"), _figures, ""),
 }
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().splitlines()[0] if text else ""

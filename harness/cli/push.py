@@ -18,7 +18,7 @@ import typer
 
 from harness.cli.commands import RecordsArgument
 from harness.errors import DataMissing, HarnessError, UsageError
-from harness.files.shown import say
+from harness.files.shown import first_line, say
 
 if TYPE_CHECKING:
     from harness.records.schema import RunRecord
@@ -137,8 +137,7 @@ def _upload(folder: Path, name: str, kind: str, count: int) -> str:
             commit_message=f"{count} records of personalization-harness",
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HarnessError(f"the Hub refused {name}: {why}; 'hf auth login' signs in") from error
+        raise HarnessError(f"the Hub refused {name}: {first_line(error)}; 'hf auth login' signs in") from error
     return str(done)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from harness.errors import DataMissing
 from harness.files.json_files import parse, read_bytes
+from harness.files.shown import first_line
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 HUB = "hf:"
@@ -116,7 +117,7 @@ def _parquet(path: Path, content: bytes) -> Iterator[Row]:
     try:
         rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataMissing(f"{path} is no parquet file ({str(error).splitlines()[0][:100]})") from None
+        raise DataMissing(f"{path} is no parquet file ({first_line(error)[:100]})") from None
     yield from (Row(number, _without_gaps(row)) for number, row in enumerate(rows, start=1))
 
 
@@ -136,7 +137,7 @@ def _hub(name: str, config: str | None) -> Iterator[Row]:
         else:
             found = datasets.load_dataset(str(folder) if folder.is_dir() else name, config)
     except Exception as error:  # whatever a server, a cache or a file does
-        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        why = f"{type(error).__name__}: {first_line(error)}"[:200]
         raise DataMissing(
             f"data set {name} cannot be loaded ({why}). Where there is no network, save it elsewhere with "
             f"datasets.load_dataset({name!r}).save_to_disk('FOLDER') and give hf:FOLDER"

@@ -42,6 +42,12 @@ def message(text: str) -> str:
     return one_line(without_credentials(" ".join(text.split())))
 
 
+def first_line(said: object) -> str:
+    """Of a library's error or a docstring, what it says first; of an error without words its type."""
+    lines = str("" if said is None else said).strip().splitlines()
+    return lines[0].rstrip() if lines else type(said).__name__ if isinstance(said, BaseException) else ""
+
+
 def printable(text: str) -> str:
     r"""With what a terminal would obey as `\u001b`, which in JSON is the same text."""
     return _OBEYED.sub(_escaped, text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataMissing, HarnessError, UsageError
+from harness.files.shown import first_line
 from harness.grid.executors import Where, environment, exit_reason
 
 WAIT_SECONDS = 1.0
@@ -76,9 +77,7 @@ class Ray:
                     raise
                 self.ray.init(include_dashboard=False, **settings)  # this machine alone
         except Exception as error:  # of a node that does not come up in time Ray says so in a bare Exception
-            raise HarnessError(
-                f"no Ray cluster answers at {address or 'this machine'}: {str(error).splitlines()[0]}"
-            ) from error
+            raise HarnessError(f"no Ray cluster answers at {address or 'this machine'}: {first_line(error)}") from error
 
     def start(self, rank: int) -> None:
         keeper = self.ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(Keeper)
