@@ -111,6 +111,15 @@ class User:
         return self.pairs[0].example.user.id if self.pairs else self.id
 
 
+def each_once(users: Iterable[User]) -> list[User]:
+    """Each user once, in order, with the shortest of their histories: nothing in it is later than one of their questions."""
+    chosen: dict[str, User] = {}
+    for user in users:
+        if user.id not in chosen or len(user.history) < len(chosen[user.id].history):
+            chosen[user.id] = user
+    return list(chosen.values())
+
+
 @dataclass(frozen=True)
 class Example:
     id: str

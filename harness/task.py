@@ -241,6 +241,9 @@ class Task(ABC):
     """What is evaluated where the command does not say."""
     train_ignores: ClassVar[frozenset[str]] = frozenset()
     """Options that leave the train split as it is: what was fitted is reused where they change."""
+    asked_by_name: ClassVar[bool] = False
+    """Whether its name and version alone say in which words a history's pairs are asked, whatever its options. Else what is learnt
+    of a user is kept for each wording."""
     closed: ClassVar[bool] = False
     """Whether answers come from a short list, as labels do: then a history that has one gives nothing away by itself."""
     how_to_get: ClassVar[str] = ""

@@ -50,6 +50,7 @@ class Lamp(Task):
     folders: ClassVar[tuple[str, ...]] = ()
     """Further places of the task's files below `data`, looked at before the official one."""
     max_new_tokens: ClassVar[int] = 64
+    asked_by_name = True
     main: ClassVar[str]
     """The main metric, a mean of numbers that each sample has."""
 

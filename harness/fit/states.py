@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.data import Labelled, User
-from harness.errors import UserFailed
+from harness.data import Labelled, User, each_once
+from harness.errors import UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted, Method
 from harness.plugins.returned import adapted, fitted, reviewed
@@ -66,6 +67,8 @@ class Cell(Protocol):
     def task_name(self) -> str: ...
     @property
     def task(self) -> Task: ...
+    @property
+    def task_options(self) -> Mapping[str, Any]: ...
     @property
     def settings(self) -> Settings: ...
     @property
@@ -220,12 +223,7 @@ def stored_state(
 
 def _users(cell: Cell) -> list[User]:
     """Each user of the evaluated items once, with the shortest of their histories."""
-    chosen: dict[str, User] = {}
-    for item in cell.items:
-        user = item.example.user
-        if user.id not in chosen or len(user.history) < len(chosen[user.id].history):
-            chosen[user.id] = user
-    return list(chosen.values())
+    return each_once(item.example.user for item in cell.items)
 
 
 def _personal_from(
@@ -233,7 +231,22 @@ def _personal_from(
 ) -> dict[str, dict[str, Any]]:
     """By user, what a state is made from."""
     settings = _common(lm, cell) | {"shared": shared_key, "task": [cell.task_name, cell.task.version]}
-    return {user.id: settings | {"history": _digest(user)} for user in users}
+    if (source := cell.task_options.get("source_sha256")) is not None:
+        settings["task_source"] = source
+    by_name = cell.task.asked_by_name
+    return {user.id: settings | {"history": _digest(user)} | ({} if by_name else _asked(user)) for user in users}
+
+
+def _asked(user: User) -> dict[str, str]:
+    """What tells prompts apart that ask about the same history in other words: how its last pair is asked, with an item of history
+    and a summary, and without."""
+    with suppress(UsageError):  # the pairs of a shuffled history are not to be read, and nothing is learnt from them
+        if user.pairs:
+            pair = user.pairs[-1]
+            prompts = pair.example.prompt(), pair.example.prompt(tuple(user.history[:1]), "summary")
+            content = [*(repr(prompt.render()) for prompt in prompts), pair.targets]
+            return {"asked": ArtifactStore.key({"asked": content})}
+    return {}
 
 
 def _digest(user: User) -> dict[str, Any]:

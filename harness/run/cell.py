@@ -259,6 +259,8 @@ def grid(
         if fit_task is not None and task_name(fit_task) != task:
             given = [*(task_settings if _alike(task_name(fit_task), task) else []), *fit_settings]
             fit_on, fit_options = build_task(task_class(fit_task), fit_task, given, fit_data or data)
+            if (fit_source := task_source(fit_task)) is not None:
+                fit_options["source_sha256"] = fit_source
             other = (task_name(fit_task), fit_on)
         for row, preset, method in built:
             cells.append(Cell(row.name, method, task, made, chosen, options, preset, other, fit_options, row.source))

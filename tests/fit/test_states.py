@@ -1,0 +1,80 @@
+"""Under which keys fitted states are kept: what they were learnt from, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.fit.states import Users, shared_key
+from harness.run.cell import Cell, Settings, grid
+from harness.run.contract import random_lm
+
+LINE = {"input": "What now?", "target": "tea", "history": [{"input": f"Day {n}?", "output": "tea"} for n in range(3)]}
+TASK = """
+from harness.tasks.users import Users
+
+
+class Mine(Users):
+    name = "mine"
+
+    def read(self):
+        return [{{"user": user, "split": split, **{line!r}}} for user, split in (("ann", "dev"), ("bob", "train"))]
+"""
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> str:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(json.dumps({"user": user, **LINE}) for user in ("ann", "bob")))
+    return f"users:{file}"
+
+
+def _cell(task: str, *settings: str, method: str = "lora_p", **others: str) -> Cell:
+    (cell,) = grid([method], [task], Settings(split=""), task_settings=settings, **others)  # type: ignore[arg-type]
+    return cell
+
+
+def _keys(task: str, *settings: str) -> set[str]:
+    """Of each user's state."""
+    lm = random_lm()
+    return set(Users.of(lm, _cell(task, *settings), None).keys.values())
+
+
+def test_what_was_learnt_of_pairs_in_other_words_is_learnt_again(users: str, tmp_path: Path) -> None:
+    wording = tmp_path / "wording.jinja"
+    wording.write_text("{{ input }} Be brief.")
+    before = _keys(users), _keys(users, f"template={wording}")
+    assert before == (_keys(users), _keys(users, f"template={wording}"))  # it is found again
+    wording.write_text("{{ input }} Be kind.")
+    after = _keys(users, f"template={wording}")
+    assert len(before[0] | before[1] | after) == 6
+    assert _keys(users, "max_new_tokens=64", "rubric=Rate {{ response }}") == before[0]  # what asks nothing else
+
+
+def test_lamps_states_are_shared_by_runs_whose_options_ask_alike() -> None:
+    lm = random_lm()
+    written, scored = (Users.of(lm, _cell("lamp2m", f"answers={how}"), None) for how in ("written", "scored"))
+    assert written.keys == scored.keys
+    assert all("asked" not in made_from for made_from in written.made_from.values())
+
+
+def test_a_tasks_file_that_changed_is_learnt_from_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TASK.format(line=LINE))
+    before = _keys(str(file))
+    fit = _cell("lamp4", method="dps", fit_task=str(file))
+    assert fit.fit_options["source_sha256"]
+    key = shared_key(random_lm(), fit)
+    assert (
+        _keys(str(file)) == before and shared_key(random_lm(), _cell("lamp4", method="dps", fit_task=str(file))) == key
+    )
+    file.write_text(TASK.format(line=LINE) + "# and another way to read it\n")
+    assert not _keys(str(file)) & before
+    assert shared_key(random_lm(), _cell("lamp4", method="dps", fit_task=str(file))) != key
+
+
+def test_a_shuffled_history_has_states_without_its_pairs_being_read(users: str) -> None:
+    (cell,) = grid(["pag"], [users], Settings(split="", control="shuffled"))
+    assert len(Users.of(random_lm(), cell, None).keys) == 2
