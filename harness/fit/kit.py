@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -213,19 +213,24 @@ class ModelKit:
     ) -> Tensor:
         """Mean token NLL in nats of each target after its plan's first stream under each variant's edits: [n, V] float64.
 
-        Raises HarnessError where a prompt does not fit the context: no sample is dropped silently.
+        The stream's own edits and adapters are there under each variant. Raises HarnessError where a prompt does not fit the
+        context: no sample is dropped silently.
         """
         pairs = list(zip(plans, targets, strict=True))
 
         def score(number: int) -> Tensor:
             plan, target = pairs[number]
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
-            edits = plan.streams[0].edits
-            edited = [(*edits, *v) for v in variants]
-            scores = score_variants(self.lm, request.prompts[0].encoded, answer, edited, self._begun)
+            first = plan.streams[0]
+            edited = [(*first.edits, *v) for v in variants]
+            begun = (
+                None if first.adapters else self._begun
+            )  # which holds what the model makes of a beginning without any
+            with self.lm.adapted([first.adapters]) if first.adapters else contextlib.nullcontext():
+                scores = score_variants(self.lm, request.prompts[0].encoded, answer, edited, begun)
             return -scores.double().mean(dim=1).cpu()
 
-        return self._by_sample(label, repr(variants), pairs, score)
+        return self._by_sample(label, _said(variants), pairs, score)
 
     def screen(
         self,
@@ -277,14 +282,15 @@ class ModelKit:
     ) -> Tensor:
         """score(0) to score(len(pairs) - 1), stacked. A sample that another fit had finished is read from its checkpoint.
 
-        A part is named by what is scored, its number, and the first prompt and the answer it is scored on: a fit that scores the
-        same items under several prompts finds none of one under another.
+        A part is named by what is scored, its number, and the first stream and the answer it is scored on: a fit that scores the
+        same items under several prompts or vectors finds none of one under another.
         """
         rows = []
         count = len(pairs)
         for number, (plan, target) in enumerate(pairs):
             first = plan.streams[0]
-            named = f"{what}\0{first.prompt.render()!r}\0{first.edits!r}\0{target}"
+            under = _said(first.edits) + (_said(first.adapters) if first.adapters else "")
+            named = f"{what}\0{first.prompt.render()!r}\0{under}\0{target}"
             part = f"{hashlib.sha256(named.encode(errors='replace')).hexdigest()[:16]}-{number}"
             row = self.checkpoint.get(part) if self.checkpoint else None
             if row is None:
@@ -395,6 +401,35 @@ def whole(kit: Kit) -> ModelKit:
             f"{type(kit).__name__} lends what harness.method.Kit names; this method needs harness.fit.kit.ModelKit"
         )
     return kit
+
+
+def _said(value: object) -> str:
+    """The repr of edits or adapters, and behind it a hash of their tensors: of those a repr shows a few digits of a few numbers."""
+    tensors = list(_tensors(value))
+    content = hashlib.sha256()
+    for tensor in tensors:
+        numbers = tensor.detach().cpu().contiguous()
+        content.update(
+            f"{numbers.dtype} {list(numbers.shape)}".encode() + numbers.flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return repr(value) + (f" {content.hexdigest()}" if tensors else "")
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Those in a value of frozen dataclasses, tuples and mappings, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, np.ndarray):
+        yield torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for own in fields(value):
+            yield from _tensors(getattr(value, own.name))
 
 
 def by_length(tokens: Sequence[int], most: int) -> list[list[int]]:
