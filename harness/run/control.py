@@ -44,7 +44,10 @@ def _exchanged(users: Sequence[User], seed: int) -> dict[str, User]:
     circle = list(users)
     Random(f"wrong_user/{seed}").shuffle(circle)
     givers = [*circle[1:], circle[0]]
-    return {user.id: User(user.id, other.history, other.pairs) for user, other in zip(circle, givers, strict=True)}
+    return {
+        user.id: GivenUser(user.id, other.history, other.pairs, other.owner)
+        for user, other in zip(circle, givers, strict=True)
+    }
 
 
 def _shuffled(user: User, seed: int) -> User:
@@ -71,6 +74,17 @@ class NoPairs(Sequence[Labelled]):
             "--control shuffled puts a history in another order, and this method learns from its (input, output) pairs, whatever "
             "their order, so the control would change nothing; give --control wrong_user"
         )
+
+
+@dataclass(frozen=True)
+class GivenUser(User):
+    """A user with the history of another, whose adapter is read with it also where the history makes no pairs."""
+
+    giver: str = ""
+
+    @property
+    def owner(self) -> str:
+        return self.giver
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,14 @@ def test_a_shuffled_history_is_read_by_a_method_that_puts_it_into_the_prompt(ite
     assert [item.example.user.owner for item in shuffled] == [item.example.user.id for item in items]
 
 
+def test_a_history_without_pairs_is_given_with_whose_it_is_so_that_a_control_reads_their_adapter(items):
+    bare = [replace(i, example=replace(i.example, user=replace(i.example.user, pairs=()))) for i in items]
+    for users in (items, bare):
+        owner_of = {id(item.example.user.history): item.example.user.id for item in users}
+        for item in controlled(users, "wrong_user", 0):
+            assert item.example.user.owner == owner_of[id(item.example.user.history)] != item.example.user.id
+
+
 def test_no_control_changes_nothing_and_one_user_has_no_other(items):
     assert controlled(items, "none", 0) is items
     with pytest.raises(UsageError, match="two users"):
