@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from harness.data import Example, User
 from harness.edits import AddVector
 from harness.errors import UsageError, UserFailed
-from harness.fit.writer import ENDPOINT
+from harness.fit.writer import ENDPOINT, as_recorded
 from harness.method import Fitted, Kit, Method, Retrieval
 from harness.plan import GENERATED, LAST_PROMPT, PROMPT, Plan, Site, Stream, Where
 from harness.plugins.options import Finite
@@ -63,6 +63,10 @@ class StyleVector(Method):
                 raise UsageError(f"style_vector: {name} {value} is not valid; allowed: {name} >= 1")
         if self.negatives != "self" and not self.negatives.startswith(ENDPOINT):
             model_row(self.negatives)  # an unknown name is heard of before any model is loaded
+
+    def options(self) -> dict[str, Any]:
+        """As ever, but a writer in a folder by name and content."""
+        return {**super().options(), "negatives": as_recorded(self.negatives)}
 
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | UserFailed]:
         """Each user's `vector` [D], fp32; none where the task makes no pairs of the history."""

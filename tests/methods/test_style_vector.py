@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,20 @@ def test_negatives_come_from_the_writer_that_is_named_and_are_kept(lm: LanguageM
     assert torch.equal(_fitted(method.adapt(again, USERS[:1], None))[0].tensors["vector"], theirs[0].tensors["vector"])
     with pytest.raises(UsageError, match="unknown model 'nobody'"):
         StyleVector(negatives="nobody")
+
+
+def test_a_writer_in_a_folder_is_recorded_by_its_content_so_that_another_one_makes_other_vectors(
+    tmp_path: Path,
+) -> None:
+    def written_by(seed: int) -> object:
+        other = random_lm(seed=seed, dtype=torch.float32)
+        other.model.save_pretrained(tmp_path / "writer")
+        other.encoder.tokenizer.save_pretrained(tmp_path / "writer")
+        return StyleVector(negatives=str(tmp_path / "writer")).options()["negatives"]
+
+    first, second = written_by(5), written_by(6)
+    assert str(first).startswith("writer sha256:") and first != second
+    assert [StyleVector(negatives=name).options()["negatives"] for name in ("self", "tiny")] == ["self", "tiny"]
 
 
 class _Writes:
