@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.data import Example, Labelled, Prompt, User
+from harness.data import Example, Labelled, Prompt, User, each_once
 from harness.engine.weights.adapters import adapter_identity as adapter_identity
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.fit.writer import Summaries, as_recorded
@@ -74,8 +74,9 @@ class TrainsUsers(Trains):
         return self.retrieval.prompt(example, personal.meta.get("summary", "") if personal else "")
 
     def collective(self, kit: Kit, train: Sequence[Labelled]) -> Learner:
-        """As ever, each question after its user's summary; without users whom nobody could write one of."""
-        written = self.summaries(kit, list({item.example.user.id: item.example.user for item in train}.values()))
+        """As ever, each question after its user's summary, which of several histories is of the shortest, as that of evaluated
+        users is; without users whom nobody could write one of."""
+        written = self.summaries(kit, each_once(item.example.user for item in train))
         failed = {user for user, text in written.items() if isinstance(text, UserFailed)}
         if failed:
             kit.notes.append(f"{len(failed)} train users left out: no profile of them could be written")

@@ -445,6 +445,21 @@ def test_a_profile_stands_before_every_prompt_in_both_stages_and_in_the_answer(
     assert [state.meta["summary"] for state in _fitted(alone[:3])] == [f"I am {user.id}." for user in USERS[:3]]
 
 
+def test_a_profile_in_the_collective_stage_holds_no_answer_to_a_question_of_its_user(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a user whose earlier questions are the history, later histories have the answers to earlier questions."""
+    history = USERS[0].history
+    growing = [
+        dataclasses.replace(item, example=dataclasses.replace(item.example, user=User("one", history[:count])))
+        for item, count in zip(TRAIN, (2, 1, 3), strict=False)
+    ]
+    read: list[Sequence[User]] = []
+    monkeypatch.setattr(Summaries, "write", lambda self, kit, users: read.append(users) or {})
+    OPPU(profile="self").collective(ModelKit(lm), growing)
+    assert [[(user.id, user.history) for user in users] for users in read] == [[("one", history[:1])]]
+
+
 def test_a_poisoned_gold_or_later_item_changes_no_lesson() -> None:
     user = USERS[0]
     pairs = [
