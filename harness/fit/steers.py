@@ -126,7 +126,13 @@ class Contrasts(Extraction, Method):
     def _with_history(self, kit: Kit, train: Sequence[Labelled]) -> list[Pair]:
         if self.retrieval.k == 0:
             raise UsageError("the task has no two sides, and k=0 leaves no history to contrast with none; set k")
-        items = [item.example for item in kit.sample(train, self.pairs)]
+        with_history = [item for item in train if item.example.user.history]
+        if not with_history:
+            raise UsageError(
+                f"the task has no two sides, and none of its {len(train)} train items has a user with a history to contrast "
+                "with none; fit on another task, as in --fit_task persona:religion"
+            )
+        items = [item.example for item in kit.sample(with_history, self.pairs)]
         return [Pair(self.retrieval.prompt(e), e.prompt(), (f"{e.id}/pos", f"{e.id}/neg"), e.user.id) for e in items]
 
     def _vector(self, shared: Fitted, trait: str) -> Tensor:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UsageError
+from harness.fit.kit import ModelKit
 from harness.fit.states import Users, shared_key
+from harness.methods.persona_vector import PersonaVector
 from harness.run.cell import Cell, Settings, grid
-from harness.run.contract import random_lm
+from harness.run.contract import random_lm, toy_examples
 
 LINE = {"input": "What now?", "target": "tea", "history": [{"input": f"Day {n}?", "output": "tea"} for n in range(3)]}
 TASK = """
@@ -78,3 +81,15 @@ def test_a_tasks_file_that_changed_is_learnt_from_again(tmp_path: Path) -> None:
 def test_a_shuffled_history_has_states_without_its_pairs_being_read(users: str) -> None:
     (cell,) = grid(["pag"], [users], Settings(split="", control="shuffled"))
     assert len(Users.of(random_lm(), cell, None).keys) == 2
+
+
+def test_a_vector_of_history_is_of_users_who_have_one() -> None:
+    items = toy_examples(4)
+    bare = toy_examples(4, seed=3)
+    for item in bare:
+        object.__setattr__(item.example.user, "history", ())
+    made, kit = PersonaVector(), ModelKit(random_lm())
+    (pairs,) = made._pairs(kit, [*items, *bare]).values()
+    assert [pair.user for pair in pairs] == [item.example.user.id for item in items]
+    with pytest.raises(UsageError, match="none of its 4 train items has a user with a history to contrast with none"):
+        made._pairs(kit, bare)
