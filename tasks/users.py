@@ -274,6 +274,11 @@ class Users(Task):
         return metrics.mean(graded, name, missing=measure.missing(), bounds=measure.bounds)
 
     @property
+    def _lists(self) -> set[str]:
+        """Columns whose cells are lists."""
+        return {*LISTS, *(self.columns[name] or "" for name in LISTS)}
+
+    @property
     def _where(self) -> str:
         """Where the lines come from, for messages."""
         return self.source or f"{type(self).__name__}.read"
@@ -282,8 +287,7 @@ class Users(Task):
     def _rows(self) -> list[Row]:
         """What the file or `read` gives, with places."""
         if type(self).read is Users.read:
-            lists = {*LISTS, *(self.columns[name] or "" for name in LISTS)}
-            return rows_of(self.source, self.config, lists)
+            return rows_of(self.source, self.config, self._lists)
         return [Row(number, value) for number, value in enumerate(self.read(), start=1)]
 
     @cached_property
@@ -293,7 +297,8 @@ class Users(Task):
     @cached_property
     def _lines(self) -> list[Line]:
         """Checked, each with an id of its own. Raises DataMissing, naming file, line and field."""
-        lines: list[Line] = read_lines(self._where, self._rows, Line, self.columns)
+        of_histories = {"history": None} if self.histories is not None else {}
+        lines: list[Line] = read_lines(self._where, self._rows, Line, self.columns | of_histories)
         named, seen = [], dict[str, int]()
         for number, (place, line) in enumerate(zip(self._places, lines, strict=True), start=1):
             name = str(number if line.id is None else line.id)
@@ -330,7 +335,7 @@ class Users(Task):
         """By the id of a line, what its user wrote before."""
         if self.histories is not None:
             columns = {name: self.columns[name] for name in ("user", "history")} | {"input": None, "target": None}
-            rows = rows_of(self.histories, self.config, LISTS)
+            rows = rows_of(self.histories, self.config, self._lists)
             items: dict[str, list[str | Item]] = {}
             for user in read_lines(self.histories, rows, HistoryLine, columns):
                 items.setdefault(str(user.user), []).extend(user.items)

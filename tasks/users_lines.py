@@ -180,16 +180,22 @@ def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mappin
     """The lines of a file as `shape`. Raises DataMissing naming file, line and field."""
     adapter = TypeAdapter(shape)
     found = []
+    chosen = _chosen(path, rows, columns)
     for number, row in rows:
         if not isinstance(row, Mapping):
             raise DataMissing(f"{path}, line {number}: expected an object with user, input and target")
         named = dict(row)
-        for field, column in columns.items():
-            chosen = column or next((alias for alias in ALIASES.get(field, ()) if alias in row), field)
-            if column is not None and column not in row:
-                raise DataMissing(f"{path}, line {number}: no column {column!r}; it has {', '.join(map(str, row))}")
-            if chosen in row:
-                named[field] = row[chosen]
+        for field, column in chosen.items():
+            named.pop(field, None)
+            if column in row:
+                named[field] = row[column]
+            elif shape.model_fields[field].is_required() and (
+                other := next((name for name in ALIASES.get(field, ()) if name in row), "")
+            ):
+                raise DataMissing(
+                    f"{path}, line {number}: field {field}: column {column!r} is empty or missing here, and {other!r} is not taken "
+                    f"for it; fill it in, or name the column: --task_set {field}_column={other}"
+                )
         try:
             found.append(adapter.validate_python(named))
         except ValidationError as error:
@@ -197,11 +203,25 @@ def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mappin
             ours = [one for one in more if one["type"] == "value_error" and one["loc"][:1] == first["loc"][:1]]
             first = ours[0] if ours else first  # of a text or an object, what the object lacks
             where = ".".join(str(part) for part in first["loc"][:1])
-            given = "" if first["type"] == "missing" else f", found {str(first['input'])[:60]!r}"
+            given = f", found {str(first['input'])[:60]!r}"
+            if first["type"] == "missing":
+                given = f"; this line has {', '.join(repr(str(name)) for name in row)[:200]}"
             raise DataMissing(f"{path}, line {number}: field {where}: {first['msg']}{given}") from None
     if not found:
         raise DataMissing(f"{path} has no lines")
     return found
+
+
+def _chosen(path: str, rows: Sequence[Row], columns: Mapping[str, str | None]) -> dict[str, str]:
+    """Field -> the column it is read from on all lines: where one is empty on a line, no other is taken for it."""
+    there = dict.fromkeys(str(name) for _, row in rows if isinstance(row, Mapping) for name in row)
+    for column in filter(None, columns.values()):
+        if there and column not in there:
+            raise DataMissing(f"{path}, line {rows[0].line}: no column {column!r}; it has {', '.join(there)}")
+    return {
+        field: column or next((name for name in ALIASES.get(field, ()) if name in there), field)
+        for field, column in columns.items()
+    }
 
 
 def number_in(text: str) -> float | None:

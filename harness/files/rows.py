@@ -89,6 +89,8 @@ def _csv(path: Path, text: str, lists: Collection[str]) -> Iterator[Row]:
     read = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     try:
         names, line = next(read, []), read.line_num
+        if twice := next((name for n, name in enumerate(names) if name and name in names[:n]), ""):
+            raise DataMissing(f"{path}, line 1: column {twice!r} stands twice; give each column a name of its own")
         for cells in read:
             first, line = line + 1, read.line_num
             if len(cells) > len(names):

@@ -92,6 +92,24 @@ def test_histories_can_lie_in_a_file_of_users_and_parquet_is_read(tmp_path: Path
     assert [len(i.example.user.history) for i in (ann, eve)] == [2, 0]
 
 
+def test_a_field_is_read_from_one_column_on_all_lines(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text('user,text,reply,label,past\nann,lunch?,Sure,0,\nbob,tea?,,1,"[""a""]"\n')
+    words = r"line 3: field target: column 'reply' is empty or missing here, and 'label' is not taken for it; fill it in, or name"
+    with pytest.raises(DataMissing, match=words):
+        task(table).items(Selection())
+    named = task(table, target_column="label", history_column="past").items(Selection())
+    assert [item.targets for item in named] == [("0",), ("1",)]
+    assert [len(item.example.user.history) for item in named] == [0, 1]
+    with pytest.raises(DataMissing, match=r"line 2: no column 'mail'; it has user, text, reply, label, past"):
+        task(table, input_column="mail").items(Selection())
+    (tmp_path / "h.csv").write_text('who,past\nann,"[""a"", ""b""]"\n')
+    (tmp_path / "lines.csv").write_text("who,text,reply\nann,lunch?,Sure\n")
+    options = {"histories": str(tmp_path / "h.csv"), "user_column": "who", "history_column": "past"}
+    (item,) = task(tmp_path / "lines.csv", **options).items(Selection())
+    assert [dict(record.fields) for record in item.example.user.history] == [{"text": "a"}, {"text": "b"}]
+
+
 def test_histories_of_one_item_a_line_are_gathered_by_user(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text("user,text,reply\nann,a,b\nbob,c,\nann,d,\n")
     (item, _) = task(write(tmp_path, LINES), histories=str(tmp_path / "h.csv")).items(Selection())
@@ -269,6 +287,12 @@ def test_a_text_that_was_answered_is_what_was_asked_and_histories_of_strangers_a
         ("a.json", b"{}", "expected a list of objects"),
         ("a.csv", b"user,text\nann,hi\n", "line 2: field target: Field required"),
         ("a.csv", b'user,text,reply\nann,"a\nb",c\n\nbob,hi\n', "line 5: field target: Field required"),
+        ("a.csv", b"user,text,reply,reply\nann,hi,a,b\n", "line 1: column 'reply' stands twice"),
+        (
+            "a.csv",
+            b"user, text,reply\nann,hi,a\n",
+            "line 2: field input: Field required; this line has 'user', ' text', 'reply'",
+        ),
         ("a.csv", b"user,text,reply\nann,hi, you,c\n", "line 2: more cells than the first line names"),
         ("a.csv", b'user,text,reply\nann,a,b\nbob,"c,d\neve,e,f\n', "line 3: not valid CSV .*is a quote not closed"),
         ("a.csv", b'user,text,reply\nann,"a" or "b",c\n', "line 2: not valid CSV .*or not doubled inside a cell"),
