@@ -108,8 +108,13 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
         raise UsageError(f"{file} cannot be read ({error}); save it as CSV in UTF-8") from error
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)  # spreadsheets of other countries write others
-    rows = csv.DictReader(io.StringIO(text), delimiter=separator)
-    missing = {"pair", *VOTES} - set(rows.fieldnames or ())
+    csv.field_size_limit(2**31 - 1)  # of a cell; Python's own limit is shorter than some profiles
+    # strict: an open quote would swallow the lines behind it, and their votes
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        missing = {"pair", *VOTES} - set(rows.fieldnames or ())
+    except csv.Error as error:
+        raise _broken(file, 1, error) from None
     if missing:
         raise UsageError(f"{file} has no column {', '.join(sorted(missing))}; keep the columns that were exported")
     found: dict[str, Opinion] = {}
@@ -129,12 +134,17 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
 
 
 def _lines(rows: csv.DictReader[str], file: Path) -> Iterator[dict[str, str]]:
+    last = 1
     try:
-        yield from rows
+        for row in rows:
+            yield row
+            last = rows.line_num
     except csv.Error as error:
-        raise UsageError(
-            f"{file}, line {rows.reader.line_num}: not valid CSV ({error}); is a quote not closed?"
-        ) from None
+        raise _broken(file, last + 1, error) from None
+
+
+def _broken(file: Path, line: int, error: csv.Error) -> UsageError:
+    return UsageError(f"{file}, line {line}: not valid CSV ({error}); is a quote not closed?")
 
 
 def _choice(text: str, pair: Pair, where: str) -> Choice | None:

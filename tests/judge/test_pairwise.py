@@ -355,6 +355,23 @@ def test_a_vote_that_is_none_names_its_place(change: tuple[str, str], message: s
     assert not read(folder).annotators
 
 
+def test_a_quote_that_is_not_closed_takes_no_votes_with_it(save: Save, tmp_path: Path) -> None:
+    folder, file = export(save("cad"), save("dps"), profile_items=0)
+    votes = filled(file, lambda row: "A", tmp_path / "ann.csv")
+    lines = votes.read_text(encoding="utf-8-sig").splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("p005"))
+    lines[place] += '"what'
+    votes.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=rf"ann\.csv, line {place + 1}: not valid CSV .*is a quote not closed"):
+        import_votes(folder, [votes])
+    votes.write_text('pair,"better\n')
+    with pytest.raises(UsageError, match=r"ann\.csv, line 1: not valid CSV"):
+        import_votes(folder, [votes])
+    long = filled(file, lambda row: "A", tmp_path / "ann.csv")
+    long.write_text(long.read_text(encoding="utf-8-sig").replace("p005,", f"p005,{'x' * 200_000}", 1))
+    assert import_votes(folder, [long]).compared == 12
+
+
 def test_votes_need_a_comparison_for_people(server: Server, save: Save, tmp_path: Path) -> None:
     server.writes = prefers("dps")
     folder, _ = judge_pairs(save("cad"), save("dps"), judge_at(server))
