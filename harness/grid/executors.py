@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 from harness.errors import UsageError
 from harness.servers.address import ENDPOINT
 
+COUNT = re.compile(r"0*[1-9][0-9]{0,5}")
+"""How many workers; not what else Unicode has for digits."""
 KINDS = "local:N, ray[:N], ray://HOST:PORT, slurm:KEY=VALUE,..., workers:N"
 
 
@@ -48,7 +51,7 @@ def where(on: str, gpus: float | None = None) -> Where:
     if kind == "ray" and rest.startswith("//"):
         return Where("ray", address=on, gpus=gpus)
     if kind in ("local", "workers") or (kind == "ray" and rest):
-        if not rest.isdigit() or int(rest) < 1:
+        if not COUNT.fullmatch(rest):
             raise UsageError(f"--on {on} names no number of workers; give it as in {kind}:2")
         return Where(kind, int(rest), gpus=gpus)
     if kind == "ray":
@@ -61,7 +64,7 @@ def where(on: str, gpus: float | None = None) -> Where:
                 raise UsageError(f"--on {on}: {pair!r} is no KEY=VALUE, as in slurm:partition=gpu,gres=gpu:1,workers=8")
             options[key] = value
         count = options.pop("workers", "1")
-        if not count.isdigit() or int(count) < 1:
+        if not COUNT.fullmatch(count):
             raise UsageError(f"--on {on}: workers={count} is no number; give 1 or more")
         if gpus and ("gres" in options or gpus % 1):
             why = "gres says that already" if "gres" in options else "a job of Slurm has whole GPUs"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -84,7 +85,8 @@ def _below(wanted: str) -> Iterator[Path]:
         root = next((root for root in (PUBLISHED, OWN) if root in (start, *start.parents)), start)
         level = start.relative_to(root).as_posix()
         for each in patterns:
-            yield from sorted(root.glob(each if level == "." else f"{level}/{each}"))
+            with suppress(OSError, ValueError):  # too long for a name, or as `a**` no pattern: nothing is called so
+                yield from sorted(root.glob(each if level == "." else f"{level}/{each}"))
 
 
 def _nothing(wanted: str) -> str:

@@ -100,6 +100,8 @@ def test_workers_begin_before_the_data_is_read_and_are_gone_where_it_cannot_be(
     [
         ("local", "names no number of workers; give it as in local:2"),
         ("local:0", "names no number of workers"),
+        ("local:²", "names no number of workers"),
+        ("slurm:workers=²", "workers=² is no number"),
         ("mars:2", "is no place to run; allowed: local:N"),
         ("slurm:gpu", "'gpu' is no KEY=VALUE"),
         ("slurm:workers=x", "workers=x is no number"),

@@ -52,6 +52,12 @@ def test_two_records_are_not_one_and_are_named(places: dict[str, Path]) -> None:
         find_run("results")
 
 
+@pytest.mark.parametrize("said", ["a**", "**x/dps", "x" * 300])
+def test_what_no_folder_can_be_called_names_no_record(places: dict[str, Path], said: str) -> None:
+    with pytest.raises(DataMissing, match="names no record of results and runs"):
+        find_run(said)
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
