@@ -51,6 +51,12 @@ class Source:
         for folder in (root / part, root):
             sharded = sorted(folder.glob(f"{split}-*-of-*.parquet"))
             if sharded and (folder != root or root.name == part):
+                of = {path.stem.rpartition("-of-")[2] for path in sharded}
+                if of != {f"{len(sharded):05}"}:
+                    raise DataMissing(
+                        f"{folder} has {len(sharded)} files {split}-*-of-{' and -of-'.join(sorted(of))}.parquet, which are not "
+                        f"all of one set; {self.how_to_get}"
+                    )
                 return sharded
         places = [root / part / split, root / f"{part}_{split}"] + ([root / split] if root.name == part else [])
         for place in places:

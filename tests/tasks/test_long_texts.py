@@ -106,6 +106,21 @@ def test_shards_are_read_in_order_and_a_history_is_lessons(tmp_path: Path, kind:
     )
 
 
+def test_shards_that_are_not_all_of_one_set_are_refused(tmp_path: Path) -> None:
+    folder = longlamp_files(tmp_path, "topic")
+    (*others, last) = sorted(folder.rglob("val-*.parquet"))
+    kept = last.read_bytes()
+    last.unlink()
+    with pytest.raises(
+        DataMissing, match=rf"has {len(others)} files val-\*-of-.*, which are not all of one set; .*hf download"
+    ):
+        task("longlamp:topic", folder).items(Selection())
+    last.write_bytes(kept)
+    (last.parent / "val-00000-of-00001.parquet").write_bytes(kept)
+    with pytest.raises(DataMissing, match=r"of-00001 and -of-0000.*not all of one set"):
+        task("longlamp:topic", folder).items(Selection())
+
+
 def test_what_is_searched_with_is_the_list_of_items(tmp_path: Path) -> None:
     item, *_ = task("longlamp:abstract", longlamp_files(tmp_path, "abstract")).items(Selection())
     assert item.example.query == "1. word0-1 2. b"
