@@ -226,6 +226,8 @@ def grid(
         raise UsageError(
             f"--fit_set {fit_settings[0]} is an option of another task to fit on; name it, as in --fit_task persona:religion"
         )
+    for option, given in (("--set", method_settings), ("--task_set", task_settings), ("--fit_set", fit_settings)):
+        _check_once(option, given)
     rows = [method_row(name) for name in methods]
     names = {row.name for row in rows}
     for setting in method_settings:
@@ -272,14 +274,21 @@ def _alike(task: str, other: str) -> bool:
     return task.partition(":")[0] == other.partition(":")[0]
 
 
+def _check_once(option: str, given: Sequence[str]) -> None:
+    """Raises UsageError where one option has two values, of which all but the last would be lost."""
+    seen: dict[str, str] = {}
+    for setting in given:
+        key, _, value = setting.partition("=")
+        if seen.setdefault(key, value) != value:
+            both = f"; harness sweep --set '{key}={seen[key]}|{value}' runs both" if option == "--set" else ""
+            raise UsageError(f"{option} {key} is given as {seen[key]} and as {value}; give it once{both}")
+
+
 def _meant_for(name: str, given: Sequence[str], names: Collection[str]) -> list[str]:
-    """The values for all methods, and those that stand as `name.value`."""
+    """The values for all methods, then those that stand as `name.value`."""
     split = [(value.partition("."), value) for value in given]
-    return [
-        rest if prefix in names else value
-        for (prefix, _, rest), value in split
-        if prefix == name or prefix not in names
-    ]
+    own = [rest for (prefix, _, rest), _ in split if prefix == name and prefix in names]
+    return [value for (prefix, _, _), value in split if prefix not in names] + own
 
 
 def check_fit(cell: Cell) -> None:

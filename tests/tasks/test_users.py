@@ -374,6 +374,13 @@ def test_ones_own_users_are_checked_and_run_from_the_command_line(
     (run,) = find_runs(Path("kept"))
     assert run.metrics["chrf"].n == 7 and run.leaks == {"7": "question"}
     assert harness("run --method plain --task users:./none.jsonl").code == 4
+    twice = harness(f"run --method rag --set k=1 --set k=2 {common}")
+    assert (
+        twice.code == 2
+        and "--set k is given as 1 and as 2; give it once; harness sweep --set 'k=1|2' runs both" in twice.error()
+    )
+    swept = harness(f"sweep --method rag --set k=1|2 --set k=3 {common}")
+    assert swept.code == 2 and "--set k is given as 1 and as 3" in swept.error()
     assert "is no file of users" in harness("run --method plain --task users:./mine.txt").error()
 
 
