@@ -29,6 +29,9 @@ def describe(what: str, data: str | None, settings: Sequence[str]) -> Iterator[s
         except (DataMissing, UsageError):  # not every task has every split
             continue
         found = True
+        if not items:
+            yield f"{split}: no items"
+            continue
         yield f"{split}: {', '.join(_facts(items))}"
         yield from (f"  {line}" for line in _warnings(task, items))
         if split != "train":

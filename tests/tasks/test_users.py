@@ -324,6 +324,20 @@ class Mails(Users):
 """
 
 
+NONE = """
+from harness.tasks.users import Users
+
+class Nobody(Users):
+    name = "nobody"
+
+    def read(self):
+        return [{"user": "ann", "input": "lunch?", "target": "Sure"}]
+
+    def items(self, selection):
+        return []
+"""
+
+
 def test_a_task_of_ones_own_is_a_file_of_ten_lines(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     common = f"--task ./mine.py --model {toy} --max_new_tokens 3 --output_path kept"
@@ -349,6 +363,12 @@ def test_a_task_of_ones_own_is_a_file_of_ten_lines(harness: Callable[[str], Any]
     assert "gave 4 items for --limit 1" in harness("check ./mine.py").error()
     (tmp_path / "mine.py").write_text(MINE.replace('"target"', '"goal"'))
     assert "Mails.read, line 1: field target: Field required" in harness(f"run --method plain {common}").error()
+    (tmp_path / "none.py").write_text(NONE)
+    assert harness("data check ./none.py").out.splitlines()[1:] == [
+        "train: no items",
+        "dev: no items",
+        "test: no items",
+    ]
     (tmp_path / "mine.py").write_text("from harness.task import Task\nclass Half(Task):\n    name = 'half'\n")
     assert (
         "class Half lacks aggregate, fingerprint, generation, grade, items"
