@@ -1,7 +1,8 @@
 """Your own users: one line an example, from .jsonl, .json, .csv, .parquet or a Hugging Face data set.
 
     --task users:./mine.jsonl     {"user": "ann", "input": "Reply to: ...", "target": "Sure!", "history": ["a", "b"]}
-    --task csv:mine.csv           columns user, text, reply; then a user's earlier lines are the history
+    --task csv:mine.csv           columns user, text, reply; then a user's earlier lines are the history,
+                                  by their dates where all have one, else by their place
     --task users:hf:NAME          a data set of the hub, or a folder of one (users:hf:./folder)
 
 Optional fields: `choices` (a list: the most likely one is the answer), `id`, `split` (dev where it is not said; train to fit
@@ -34,7 +35,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from harness.data import Example, HistoryItem, Labelled, User
+from harness.data import Example, HistoryItem, Labelled, User, written_twice
 from harness.errors import DataMissing, UsageError
 from harness.files.rows import HUB, SUFFIXES, Row, rows_of
 from harness.statistics import metrics
@@ -47,11 +48,12 @@ from harness.tasks.users_lines import (
     Item,
     JinjaTemplate,
     Line,
-    compiled,
     number_in,
+    oldest_first,
     read_lines,
     record_of,
     records,
+    rendered,
     text_or_file,
 )
 
@@ -113,11 +115,11 @@ class Users(Task):
         self.columns |= {"history": history_column, "choices": choices_column}
         source = self.wording if template is None else text_or_file(template)
         self.template = JinjaTemplate(source, text_or_file(template_without))
-        self.template("x", (), "")
-        self.template("x", (HistoryItem("x", {"text": "x"}, "x"),), "x")
+        for items in ((), (HistoryItem("x", {"text": "x"}, "x"),)):
+            replace(self.template, choices=("x", "y"))("x", items, "")
         self.rubric = None if rubric is None else text_or_file(rubric)
         if self.rubric is not None:
-            compiled(self.rubric, RUBRIC)
+            rendered(self.rubric, {**dict.fromkeys(RUBRIC, "x"), "history": ["x"]}, texts=True)
         self.asked_metrics = tuple(metrics.split(",")) if metrics else self.measured
 
     @classmethod
@@ -154,6 +156,8 @@ class Users(Task):
         parts = [json.dumps([line.model_dump() for line in self._lines]), repr(self.template), repr(self.rubric)]
         if self.histories is not None:
             parts.append(repr(self._histories))
+        elif self._moved:
+            parts.append("histories by date")
         if selection.split == "train":
             self.items(replace(selection, limit=1))
         return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
@@ -186,7 +190,7 @@ class Users(Task):
         if self.kind != "choice":
             return ()
         if not any(line.choices for line in self._lines):
-            found = list(dict.fromkeys(target for line in self._lines for target in line.targets))
+            found = list(dict.fromkeys(target.strip() for line in self._lines for target in line.targets))
             if not 2 <= len(found) <= MOST_LABELS:
                 raise DataMissing(
                     f"{self._where}: {len(found)} different answers are no choices; give each line 'choices', or kind=text"
@@ -226,7 +230,7 @@ class Users(Task):
         answer = (sample.response or "").strip()
         said = {"target": "\n".join(sample.targets), "response": answer, **dict.fromkeys(RUBRIC, ""), **sample.extra}
         said |= {"target": "\n".join(sample.targets), "response": answer}
-        text = str(compiled(self.rubric, RUBRIC).render({name: said[name] for name in RUBRIC}))
+        text = rendered(self.rubric, {name: said[name] for name in RUBRIC}, texts=True)
         return {"judge": Question(text if "100" in self.rubric else f"{text.rstrip()}\n\n{RATE}", answer)}
 
     def grade(self, sample: Sample) -> Sample:
@@ -340,6 +344,11 @@ class Users(Task):
             for user in read_lines(self.histories, rows, HistoryLine, columns):
                 items.setdefault(str(user.user), []).extend(user.items)
             of_user = {user: records(everything) for user, everything in items.items()}
+            if twice := written_twice(dict.fromkeys([*(str(line.user) for line in self._lines), *of_user])):
+                raise DataMissing(
+                    f"{self.histories}: user {twice[1]!r} is {twice[0]!r} of {self._where} but for how it is written; write a user "
+                    "the same way in both"
+                )
             if not any(str(line.user) in of_user for line in self._lines):
                 raise DataMissing(
                     f"{self.histories} has the history of no user of {self._where}; the first there is {self._lines[0].user!r}, "
@@ -348,13 +357,29 @@ class Users(Task):
             return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
             return {str(line.id): records(line.history or ()) for line in self._lines}
-        earlier: dict[str, list[HistoryItem]] = {}
         found = {}
-        for line in self._lines:
-            before = earlier.setdefault(str(line.user), [])
-            found[str(line.id)] = tuple(before)
-            before.append(record_of(f"{line.id}", Item(input=line.input, output=line.targets[0], date=line.date)))
+        for own in self._by_user.values():
+            before: list[HistoryItem] = []
+            for line in map(own.__getitem__, oldest_first([line.date for line in own])):
+                found[str(line.id)] = tuple(before)
+                before.append(record_of(f"{line.id}", Item(input=line.input, output=line.targets[0], date=line.date)))
         return found
+
+    @property
+    def _by_user(self) -> Mapping[str, list[Line]]:
+        found: dict[str, list[Line]] = {}
+        for line in self._lines:
+            found.setdefault(str(line.user), []).append(line)
+        return found
+
+    @property
+    def _moved(self) -> bool:
+        """Whether dates give a history, in the file or of a user's lines, another order than the file."""
+        given = [
+            [getattr(item, "date", None) for item in line.history] for line in self._lines if line.history is not None
+        ]
+        lists = given or [[line.date for line in own] for own in self._by_user.values()]
+        return any(oldest_first(dates) != list(range(len(dates))) for dates in lists)
 
     def _labelled(self, line: Line) -> Labelled:
         history = self._histories[str(line.id)]

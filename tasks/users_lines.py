@@ -42,10 +42,18 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 
 
 def _readable(date: str | None) -> str | None:
+    """Year, month, day, or a number alone. Another order of the three would be sorted as if it were this one."""
     try:
-        date_key(date or "0")
+        first, *others = date_key(date or "0")
+        sound = not others or (
+            first > 31
+            and len(others) < 3
+            and all(1 <= one <= most for one, most in zip(others, (12, 31), strict=False))
+        )
     except ValueError:
-        raise ValueError("expected a date as in 2024-05-31") from None
+        sound = False
+    if not sound:
+        raise ValueError("expected a date as in 2024-05-31")
     return date
 
 
@@ -138,36 +146,54 @@ class JinjaTemplate:
         history = [{"text": "", "input": "", "output": "", **item.fields} for item in items]
         source = self.source if items or summary or not self.plain else self.plain
         said = {"input": text, "history": history, "summary": summary, "choices": self.choices}
-        return (Message("user", compiled(source, tuple(said)).render(said)),)
+        return (Message("user", rendered(source, said)),)
+
+
+def rendered(source: str, said: Mapping[str, Any], *, texts: bool = False) -> str:
+    """The template with these names in it; `texts`: items of its history are texts, as a rubric's are, and have no fields.
+
+    Raises UsageError where it is none, uses other names, or cannot be filled in.
+    """
+    try:
+        return str(_compiled(source).render(said))
+    except Exception as error:  # a template is a program: besides jinja's errors there are those of its arithmetic
+        items = "are texts" if texts else "have text, input and output"
+        why = f"{error}" if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"the template cannot be used ({why}); it may name {', '.join(said)}; items of history {items}, and there may be none"
+        ) from None
 
 
 @cache
-def compiled(source: str, names: tuple[str, ...]) -> Any:
-    """The template, which may use these names. Raises UsageError where it uses others or is none."""
-    from jinja2 import StrictUndefined, TemplateError
+def _compiled(source: str) -> Any:
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    try:
-        made = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(source)
-        made.render(dict.fromkeys(names, "x") | {"history": [{"text": "x", "input": "", "output": ""}]})
-    except TemplateError as error:
-        raise UsageError(
-            f"the template cannot be used ({error}); it may name {', '.join(names)}; items of history have text, input and output"
-        ) from None
-    return made
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(source)
 
 
 def text_or_file(given: str) -> str:
-    """The text itself, or of a .jinja or .txt file what is in it."""
+    """The text itself, or of a .jinja or .txt file what is in it. Raises DataMissing where that cannot be read."""
     if "\n" in given or not given.endswith((".jinja", ".txt")):
         return given
-    return content_of(Path(given)).decode("utf-8", errors="replace")
+    content = content_of(Path(given), "a text, or the path of a file that holds it")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataMissing(f"{given}: byte {error.start} is no UTF-8; convert the file") from None
 
 
 def records(items: Sequence[str | Item]) -> tuple[HistoryItem, ...]:
-    return tuple(
-        record_of(str(number), item if isinstance(item, Item) else Item(text=item)) for number, item in enumerate(items)
-    )
+    """Oldest first where all have dates, else as they stand."""
+    made = [item if isinstance(item, Item) else Item(text=item) for item in items]
+    return tuple(record_of(str(number), made[number]) for number in oldest_first([item.date for item in made]))
+
+
+def oldest_first(dates: Sequence[str | None]) -> list[int]:
+    """The places of these dates in their order, of equal ones in the file's; in the file's where one is missing."""
+    keys = [date_key(date) for date in dates if date]
+    places = range(len(dates))
+    return sorted(places, key=keys.__getitem__) if len(keys) == len(dates) else list(places)
 
 
 def record_of(name: str, item: Item) -> HistoryItem:

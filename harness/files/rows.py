@@ -10,6 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Collection, Iterator
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,12 +55,12 @@ def rows_of(source: str, config: str | None = None, lists: Collection[str] = ())
     return list((_json if path.suffix == ".json" else _jsonl)(path, text))
 
 
-def content_of(path: Path) -> bytes:
+def content_of(path: Path, wanted: str = "the path of a file of users") -> bytes:
     try:
         return read_bytes(Path(os.path.expanduser(path)))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise DataMissing(f"{path} cannot be read ({why}); give the path of a file of users") from None
+        raise DataMissing(f"{path} cannot be read ({why}); give {wanted}") from None
 
 
 def _jsonl(path: Path, text: str) -> Iterator[Row]:
@@ -123,8 +124,15 @@ def _parquet(path: Path, content: bytes) -> Iterator[Row]:
     yield from (Row(number, _without_gaps(row)) for number, row in enumerate(rows, start=1))
 
 
-def _without_gaps(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
+def _without_gaps(value: Any) -> Any:
+    """As JSON has it: a field without a value, which a column must have and a line need not, is no field; a date is a text."""
+    if isinstance(value, dict):
+        return {name: _without_gaps(part) for name, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_gaps(part) for part in value]
+    if isinstance(value, datetime) and value.time() == time():  # as pandas keeps a day
+        value = value.date()
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def _hub(name: str, config: str | None) -> Iterator[Row]:
@@ -150,5 +158,9 @@ def _hub(name: str, config: str | None) -> Iterator[Row]:
         named = {column: kind.int2str for column, kind in rows.features.items() if hasattr(kind, "int2str")}
         for row in rows.to_list():
             number += 1
-            words = {column: say(row[column]) for column, say in named.items() if (row[column] or 0) >= 0}
+            words = {
+                column: say(row[column])
+                for column, say in named.items()
+                if (-1 if row[column] is None else row[column]) >= 0
+            }
             yield Row(number, {"split": SPLITS.get(split, split), **_without_gaps({**row, **words})})

@@ -66,6 +66,107 @@ def test_ones_own_wording_is_a_template_and_part_of_the_fingerprint(tmp_path: Pa
             task(path, template=wrong)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"template": "{{ history[0].text }} {{ input }}"}, "list object has no element 0.*and there may be none"),
+        ({"template": "{{ input }}{{ 1 / 0 }}"}, r"cannot be used \(ZeroDivisionError: division by zero\)"),
+        ({"template_without": "{{ input + 1 }}"}, r"cannot be used \(TypeError: "),
+        (
+            {"rubric": "{% for item in history %}{{ item.text }}{% endfor %}100"},
+            "no attribute 'text'.*of history are texts",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_is_one_line(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        task(write(tmp_path, LINES), **options)
+
+
+def test_a_template_that_only_some_examples_can_fill_in_is_one_line(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path
+) -> None:
+    write(tmp_path, LINES)
+    (tmp_path / "mine.jinja").write_text("{{ 1 / (input | length - 16) }} {{ input }}")
+    done = harness(f"run --method plain --task ./mine.jsonl --task_set template=mine.jinja --model {toy}")
+    assert done.code == 2 and "the template cannot be used (ZeroDivisionError" in done.error()
+
+
+def test_a_template_file_is_read_as_it_is_or_refused(tmp_path: Path) -> None:
+    path, file = write(tmp_path, LINES), tmp_path / "mine.txt"
+    file.write_bytes(b"\xef\xbb\xbfSay: {{ input }}")
+    assert task(path, template=str(file)).template.source == "Say: {{ input }}"
+    file.write_bytes(b"caf\xe9 {{ input }}")
+    with pytest.raises(DataMissing, match=r"mine\.txt: byte 3 is no UTF-8; convert the file"):
+        task(path, template=str(file))
+    with pytest.raises(
+        DataMissing, match=r"none\.txt cannot be read .*; give a text, or the path of a file that holds it"
+    ):
+        task(path, template=str(tmp_path / "none.txt"))
+
+
+def test_a_history_is_oldest_first_where_all_of_it_has_dates(tmp_path: Path) -> None:
+    lines = [
+        {"user": "ann", "input": text, "target": f"{text}!", "date": date}
+        for text, date in (("new", "2024-05-01"), ("old", "2019-12"), ("first of two", "2020"), ("second", "2020"))
+    ]
+    made = task(write(tmp_path, lines))
+    seen = {
+        i.example.text: [record.fields["input"] for record in i.example.user.history] for i in made.items(Selection())
+    }
+    assert seen == {
+        "old": [],
+        "first of two": ["old"],
+        "second": ["old", "first of two"],
+        "new": ["old", "first of two", "second"],
+    }
+    undated = task(write(tmp_path, [*lines, {"user": "ann", "input": "x", "target": "y"}], "undated.jsonl"))
+    assert [len(item.example.user.history) for item in undated.items(Selection())] == [0, 1, 2, 3, 4]
+    given = [{"input": "b", "output": "2", "date": "2024-02-01"}, {"input": "a", "output": "1", "date": "2024-01-31"}]
+    histories = [LINES[1] | {"history": history} for history in (given, given[::-1])]
+    prompts = []
+    for number, line in enumerate(histories):
+        (item,) = task(write(tmp_path, [line], f"{number}.jsonl")).items(Selection())
+        prompts.append(item.example.prompt(item.example.user.history).render())
+        assert [len(pair.example.user.history) for pair in item.example.user.pairs] == [0, 1]
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize("date", ["31-12-2024", "24-05-31", "2024-31-12", "2024-05-31-01", "2024-00"])
+def test_a_date_in_another_order_is_refused(tmp_path: Path, date: str) -> None:
+    with pytest.raises(DataMissing, match=r"line 1: field date: .*expected a date as in 2024-05-31, found"):
+        task(write(tmp_path, [LINES[1] | {"date": date}])).items(Selection())
+
+
+def test_fields_without_a_value_and_dates_are_read_from_tables_as_from_lines(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet
+
+    line = {
+        "user": "ann",
+        "input": "tea?",
+        "target": "No",
+        "history": [
+            {"input": "lunch?", "output": "Yes", "date": "2024-01-01"},
+            {"text": "a text", "date": "2024-01-02"},
+        ],
+    }
+    day = datetime.date(2024, 5, 1)
+    rows = [line | {"date": day}, line | {"date": None, "history": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    lines = [line | {"date": "2024-05-01"}, {name: line[name] for name in ("user", "input", "target")}]
+    read = [task(path).items(Selection()) for path in (tmp_path / "mine.parquet", write(tmp_path, lines))]
+    assert read[0] == read[1] and len(read[0][0].example.user.history) == 2
+    noon = datetime.datetime(2024, 5, 1, 12)
+    parquet.write_table(pyarrow.Table.from_pylist([line | {"date": noon}]), tmp_path / "noon.parquet")
+    with pytest.raises(
+        DataMissing, match=r"field date: .*expected a date as in 2024-05-31, found '2024-05-01T12:00:00'"
+    ):
+        task(tmp_path / "noon.parquet").items(Selection())
+
+
 def test_a_table_of_user_text_and_reply_works_at_once_with_earlier_lines_for_a_history(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_bytes(
         '\ufeffuser,text,reply\nann,lunch?,Sure\nbob,tea?,"No,\nthanks"\nann,café?,Yes\n'.encode()
@@ -132,6 +233,18 @@ def test_a_hub_data_set_is_read_from_a_folder_with_its_splits_and_label_names(tm
         task(Path("hf:org/none")).items(Selection())
 
 
+def test_a_label_that_is_not_there_is_named(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    kinds = Features({"user": Value("string"), "text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = {"user": ["ann", "bob"], "text": ["a", "b"], "label": [1, None]}
+    Dataset.from_dict(rows, features=kinds).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(
+        DataMissing, match="line 2: field target: Field required; this line has 'split', 'user', 'text'"
+    ):
+        task(Path(f"hf:{tmp_path}/set")).items(Selection())
+
+
 def test_names_of_files_say_their_kind_shortly() -> None:
     assert task_name("csv:mine.csv") == "users:mine.csv" and task_name("./mine.jsonl") == "users:./mine.jsonl"
     assert task_name("hf:org/name") == "users:hf:org/name"
@@ -164,6 +277,17 @@ def test_answers_become_choices_by_option_and_have_a_macro_f1(tmp_path: Path) ->
         assert task(write(tmp_path, LINES[:1], "one.jsonl"), kind="choice").labels
     with pytest.raises(DataMissing, match=r"line 1: field target: 'Sure!' is no number \(kind=number\)"):
         task(write(tmp_path, LINES), kind="number").describe_data()
+
+
+def test_labels_that_differ_in_white_space_are_one(tmp_path: Path) -> None:
+    lines = [{"user": f"u{n}", "text": f"{n}", "label": ("no", "yes", "yes ")[n % 3]} for n in range(6)]
+    made = task(write(tmp_path, lines), kind="choice")
+    assert made.labels == ("no", "yes")
+    graded = [
+        made.grade(Sample(i.example.id, i.example.user.id, response=i.targets[0].strip(), targets=i.targets))
+        for i in made.items(Selection())
+    ]
+    assert [made.aggregate(graded)[name].value for name in ("accuracy", "macro_f1")] == [1.0, 1.0]
 
 
 def test_metrics_are_chosen_by_name_and_packages_add_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +394,11 @@ def test_a_text_that_was_answered_is_what_was_asked_and_histories_of_strangers_a
     line = {"user": "u", "input": "x", "target": "y", "history": [{"text": "tea?", "output": "Yes!"}]}
     (item,) = task(write(tmp_path, [line])).items(Selection())
     assert dict(item.example.user.history[0].fields) == {"input": "tea?", "output": "Yes!"}
+    spelt = write(tmp_path, [{"user": "u", "history": ["a"]}, {"user": "ann ", "history": ["a"]}], "spelt.jsonl")
+    with pytest.raises(
+        DataMissing, match=r"spelt.jsonl: user 'ann ' is 'ann' of .*mine.jsonl but for how it is written"
+    ):
+        task(write(tmp_path, [line, line | {"user": "ann"}]), histories=str(spelt)).items(Selection())
     others = write(tmp_path, [{"user": "7", "history": ["a"]}], "others.jsonl")
     with pytest.raises(
         DataMissing, match=r"has the history of no user of .*mine.jsonl; the first there is 'u', here '7'"
