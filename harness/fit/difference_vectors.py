@@ -74,9 +74,13 @@ class Extraction:
 
 
 def at_block(vectors: Tensor, layer: int, shared: Fitted, trait: str) -> Tensor:
-    """One of the vectors [layers, D]. Raises UsageError where the model has no such block, or a file no vector for it."""
+    """One of the vectors [layers, D]. Raises UsageError where the model has no such block, a file no vector for it, or what was
+    extracted is no number."""
     if not 0 <= layer < len(vectors):
         raise UsageError(f"block {layer} does not exist; this model has blocks 0 to {len(vectors) - 1}")
     if vectors[layer].isnan().any():
-        raise UsageError(f"no vector of {trait} for block {layer}: {shared.meta['missing'][trait]}")
+        why = (
+            shared.meta.get("missing", {}).get(trait) or "what was extracted there is not finite; give a wider --dtype"
+        )
+        raise UsageError(f"no vector of {trait} for block {layer}: {why}")
     return vectors[layer]

@@ -139,7 +139,11 @@ def as_fitted(files: Sequence[str], lm: LanguageModel) -> Fitted:
     traits = [vectors.about.trait for vectors in read]
     if len(set(traits)) < len(traits):
         raise UsageError(f"two of the vector files are of the same trait ({', '.join(traits)}); give one each")
-    missing_blocks = {v.about.trait: v.about.missing for v in read if v.about.missing}
+    missing_blocks = {
+        v.about.trait: v.about.missing or f"{Path(file).name} holds no vector for that block"
+        for v, file in zip(read, files, strict=True)
+        if len(v.blocks) < lm.sites.layers
+    }
     meta = {"traits": traits, "poolings": poolings, "yields": {}, "split_half_cosine": {}, "missing": missing_blocks}
     return Fitted(tensors, meta)
 
@@ -266,7 +270,10 @@ def load(path: Path) -> Vectors:
 
 
 def from_persona(path: Path, *, layers: Sequence[int] | None = None) -> Vectors:
-    """Rows of `layers` (all blocks but the last by default). Raises UsageError where the last is asked for."""
+    """Rows of `layers` (all blocks but the last by default); one of zeros is no vector, but what is written where there is none.
+
+    Raises UsageError where the last is asked for.
+    """
     rows = _numbers(torch.load(path, map_location="cpu", weights_only=True), path)
     if rows.dim() != 2 or len(rows) < 3:
         raise UsageError(f"vector file {path}: expected a tensor [layers + 1, D], found {list(rows.shape)}")
@@ -281,8 +288,12 @@ def from_persona(path: Path, *, layers: Sequence[int] | None = None) -> Vectors:
     for suffix in ("_prompt_avg", "_prompt_last"):
         name, kind = (name.removesuffix(suffix), suffix) if name.endswith(suffix) else (name, kind)
     pooling = {"_prompt_avg": "prompt", "_prompt_last": "last_prompt"}.get(kind, "response")
-    about = About(name or path.stem, layers=count, pooling=pooling, missing=f"{path.name}: {why}")
-    return Vectors({block: rows[block + 1].clone() for block in wanted}, about)
+    empty = [block for block in wanted if rows.shape[1] and not rows[block + 1].any()]
+    missing = f"{path.name}: {why}"
+    if empty:
+        missing += f"; rows of zeros, those of blocks {_ranges(empty)}, hold no vector"
+    about = About(name or path.stem, layers=count, pooling=pooling, missing=missing)
+    return Vectors({block: rows[block + 1].clone() for block in wanted if block not in empty}, about)
 
 
 def to_persona(vectors: Vectors, path: Path) -> tuple[int, ...]:

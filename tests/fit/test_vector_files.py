@@ -224,6 +224,29 @@ def test_what_a_file_does_not_hold_is_said_when_it_is_needed(tmp_path: Path) -> 
             changed.plan(_example(), state, None)
 
 
+@pytest.mark.parametrize("name", ["calm.safetensors", "calm_response_avg_diff.pt"])
+def test_of_a_file_with_some_blocks_the_others_are_not_steered_with(tmp_path: Path, name: str) -> None:
+    """Persona-vector tools have rows for all blocks; those that are left out are written as zeros."""
+    path = tmp_path / name
+    write_vectors(_vectors(revision="").at([1]), path)
+    assert list(read_vectors(path).blocks) == [1]
+    with pytest.raises(UsageError, match="no vector of calm for block 0; there are vectors for 1"):
+        read_vectors(path, [0, 1])
+    state = as_fitted([str(path)], random_lm())
+    assert PersonaVector(layer=1).plan(_example(), state, None).streams[0].edits
+    for method in (PersonaVector(layer=0), Clamp(band="0-1", universal="per_layer"), Clamp(band="1", peaks=(0,))):
+        with pytest.raises(UsageError, match=rf"no vector of calm for block 0: .*{path.name}.* hold"):
+            method.plan(_example(), state, None)
+
+
+def test_a_vector_that_overflowed_where_it_was_extracted_is_one_line() -> None:
+    rows = torch.ones(LAYERS, WIDTH)
+    rows[1, 3] = torch.nan
+    state = Fitted({"calm.response.vector": rows}, {"traits": ["calm"]})
+    with pytest.raises(UsageError, match="no vector of calm for block 1: what was extracted there is not finite"):
+        PersonaVector(layer=1).plan(_example(), state, None)
+
+
 @pytest.fixture
 def calm_key(harness: Callable[[str], Any], toy: Path) -> str:
     """Key of vectors fitted on the toy model."""
