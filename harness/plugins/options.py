@@ -120,8 +120,13 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     hints = typing.get_type_hints(cls.__init__)
     allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")
-    given = {"data": data} if data is not None and "data" in allowed else {}
+    given = {"data": data} if data is not None and takes_data(cls) else {}
     return cls(**options, **given), options
+
+
+def takes_data(cls: type[Task]) -> bool:
+    """Whether the task reads a folder of files (`--data`)."""
+    return "data" in inspect.signature(cls).parameters
 
 
 def rebuild_task(cls: type[Task], options: Mapping[str, Any], data: str | None) -> Task:
@@ -131,7 +136,7 @@ def rebuild_task(cls: type[Task], options: Mapping[str, Any], data: str | None) 
     hints = typing.get_type_hints(cls.__init__)
     own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a task that is not registered
     given: dict[str, Any] = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in own.items()}
-    if data is not None and "data" in inspect.signature(cls).parameters:
+    if data is not None and takes_data(cls):
         given["data"] = data
     return cls(**given)
 

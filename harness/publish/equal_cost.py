@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.plugins.options import build_method
+from harness.plugins.options import build_method, takes_data
 from harness.plugins.registry import method_row, task_class
 from harness.records.schema import RunRecord
 from harness.records.store import read_record, read_samples
@@ -67,8 +67,9 @@ def _words(record: RunRecord, data: str | None, varied: str) -> list[str]:
         options = {name: value for name, value in options.items() if usual.get(name) != value}
     except HarnessError:
         method = "./METHOD.py"
+    reads = True
     try:
-        task_class(c.task.name)
+        reads = takes_data(task_class(c.task.name))
         task = c.task.name
     except HarnessError:
         task = "./TASK"
@@ -79,7 +80,7 @@ def _words(record: RunRecord, data: str | None, varied: str) -> list[str]:
     words += [word for name, value in c.task.options.items() for word in ("--task_set", f"{name}={_text(value)}")]
     split = c.data.fit_split if c.data.fit_split and ":" not in c.data.fit_split else "train"
     words += ["--split", split]
-    if data or "lamp-mini" not in c.data.description:
+    if reads and (data or "lamp-mini" not in c.data.description):
         words += ["--data", data or "FOLDER"]
     for name in ("limit", "users"):
         if getattr(c.selection, name) is not None:

@@ -17,7 +17,7 @@ from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.plan import TEMPERATURES, Sampling, sane_temperature
-from harness.plugins.options import build_method, build_task
+from harness.plugins.options import build_method, build_task, takes_data
 from harness.plugins.registry import method_row, task_class, task_name, task_source
 from harness.plugins.returned import described, fingerprint_of, generation_of, items_of
 from harness.records.select import OWN
@@ -222,10 +222,11 @@ def grid(
     A task to fit on has the options `fit_settings`, before them those of the evaluated task where it is of one family.
     A setting or preset `dps.gamma=1` is for that one of several methods, one without a method's name for all.
     """
-    if fit_settings and fit_task is None:
-        raise UsageError(
-            f"--fit_set {fit_settings[0]} is an option of another task to fit on; name it, as in --fit_task persona:religion"
-        )
+    for option, of_fit in (("--fit_set", next(iter(fit_settings), None)), ("--fit_data", fit_data)):
+        if of_fit is not None and fit_task is None:
+            raise UsageError(
+                f"{option} {of_fit} is about another task to fit on; name it, as in --fit_task persona:religion"
+            )
     for option, given in (("--set", method_settings), ("--task_set", task_settings), ("--fit_set", fit_settings)):
         _check_once(option, given)
     rows = [method_row(name) for name in methods]
@@ -250,11 +251,13 @@ def grid(
             )
         )
     cells = []
+    unread = data is not None
     for task in map(task_name, tasks):
         made, options = build_task(task_class(task), task, task_settings, data)
         source = task_source(task)
         if source is not None:
             options["source_sha256"] = source
+        unread &= not takes_data(type(made))
         chosen = replace(settings, split=settings.split or made.default_split)
         other: tuple[str, Task] | None = None
         fit_options: dict[str, Any] = {}
@@ -264,8 +267,19 @@ def grid(
             if (fit_source := task_source(fit_task)) is not None:
                 fit_options["source_sha256"] = fit_source
             other = (task_name(fit_task), fit_on)
+            unread &= not takes_data(type(fit_on))
+            if fit_data is not None and not takes_data(type(fit_on)):
+                raise UsageError(f"--fit_data {fit_data}: {fit_task} reads no folder of files; leave it out")
+        elif fit_settings or fit_data not in (None, data):
+            raise UsageError(
+                f"--fit_set and --fit_data are about another task than {task}, which is evaluated; it is fitted on with its own "
+                "options and files, so leave them out"
+            )
         for row, preset, method in built:
             cells.append(Cell(row.name, method, task, made, chosen, options, preset, other, fit_options, row.source))
+    if unread:
+        names_of_tasks = ", ".join(map(task_name, tasks))
+        raise UsageError(f"--data {data}: {names_of_tasks} reads no folder of files; leave it out")
     return cells
 
 

@@ -453,6 +453,33 @@ def test_the_task_to_fit_on_has_its_own_options_and_length_of_answers(tmp_path: 
         grid(["persona_vector"], ["mmlu"], Settings(), fit_settings=["prompts=tiny"])
 
 
+@pytest.mark.parametrize(
+    ("tasks", "given", "words"),
+    [
+        (["persona:islam"], {"data": "FOLDER"}, "--data FOLDER: persona:islam reads no folder of files; leave it out"),
+        (["lamp4"], {"fit_data": "FOLDER"}, "--fit_data FOLDER is about another task to fit on; name it"),
+        (["lamp4"], {"fit_task": "LaMP-4", "fit_data": "FOLDER"}, "about another task than lamp4, which is evaluated"),
+        (
+            ["mmlu", "lamp4"],
+            {"fit_task": "lamp4", "fit_settings": ["split_by=time"]},
+            "another task than lamp4, which is",
+        ),
+        (["mmlu"], {"fit_task": "persona:islam", "fit_data": "FOLDER"}, "persona:islam reads no folder of files"),
+    ],
+)
+def test_a_folder_or_an_option_that_nothing_reads_is_refused(
+    tasks: list[str], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        grid(["plain"], tasks, Settings(), **given)
+
+
+def test_a_folder_is_for_those_of_several_tasks_that_read_one() -> None:
+    made = grid(["plain"], ["persona:islam", "lamp4"], Settings(), data="lamp-mini")
+    fitted = grid(["plain"], ["persona:islam"], Settings(), data="lamp-mini", fit_task="lamp4")
+    assert [cell.task_name for cell in (*made, *fitted)] == ["persona:islam", "lamp4", "persona:islam"]
+
+
 @dataclass(frozen=True)
 class Adapter(Method):
     """A state a user; none for those in `unlucky`."""
