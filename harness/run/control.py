@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NoReturn, overload
 
-from harness.data import Labelled, User
+from harness.data import HistoryItem, Labelled, User
 from harness.errors import UsageError
 
 Control = Literal["none", "wrong_user", "shuffled"]
@@ -38,16 +38,42 @@ def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequen
 
 
 def _exchanged(users: Sequence[User], seed: int) -> dict[str, User]:
-    """In a seeded circle everyone gets the history of the next."""
+    """In a seeded circle everyone gets the history of the next: where that would be one like their own, of the next who has another.
+
+    Raises UsageError where there is no circle in which everyone gets another.
+    """
     if len(users) < 2:
         raise UsageError("--control wrong_user needs two users with a history; this selection has fewer")
     circle = list(users)
     Random(f"wrong_user/{seed}").shuffle(circle)
     givers = [*circle[1:], circle[0]]
+    if any(map(_alike, circle, givers)):
+        groups: list[list[User]] = []
+        for user in circle:
+            group = next((group for group in groups if _alike(group[0], user)), None)
+            groups.append([user]) if group is None else group.append(user)
+        most = max(map(len, groups))  # the circle group by group: that many places on nobody is in their own
+        if 2 * most > len(circle):
+            raise UsageError(
+                f"--control wrong_user needs another history for everyone, and {most} of {len(circle)} users have the same one"
+            )
+        circle = [user for group in groups for user in group]
+        givers = [*circle[most:], *circle[:most]]
     return {
         user.id: GivenUser(user.id, other.history, other.pairs, other.owner)
         for user, other in zip(circle, givers, strict=True)
     }
+
+
+def _alike(one: User, other: User) -> bool:
+    """Whether their histories say the same, under whatever ids."""
+    return len(one.history) == len(other.history) and all(
+        a is b or _said(a) == _said(b) for a, b in zip(one.history, other.history, strict=True)
+    )
+
+
+def _said(item: HistoryItem) -> dict[str, str]:
+    return {name: value for name, value in item.fields.items() if name != "id"}
 
 
 def _shuffled(user: User, seed: int) -> User:

@@ -84,6 +84,28 @@ def test_a_history_without_pairs_is_given_with_whose_it_is_so_that_a_control_rea
             assert item.example.user.owner == owner_of[id(item.example.user.history)] != item.example.user.id
 
 
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 2, 1), (1, 4, 2, 1), (1, 1, 1), (3, 1, 1)])
+def test_users_of_equal_histories_get_one_that_is_not_their_own(items, sizes):
+    """Of colleagues who share what they wrote each is as good as the other."""
+    users = [
+        User(
+            f"{group}.{number}",
+            tuple(replace(record, id=f"{number}/{record.id}") for record in items[group].example.user.history),
+        )
+        for group, size in enumerate(sizes)
+        for number in range(size)
+    ]
+    asked = [replace(item, example=replace(item.example, user=user)) for item, user in zip(items, users, strict=False)]
+    for seed in range(5):
+        if 2 * max(sizes) > len(users):
+            with pytest.raises(UsageError, match="another history for everyone, and 3 of 5 users have the same one"):
+                controlled(asked, "wrong_user", seed)
+            continue
+        given = [item.example.user for item in controlled(asked, "wrong_user", seed)]
+        assert sorted(user.owner for user in given) == sorted(user.id for user in users)
+        assert all(user.owner.split(".")[0] != user.id.split(".")[0] for user in given)
+
+
 def test_no_control_changes_nothing_and_one_user_has_no_other(items):
     assert controlled(items, "none", 0) is items
     with pytest.raises(UsageError, match="two users"):
