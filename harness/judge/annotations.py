@@ -19,7 +19,7 @@ import numpy as np
 from harness.errors import UsageError
 from harness.files import replace_file
 from harness.files.shown import csv_cell
-from harness.judge.pairwise import config_of, draw, mean, profile, shares
+from harness.judge.pairwise import Comparison, config_of, draw, mean, profile, shares
 from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, held, read, read_pairs, write
 from harness.records import provenance
 from harness.records.schema import MetricValue
@@ -42,13 +42,15 @@ def export(
 ) -> tuple[Path, Path]:
     """Write the pairs for annotators to `path`, and the comparison they belong to; its folder and the file.
 
-    Raises UsageError where an earlier export had other pairs, which votes are still to come for, or are there.
+    Raises UsageError where an earlier export had other pairs, which votes are still to come for, or are there, and where
+    `path` is a file with anything else in it than that export wrote, such as votes.
     """
     comparison = draw(a, b, count=count, seed=seed, data=data)
     config = config_of(comparison, count, seed, profile_items)
     record = PairRecord(config=config, hash=config.hash8(), pairs=len(comparison.pairs), started=provenance.now())
     folder = record.folder(comparison.root)
     path = path or folder / "annotate.csv"
+    content = _blank(comparison, profile_items)
     with held(folder):
         there = read_pairs(folder)  # votes that are there stay
         if there and [_drawn(pair) for pair in there] != [_drawn(pair) for pair in comparison.pairs]:
@@ -56,8 +58,19 @@ def export(
                 f"{folder} has other pairs than the runs have now, since one of them has answered more; a vote would be counted "
                 "for another pair than was shown: use the file of the first export, or move that folder away and export anew"
             )
+        if path.exists() and (not path.is_file() or path.read_bytes() != content):
+            raise UsageError(
+                f"{path} is there and is no empty form of these pairs: it may hold somebody's votes; move it away, or give another "
+                "--output_path"
+            )
         if not there:
             write(folder, record, comparison.pairs)
+    replace_file(path, content)
+    return folder, path
+
+
+def _blank(comparison: Comparison, profile_items: int) -> bytes:
+    """The file without votes, with the mark by which spreadsheets know UTF-8."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
@@ -66,9 +79,7 @@ def export(
         lines = "\n".join(profile(shown.example, profile_items))
         shown_texts = (lines, shown.example.text, *shown.answers(pair.first))
         rows.writerow([pair.code, *map(csv_cell, shown_texts), "", "", ""])
-    # with the mark by which spreadsheets know UTF-8
-    replace_file(path, text.getvalue().encode("utf-8-sig", errors="replace"))
-    return folder, path
+    return text.getvalue().encode("utf-8-sig", errors="replace")
 
 
 def _drawn(pair: Pair) -> tuple[str, str, str]:

@@ -321,6 +321,12 @@ def test_exporting_again_keeps_the_votes(save: Save, tmp_path: Path) -> None:
     assert export(a, b) == (folder, file)
     assert file.read_bytes() == before
     assert import_votes(folder, []).annotators == ["ann"]
+    voted = filled(file, fan_of("dps"), file).read_bytes()  # in place, rather than in a copy
+    with pytest.raises(
+        UsageError, match=r"annotate\.csv is there and is no empty form of these pairs: it may hold somebody's"
+    ):
+        export(a, b)
+    assert file.read_bytes() == voted
 
 
 def test_a_vote_never_reaches_another_pair_than_the_one_that_was_shown(save: Save, tmp_path: Path) -> None:
