@@ -139,7 +139,7 @@ def show(
         list[str],
         typer.Argument(metavar="RUN", help="Folders of records, hashes or globs; several stand side by side."),
     ],
-    samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N")] = 5,
+    samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N", min=0)] = 5,
     beside: Annotated[list[str], typer.Option(hidden=True)] = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(metavar="FOLDER", help="The task's files, for the questions.")] = None,
 ) -> None:
@@ -265,6 +265,7 @@ def check_(
 
 @data_app.command("get")
 def data_get(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(metavar="TASK", help="Such as lamp4; or wordnet, which METEOR reads.")],
     split: Annotated[str, typer.Option(help="user or time.")] = "user",
     part: Annotated[list[str], typer.Option(help="train, dev or test. Repeatable.")] = ["train", "dev", "test"],  # noqa: B006
@@ -282,11 +283,20 @@ def data_get(
     ] = [],  # noqa: B006
 ) -> None:
     """Download a task's official files, with progress, resume and a recorded checksum; or make WordNet's for METEOR."""
+    given = [
+        name for name in ("split", "part", "dest") if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
     if task == "wordnet":
         from harness.cli.fetch import wordnet
 
+        if given:
+            raise UsageError(
+                "wordnet goes where METEOR looks for it, in the user's cache, which $HARNESS_CACHE moves; give --from alone"
+            )
         say(wordnet.get(source))
         return
+    if source:
+        raise UsageError(f"--from {source[0]} is about wordnet; {task} is downloaded")
     from harness.cli.fetch import download
     from harness.plugins.registry import task_name
 

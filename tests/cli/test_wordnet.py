@@ -71,6 +71,14 @@ def test_lexnames_is_the_table_of_wordnets_manual() -> None:
         assert wordnet.lexnames().split() == published.read_text().split()
 
 
+def test_what_is_not_about_wordnet_or_about_nothing_else_is_refused(harness: Callable, tmp_path: Path) -> None:
+    for given in ("--output_path there", "--split time", "--part dev"):
+        done = harness(f"data get wordnet {given}")
+        assert done.code == 2 and "wordnet goes where METEOR looks for it" in done.err
+    done = harness("data get lamp4 --from here")
+    assert done.code == 2 and "--from here is about wordnet; lamp4 is downloaded" in done.err
+
+
 @pytest.mark.skipif(not (wordnet.INSTALLED / "data.noun").is_file(), reason="needs Debian's wordnet-base installed")
 def test_meteor_reads_what_was_made(harness: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     texts = ("a big hound is running over the fields", "The large dog ran across a field.")
