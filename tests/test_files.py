@@ -6,10 +6,12 @@ import ast
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from harness import files
 from harness.errors import HarnessError, UsageError
 from harness.files import Lock, file_name, id_of, named, names_of, replace_file, replacing_folder, write_names
+from harness.files.locks import try_lock
 from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted
 
@@ -139,6 +142,26 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path):
         assert mine.is_dir()
         (mine / "a").write_text("")
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["a"]
+
+
+def test_a_draft_that_is_being_cleared_up_is_not_begun_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else the one removes what the other has just put into place."""
+    (tmp_path / ".x.00000000.draft").mkdir()
+    remove, taken = shutil.rmtree, []
+
+    def look(path: Path, *args: Any, **options: Any) -> None:
+        if os.path.isdir(path):
+            file = os.open(path, os.O_RDONLY)
+            taken.append(try_lock(file))
+            os.close(file)
+        remove(path, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    with replacing_folder(tmp_path / "x") as draft:
+        (draft / "a").touch()
+    assert taken == [False] and os.listdir(tmp_path) == ["x"]
 
 
 def test_a_refusal_of_the_system_is_one_line(tmp_path: Path):

@@ -140,19 +140,23 @@ def _sweep(place: Path, name: str) -> None:
         for path in left:
             if path.is_symlink():
                 path.unlink(missing_ok=True)
-            elif _abandoned(path):
-                with suppress(OSError):
+                continue
+            with _abandoned(path) as abandoned, suppress(OSError):
+                if abandoned:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _abandoned(draft: Path) -> bool:
+@contextmanager
+def _abandoned(draft: Path) -> Iterator[bool]:
+    """Whether no process is writing it; while the block runs none can begin to."""
     try:
         file = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        yield False
+        return
     try:
         held = try_lock(file)
-        return time.time() - os.fstat(file).st_mtime > _DAY if held is None else held
+        yield time.time() - os.fstat(file).st_mtime > _DAY if held is None else held
     finally:
         os.close(file)
 

@@ -83,10 +83,12 @@ class Scheduler(Others):
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Of this process too, as its workers have: sums over two threads have other last bits."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In this process and in its workers: sums over two threads have other last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
     yield
     torch.set_num_threads(threads)
 
