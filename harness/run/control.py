@@ -51,7 +51,10 @@ def _exchanged(users: Sequence[User], seed: int) -> dict[str, User]:
         groups: list[list[User]] = []
         for user in circle:
             group = next((group for group in groups if _alike(group[0], user)), None)
-            groups.append([user]) if group is None else group.append(user)
+            if group is None:
+                groups.append([user])
+            else:
+                group.append(user)
         most = max(map(len, groups))  # the circle group by group: that many places on nobody is in their own
         if 2 * most > len(circle):
             raise UsageError(
