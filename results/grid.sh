@@ -53,6 +53,10 @@ reft="batch_size=4 --set epochs=3"
 lora_p="batch_size=4 --set epochs=3"
 persona="--temperature 1 --max_new_tokens 64 --judge words --batch_size 100"
 vector="--set k=0 --set rollouts=1"
+# what one core of a CPU does in about half an hour a line
+cpu="$lamp --batch_size 8"
+some7="$longest7 --limit 50"
+a_few="--fit_split train:0.02"
 mmlu="--data $SHARED/mmlu --batch_size 64"
 of_personas="--max_new_tokens 64 $vector"
 patching="--task_set subjects=global_facts,philosophy,sociology,world_religions --task_set per_subject=4
