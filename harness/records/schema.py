@@ -371,7 +371,8 @@ class RunRecord(_Part):
         """
         config, judge = self.config, self.config.judge
         judged = None if judge is None else [judge.name, judge.revision, judge.options]
-        samples = [config.data.split, config.data.fingerprint, config.selection.model_dump(), self.held_out_users]
+        ids = sorted(id for batch in self.batches for id in batch)  # without what is held out for fitting
+        samples = [config.data.split, config.data.fingerprint, config.selection.model_dump(), hash_of({"ids": ids})]
         return json.dumps([self.weights, config.task.model_dump(), samples, judged], sort_keys=True)
 
     @model_validator(mode="before")

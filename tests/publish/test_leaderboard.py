@@ -114,6 +114,7 @@ def test_runs_that_share_a_models_name_and_no_more_are_ranked_apart(
         )
     records = [run_record(one, rouge1=0.2), run_record(other, rouge1=0.9)]
     if what == "held-out users":
+        records[0].batches, records[1].batches = [["1", "2", "3"]], [["3"]]
         records[1].held_out_users = ["1", "2"]
     for record in records:
         save(results, record)
@@ -121,6 +122,15 @@ def test_runs_that_share_a_models_name_and_no_more_are_ranked_apart(
     assert [[row.place for row in ranking.rows] for ranking in found] == [[1], [1]]
     assert len({ranking.title for ranking in found}) == 2
     assert all(ranking.title.startswith("llama3-8b · lamp4 · ") for ranking in found)
+
+
+def test_users_held_out_of_another_split_leave_the_ranking_whole(run_config: Configs, run_record: Records):
+    records = [run_record(run_config("plain"), rouge1=0.2), run_record(run_config("perfit"), rouge1=0.1)]
+    for record in records:
+        record.batches = [["1", "2"], ["3"]]
+    records[1].held_out_users = ["a train user"]
+    (ranking,) = leaderboard.rankings(records)
+    assert [row.place for row in ranking.rows] == [1, 2]
 
 
 def test_a_method_whose_answers_may_be_longer_than_the_others_says_so(run_config: Configs, run_record: Records):

@@ -394,7 +394,7 @@ def test_users_held_out_of_one_run_alone_leave_nothing_best(
 ):
     save(run_record(run_config(method="plain", limit=200), n=200, rouge1=0.1))
     held = run_record(run_config(method="rag", limit=200), n=200, rouge1=0.2)
-    held.held_out_users = ["1", "2"]
+    held.held_out_users, held.batches = ["1", "2"], [["3"]]
     save(held)
     assert not any(cell["best"] for cell in measured(tmp_path).values())
 
