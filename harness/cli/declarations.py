@@ -168,6 +168,9 @@ class Options(Judged, total=False):
         AnyPath, Option("Folder to write to.", OUTPUT, metavar="PATH", cli=Path, spellings=("output", "path"))
     ]
     allow_noop: Annotated[bool, Option("Exit 0 though a method changed nothing.", OUTPUT)]
+    effect_samples: Annotated[
+        int, Option("Answers to compare with the unedited model's; 0: none.", MACHINE, 32, minimum=0, metavar="N")
+    ]
     retry_failed: Annotated[bool, Option("Run the failed samples of a finished record again.", OUTPUT)]
 
 

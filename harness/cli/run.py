@@ -73,6 +73,7 @@ RUN = (
     "judge_base_url",
     "judge_set",
     "batch_size",
+    "effect_samples",
     "dtype",
     "device",
     "device_map",
@@ -87,9 +88,9 @@ RUN = (
 FIT = tuple(
     name
     for name in RUN
-    if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "batch_size", "output_path", "json"}
+    if name not in {"control", "limit", "users", "temperature", "top_p", "top_k", "output_path", "json"}
     and name not in {"judge", "judge_base_url", "judge_set", "allow_noop", "retry_failed", "exclude_leaks"}
-    and name not in {"model_base_url", "model_set"}
+    and name not in {"model_base_url", "model_set", "batch_size", "effect_samples"}
 )
 
 
@@ -324,6 +325,7 @@ def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Optio
         seed=asked["seed"],
         output_path=Path(asked["output_path"]),
         allow_noop=asked["allow_noop"],
+        effect_samples=asked["effect_samples"],
         retry_failed=asked["retry_failed"],
     )
     shots = [] if asked["num_fewshot"] is None else [f"num_fewshot={asked['num_fewshot']}"]

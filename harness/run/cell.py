@@ -48,6 +48,8 @@ class Settings:
     seed: int = 0
     output_path: Path = OWN
     allow_noop: bool = False
+    effect_samples: int = 32
+    """Answers that are compared with the unedited model's, to see whether the method did anything; 0 = none."""
     exclude_leaks: bool = False
     """Whether items whose history holds the answer are left out (`harness.run.leaks`)."""
     retry_failed: bool = False
@@ -69,6 +71,7 @@ class Settings:
                 "1 or more",
             ),
             ("batch_size", self.batch_size, self.batch_size is None or self.batch_size >= 1, "auto, or 1 or more"),
+            ("effect_samples", self.effect_samples, self.effect_samples >= 0, "0, which compares nothing, or more"),
         ):
             if not valid:
                 raise UsageError(f"--{name} {value} is not valid; allowed: {allowed}")

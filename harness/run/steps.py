@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from harness.engine.model import LanguageModel
     from harness.run.system import ModelSystem
 
-EFFECT_SAMPLES = 32
-"""Samples on which the method is compared with the unedited model."""
-
 _COUNTS = [field.name for field in fields(Cost)]
 _SAVED = ("forward_passes", "prefill_tokens", "decode_tokens", "flops")
 
@@ -376,7 +373,10 @@ def _measure(hands: Hands, cell: Cell, folder: RunFolder, record: RunRecord) -> 
     record.serving = hands.serving(record.batch_costs, record.serving)
     if record.serving is not None:  # what a server computes nobody knows
         cost.forward_passes = cost.flops = cost.peak_memory_bytes = None
-    compared, start = answered[:EFFECT_SAMPLES], time.perf_counter()
+    if not cell.settings.effect_samples:
+        record.notes.append("no answer was compared with the unedited model's (--effect_samples 0)")
+        return
+    compared, start = answered[: cell.settings.effect_samples], time.perf_counter()
     effect = yield from hands.effect([(example, sample.response or "") for example, sample in compared])
     if effect is not None:
         cost.effect_seconds = time.perf_counter() - start

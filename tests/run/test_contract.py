@@ -353,6 +353,16 @@ def test_a_mix_of_no_strength_is_caught_and_one_of_some_has_a_divergence(lm: Lan
     assert some.exit_code == 0 and (some.record.health.kl_to_base or 0) > 0.01
 
 
+def test_a_run_that_compares_no_answers_with_the_unedited_model_says_so(lm: LanguageModel, tmp_path: Path) -> None:
+    """What a method changed is then unknown, and answers and metrics are the same."""
+    cell = _cell(mine(lambda s: Plan((s,), Bias())), tmp_path / "off")
+    off = run_cell(lm, replace(cell, settings=replace(cell.settings, effect_samples=0)))
+    assert (off.exit_code, off.record.health.noop, off.record.cost.effect_seconds) == (0, None, None)
+    assert any("--effect_samples 0" in note for note in off.record.notes)
+    few = run_cell(lm, replace(cell, settings=replace(cell.settings, output_path=tmp_path / "few", effect_samples=1)))
+    assert few.record.health.noop and few.record.metrics == off.record.metrics
+
+
 # Files
 
 
