@@ -72,6 +72,23 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ";"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """As a GPU says it (torch.OutOfMemoryError), or a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def one_line(error: Exception) -> str:
+    """What a user can do about an error that is none of the above; empty where it is a mistake of the harness."""
+    if out_of_memory(error):
+        return (
+            "memory ran out; what is done is kept, and the same command goes on from there: free the device of other work, give "
+            "--device cpu, a smaller --dtype or a smaller model"
+        )
+    return raised_in_a_file(error)
+
+
 def raised_in_a_file(error: Exception) -> str:
     """What a file given as a method or task raised, and where in it; empty where it was none of them."""
     files = {os.path.abspath(str(module.__file__)) for name, module in sys.modules.items() if name.startswith("file ")}

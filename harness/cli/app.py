@@ -21,7 +21,7 @@ from harness.cli.run import fit, run
 from harness.cli.sweep import sweep
 from harness.cli.table import table
 from harness.cli.vectors import vectors_app
-from harness.errors import EXIT_CODES, HarnessError, OutsideTolerance, UsageError, raised_in_a_file
+from harness.errors import EXIT_CODES, HarnessError, OutsideTolerance, UsageError, one_line
 from harness.files.shown import message, say
 
 app = commands.app(
@@ -77,7 +77,7 @@ def main() -> None:
             sys.exit(1)
         _stop(f"{str(error.filename or 'output')[:300]}: {error.strerror or error}", 1)
     except Exception as error:
-        line = raised_in_a_file(error)
+        line = one_line(error)
         if not line:
             raise
         _stop(line, 1)

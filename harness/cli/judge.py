@@ -68,7 +68,15 @@ def score(
     raise typer.Exit(done.exit_code)
 
 
-@with_options("data", "model_path", "device", "json", help_data="Folder of the task's files.")
+@with_options(
+    "set",
+    "data",
+    "model_path",
+    "device",
+    "json",
+    help_set="Where a file or folder is that the record names by its content, as in writer=./folder. Repeatable.",
+    help_data="Folder of the task's files.",
+)
 def certify(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="A record's folder, or its hash.")],
     samples: Annotated[int, typer.Option(min=1, help="Samples to answer again.")] = 20,
@@ -91,7 +99,13 @@ def certify(
 
     console = Terminal()
     asked = Asked(
-        find_run(run_folder), path_text(given["data"]), path_text(given["model_path"]), file, given["device"], samples
+        find_run(run_folder),
+        path_text(given["data"]),
+        path_text(given["model_path"]),
+        file,
+        given["device"],
+        samples,
+        tuple(pairs_of(given["set"])),
     )
     found = certify(asked, console)
     console.close()

@@ -26,7 +26,7 @@ from harness.cli.declarations import (
     path_text,
     with_defaults,
 )
-from harness.errors import HarnessError, UsageError, did_you_mean, gravest, raised_in_a_file
+from harness.errors import HarnessError, UsageError, did_you_mean, gravest, one_line
 from harness.files.shown import say, without_credentials
 from harness.run.control import Control
 from harness.servers.address import ENDPOINT
@@ -274,7 +274,7 @@ def _each(cells: Sequence[Cell], act: Callable[[Cell], int], console: Console, *
             )
             codes.append(1)
         except Exception as error:  # a mistake in someone's method; the record says `failed`
-            line = raised_in_a_file(error)
+            line = one_line(error)
             console.say(f"harness: {line}") if line else say(without_credentials(format_exc()), stream=sys.stderr)
             codes.append(1)
     console.close()

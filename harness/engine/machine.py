@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from harness.engine.model import LanguageModel
+from harness.errors import out_of_memory
+
+T = TypeVar("T")
 
 SHARE = 0.7
 """Of the free memory that a batch may take; the rest is for what else grows."""
 _FIXED = 128 << 20
 """Bytes of a pass whatever its rows: the allocator's own."""
+
+
+def attempt(run: Callable[[], T]) -> T | None:
+    """What `run` returns; None where memory did not suffice for it."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    if torch.cuda.is_available():  # here the traceback, which holds the batch's tensors, is gone
+        torch.cuda.empty_cache()
+    return None
 
 
 def rows_that_fit(lm: LanguageModel, prompt_tokens: int, new_tokens: int) -> int | None:

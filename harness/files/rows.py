@@ -118,10 +118,17 @@ def _parquet(path: Path, content: bytes) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
+        table: Any = parquet.read_table(io.BytesIO(content))
+        rows: list[dict[str, Any]] = table.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataMissing(f"{path} is no parquet file ({first_line(error)[:100]})") from None
-    yield from (Row(number, _without_gaps(row)) for number, row in enumerate(rows, start=1))
+    kinds: Any = {}
+    if b"huggingface" in (table.schema.metadata or {}):  # of a data set of the hub, whose labels are numbers with names
+        import datasets
+
+        kinds = datasets.Features.from_arrow_schema(table.schema)
+    for number, row in enumerate(rows, start=1):
+        yield Row(number, _without_gaps(_with_names(row, kinds)))
 
 
 def _without_gaps(value: Any) -> Any:
@@ -155,12 +162,17 @@ def _hub(name: str, config: str | None) -> Iterator[Row]:
     splits = found if isinstance(found, dict) else {str(getattr(found, "split", None) or "dev"): found}
     number = 0
     for split, rows in splits.items():
-        named = {column: kind.int2str for column, kind in rows.features.items() if hasattr(kind, "int2str")}
         for row in rows.to_list():
             number += 1
-            words = {
-                column: say(row[column])
-                for column, say in named.items()
-                if (-1 if row[column] is None else row[column]) >= 0
-            }
-            yield Row(number, {"split": SPLITS.get(split, split), **_without_gaps({**row, **words})})
+            yield Row(number, {"split": SPLITS.get(split, split), **_without_gaps(_with_names(row, rows.features))})
+
+
+def _with_names(value: Any, kind: Any) -> Any:
+    """Numbers of labels, in lists and structures too, as their names; None where there is no label, which is -1."""
+    if hasattr(kind, "int2str"):
+        return kind.int2str(value) if value is not None and value >= 0 else None
+    if isinstance(value, dict) and isinstance(kind, dict):
+        return {name: _with_names(part, kind.get(name)) for name, part in value.items()}
+    if isinstance(value, list) and hasattr(kind, "feature"):
+        return [_with_names(part, kind.feature) for part in value]
+    return value

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from harness.data import Labelled, Prompt, User
 from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
-from harness.engine.machine import room_to_keep
+from harness.engine.machine import attempt, room_to_keep
 from harness.engine.model import LanguageModel
 from harness.engine.prompt_variants import ROW_TOKENS, Beginnings, score_variants
 from harness.engine.rows import Request
@@ -37,12 +37,12 @@ from harness.fit.artifacts import ArtifactStore, Checkpoint
 from harness.fit.heads import Head, Operator
 from harness.fit.profiles import Embedding, UserClusters, cluster_users, distances
 from harness.fit.screening import Screened, first_order, shortlist, until_sure
-from harness.fit.writer import ENDPOINT, EndpointWriter, Kept
+from harness.fit.writer import ENDPOINT, EndpointWriter, Kept, as_recorded
 from harness.method import Fitted, HeadRanking, Kit, Progress, Writer, Written
 from harness.plan import GENERATED, Edit, Plan, Site, Stream, Where
 from harness.plugins.registry import model_row
 from harness.servers.model import ServedModel
-from harness.task import Question, Rating, Sample
+from harness.task import TOO_LARGE, Question, Rating, Sample
 from harness.training import Adapter, Learner, Recipe, Shifts
 
 
@@ -147,7 +147,7 @@ class ModelKit:
 
     def _make_writer(self, name: str) -> Writer:
         if name.startswith(ENDPOINT):
-            return Kept(EndpointWriter(name.removeprefix(ENDPOINT)), [name], self.store)
+            return Kept(EndpointWriter(name), [as_recorded(name)], self.store)
         if name == "self" and isinstance(self.lm, ServedModel):
             served = EndpointWriter(self.lm.endpoint.model, self.lm.endpoint)
             return Kept(served, [self.lm.source], self.store)
@@ -179,19 +179,25 @@ class ModelKit:
             if prompt.dropped and not prompt.items:
                 found[number] = UserFailed(f"{self.lm.name} wrote nothing: no history item fits its context")
                 del requests[number]
-        waiting = sorted(requests, key=lambda number: requests[number].tokens)
+        waiting, most = sorted(requests, key=lambda number: requests[number].tokens), len(plans)
         while waiting:
             self.progress(label, len(found), len(plans))
             longest = requests[waiting[-1]]
             row_tokens = len(longest.plan.streams) * (longest.tokens + max_new_tokens)
-            size = max(1, ROW_TOKENS[self.lm.device.type] // row_tokens)
-            batch, waiting = waiting[-size:], waiting[:-size]
+            size = min(most, max(1, ROW_TOKENS[self.lm.device.type] // row_tokens))
+            batch = waiting[-size:]
             start, before = time.perf_counter(), self.decoder.cost.flops
-            answers = self.decoder.generate([requests[number] for number in batch], max_new_tokens=max_new_tokens)
-            share = {
-                "flops": (self.decoder.cost.flops - before) / len(batch),
-                "seconds": (time.perf_counter() - start) / len(batch),
-            }
+            some = [requests[number] for number in batch]
+            answers = attempt(partial(self.decoder.generate, some, max_new_tokens=max_new_tokens))
+            if answers is None and len(batch) > 1:
+                most = len(batch) // 2
+                continue
+            del waiting[-len(batch) :]
+            if answers is None:
+                found[batch[0]] = UserFailed(f"{self.lm.name} wrote nothing: {TOO_LARGE}")
+                continue
+            flops, seconds = self.decoder.cost.flops - before, time.perf_counter() - start
+            share = {"flops": flops / len(batch), "seconds": seconds / len(batch)}
             for number, answer in zip(batch, answers, strict=True):
                 prompt, text = requests[number].prompts[0], answer.text.strip()
                 cost = {"prefill_tokens": requests[number].tokens, "decode_tokens": len(answer.ids), **share}
@@ -223,9 +229,8 @@ class ModelKit:
             request, answer = self.reference(plan, target, f"{label}: sample {number}")
             first = plan.streams[0]
             edited = [(*first.edits, *v) for v in variants]
-            begun = (
-                None if first.adapters else self._begun
-            )  # which holds what the model makes of a beginning without any
+            # what is kept of beginnings is what the model makes of them without adapters
+            begun = None if first.adapters else self._begun
             with self.lm.adapted([first.adapters]) if first.adapters else contextlib.nullcontext():
                 scores = score_variants(self.lm, request.prompts[0].encoded, answer, edited, begun)
             return -scores.double().mean(dim=1).cpu()

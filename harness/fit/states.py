@@ -87,6 +87,8 @@ class Shared:
 
     state: Fitted | None = None
     key: str | None = None
+    noted: Sequence[str] = ()
+    """Warnings from when no state was made that could keep them."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Personal:
 
     states: Mapping[str, Fitted | UserFailed | None] = field(default_factory=dict)
     stored_bytes: int = 0
+    noted: Sequence[str] = ()
+    """Warnings from when no state was made that could keep them."""
 
     def fitted(self) -> dict[str, Fitted]:
         """By user, those that there are."""
@@ -103,7 +107,8 @@ class Personal:
     def notes(self) -> list[str]:
         """What was noted of users, each with how many it is true of."""
         counts = Counter(note for state in self.fitted().values() for note in state.notes)
-        return [f"{count} of {len(self.states)} users: {note}" for note, count in counts.items()]
+        of_states = [f"{count} of {len(self.states)} users: {note}" for note, count in counts.items()]
+        return [*of_states, *dict.fromkeys(self.noted)]
 
 
 def shared_key(lm: LanguageModel, cell: Cell) -> str:
@@ -122,14 +127,14 @@ def shared_state(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: C
         with store.alone(key):
             state = store.get(key)
             if state is None:
-                return Shared(_fit(lm, cell, store, console, made_from), key)
+                return _fit(lm, cell, store, console, made_from, key)
     console.say(f"{cell.method_name}: reusing the fitted state {key}")
     return Shared(state, key)
 
 
 def _fit(
-    lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, made_from: Mapping[str, Any]
-) -> Fitted | None:
+    lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, made_from: Mapping[str, Any], key: str
+) -> Shared:
     """What the method learns, kept under the key of `made_from`."""
     items = cell.fit_data.items()
     start = time.perf_counter()
@@ -139,11 +144,11 @@ def _fit(
     state = fitted(cell.method, cell.method.fit(kit, items))
     if state is not None:
         seconds = time.perf_counter() - start + checkpoint.restored_seconds
-        state = replace(_timed(state, seconds), notes=(*state.notes, *kit.notes))
-        state = store.put(store.key(made_from), state, made_from)
+        state = _noted(_timed(state, seconds), kit)
+        state = store.put(key, state, made_from)
     if not cell.method.grouping:
         checkpoint.remove()
-    return state
+    return Shared(state, key, () if state else tuple(kit.notes))
 
 
 def personal_states(lm: LanguageModel, cell: Cell, shared: Shared, store: ArtifactStore, console: Console) -> Personal:
@@ -167,6 +172,7 @@ class Users:
     def __init__(self, users: Sequence[User], made_from: Mapping[str, Mapping[str, Any]]) -> None:
         self.users, self.made_from = users, made_from
         self.keys = {name: ArtifactStore.key(content) for name, content in made_from.items()}
+        self.noted: list[str] = []
 
     @classmethod
     def of(cls, lm: LanguageModel, cell: Cell, shared_key: str | None) -> Users:
@@ -202,15 +208,18 @@ class Users:
             seconds = (time.perf_counter() - start) / len(part)
             for user, state in zip(part, found, strict=True):
                 if isinstance(state, Fitted):
-                    state = store.put(self.keys[user.id], _timed(state, seconds), self.made_from[user.id])
+                    state = _noted(_timed(state, seconds), kit)
+                    state = store.put(self.keys[user.id], state, self.made_from[user.id])
                 states[user.id] = state
+            if not any(isinstance(state, Fitted) for state in found):
+                self.noted += kit.notes
         if first + len(part) == len(self.users):
             console.progress("adapting users", len(self.users), len(self.users))
         return states
 
     def personal(self, states: Mapping[str, Fitted | UserFailed | None], store: ArtifactStore) -> Personal:
         stored = sum(store.size(self.keys[name]) for name, state in states.items() if isinstance(state, Fitted))
-        return Personal(states, stored)
+        return Personal(states, stored, tuple(self.noted))
 
 
 def stored_state(
@@ -261,7 +270,7 @@ def warnings_of(method: Method, shared: Shared) -> list[str]:
     """What a reader must know of the state. Raises HarnessError where it is of no use to the method."""
     if not method.fits():
         return []
-    return [*(shared.state.notes if shared.state else ()), *reviewed(method, method.review(shared.state))]
+    return [*(shared.state.notes if shared.state else shared.noted), *reviewed(method, method.review(shared.state))]
 
 
 def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, max_new_tokens: int) -> ModelKit:
@@ -269,6 +278,11 @@ def _kit(lm: LanguageModel, cell: Cell, store: ArtifactStore, console: Console, 
 
     judged = cell.fit_data.task.to_judge
     return ModelKit(lm, cell.settings.seed, max_new_tokens, console.progress, store, to_judge=judged)
+
+
+def _noted(state: Fitted, kit: ModelKit) -> Fitted:
+    """With what was noted while it was made: of users, those made together."""
+    return replace(state, notes=(*state.notes, *kit.notes))
 
 
 def _timed(state: Fitted, seconds: float) -> Fitted:

@@ -26,6 +26,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.method import Fitted, Kit, Writer, Written
 from harness.plugins.registry import model_row
 from harness.servers.address import ENDPOINT as ENDPOINT
+from harness.servers.address import model_and_server
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import Endpoint
 
@@ -59,9 +60,10 @@ class Kept:
 class EndpointWriter:
     """A model behind an OpenAI-compatible server. It cuts no prompt: one that is too long for it is a failure."""
 
-    def __init__(self, model: str, endpoint: Endpoint | None = None) -> None:
-        """Raises DataMissing where neither a key nor a server of one's own is given."""
-        self._endpoint = endpoint or Endpoint(model, "writer")
+    def __init__(self, name: str, endpoint: Endpoint | None = None) -> None:
+        """`name` is as an option or a record has it. Raises DataMissing where neither a key nor a server of one's own is given."""
+        model, server = model_and_server(name)
+        self._endpoint = endpoint or Endpoint(model, "writer", server)
 
     def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Written | UserFailed]:
         """Raises HarnessError where the server refuses the key or has no such model: nothing could be written then."""

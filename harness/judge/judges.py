@@ -28,7 +28,7 @@ from harness.errors import HarnessError, UsageError, did_you_mean
 from harness.judge.words import WORD_LISTS, word_judge
 from harness.records.schema import JudgeConfig
 from harness.servers import remembered
-from harness.servers.address import ENDPOINT
+from harness.servers.address import ENDPOINT, model_and_server
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import Endpoint
 from harness.servers.prices import Price, limits_of, price_of, settings_of
@@ -173,8 +173,10 @@ def open_judge(
     if base_url and not name.startswith(ENDPOINT):
         raise UsageError(f"--judge_base_url is where an {ENDPOINT}<model> judge is; {name} has no server")
     if name.startswith(ENDPOINT) and model:
+        model, server = model_and_server(name)
+        name = f"{ENDPOINT}{model}"
         given = settings_of(settings, f"judge {name!r}", {"mode": Literal["auto", "logprobs", "text"]})
-        endpoint = Endpoint(model, "judge", base_url, limits_of(given))
+        endpoint = Endpoint(model, "judge", base_url or server, limits_of(given))
         price = price_of(given, model, endpoint.base_url)
         mode = given.get("mode", "auto")
         config = JudgeConfig(name=name, options={"mode": mode}, base_url=endpoint.base_url)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Self
 
 import torch
@@ -16,13 +16,14 @@ import torch
 from harness.data import HistoryItem, Message, Prompt
 from harness.engine.decode import Decoder
 from harness.engine.loading import load_model
+from harness.engine.machine import attempt
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
 from harness.errors import ContextTooLong
 from harness.plan import Plan, Stream
 from harness.plugins.registry import model_row
 from harness.servers.chat import Ask, NoReply, Reply
-from harness.task import REFUSAL
+from harness.task import REFUSAL, TOO_LARGE
 
 NUMBERS = tuple(str(n) for n in range(101))
 _TEXTS = 8
@@ -52,6 +53,7 @@ class LocalModel:
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
         self._decoder = Decoder(lm)
+        self._at_once, self._tokens = _TEXTS, _CACHED
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -78,11 +80,19 @@ class LocalModel:
                 keep(number, NoReply(f"{self.lm.name}: {error}"))
         waiting = list(texts)
         while waiting:
-            batch, waiting = waiting[:_TEXTS], waiting[_TEXTS:]
+            batch = waiting[: self._at_once]
             longest = max(asks[number].max_tokens for number in batch)
-            for number, reply in zip(batch, self._texts([texts[n] for n in batch], longest), strict=True):
+            replies = attempt(partial(self._texts, [texts[n] for n in batch], longest))
+            if replies is None and len(batch) > 1:
+                self._at_once = (len(batch) + 1) // 2
+                continue
+            waiting = waiting[len(batch) :]
+            for number, reply in zip(batch, replies or [self._too_large()], strict=True):
                 keep(number, reply)
         return [found[number] for number in range(len(asks))]
+
+    def _too_large(self) -> NoReply:
+        return NoReply(f"{self.lm.name}: {TOO_LARGE}; free the device of other work, and the same command asks again")
 
     def _texts(self, requests: Sequence[Request], max_tokens: int) -> list[Reply]:
         answers = self._decoder.generate(requests, max_new_tokens=max_tokens)
@@ -91,16 +101,21 @@ class LocalModel:
             for request, answer in zip(requests, answers, strict=True)
         ]
 
-    def _numbers(self, ask: Ask) -> Reply:
+    def _numbers(self, ask: Ask) -> Reply | NoReply:
         """`candidates` are the 101 numbers; `text` is the likeliest of them and REFUSAL."""
         plan = _plan(ask)
         messages = plan.streams[0].prompt.render()
         ids = [self.lm.encoder.answer(text, messages) for text in (*NUMBERS, REFUSAL)]
         request = self._decoder.prepare("judge", plan, max(map(len, ids)) + 1)
         logprobs: list[float] = []
-        rows = max(1, _CACHED // request.tokens)
-        for start in range(0, len(ids), rows):
-            logprobs += self._beginnings(request, ids[start : start + rows])
+        while len(logprobs) < len(ids):
+            some = ids[len(logprobs) : len(logprobs) + max(1, self._tokens // request.tokens)]
+            found = attempt(partial(self._beginnings, request, some))
+            if found is None and len(some) == 1:
+                return self._too_large()
+            if found is None:
+                self._tokens = (len(some) + 1) // 2 * request.tokens
+            logprobs += found or []
         best = max(range(len(ids)), key=logprobs.__getitem__)
         candidates = tuple(zip(NUMBERS, logprobs, strict=False))
         return self._spent(request, Reply((*NUMBERS, REFUSAL)[best], candidates))

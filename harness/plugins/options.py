@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
 import typing
 from collections.abc import Mapping, Sequence, Set
@@ -98,17 +99,35 @@ def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:
                 ) from None
 
 
-def rebuild_method(cls: type[Method], options: Mapping[str, Any]) -> Method:
-    """The method of a record, from the options as it keeps them. Raises UsageError where it has other options now."""
+def rebuild_method(cls: type[Method], options: Mapping[str, Any], settings: Sequence[str] = ()) -> Method:
+    """The method of a record, from the options as it keeps them; `settings` say where the files and folders are of which it keeps
+    name and content alone. Raises UsageError where one is not said or is another one, or the method has other options now."""
     from pydantic import TypeAdapter, ValidationError
 
     allowed = _allowed(cls)
+    given = parse(settings, allowed, f"method {cls.__name__}")
     told = ("source_sha256", "encoder")  # of a method that is not registered, and of the retriever `dense`
-    own = {key: value for key, value in options.items() if key not in told}
+    own = {key: value for key, value in options.items() if key not in (*told, *given)}
+    for key, value in own.items():
+        if _by_content(value):
+            raise UsageError(
+                f"the record says of {key} what is in it ({value}) and not where it is; give --set {key}=PATH"
+            )
     try:
-        return cls().with_options({k: TypeAdapter(allowed[k]).validate_python(v) for k, v in own.items()})
+        rebuilt = {key: TypeAdapter(allowed[key]).validate_python(value) for key, value in own.items()}
+        made = cls().with_options({**rebuilt, **given})
     except (KeyError, ValidationError) as error:
         raise UsageError(f"method {cls.__name__} has other options now than in the record: {error}") from None
+    now = json.loads(json.dumps(made.options()))
+    for key in given:
+        if now[key] != options.get(key):
+            raise UsageError(f"--set {key}={given[key]} is {now[key]}, and the record was made with {options.get(key)}")
+    return made
+
+
+def _by_content(value: Any) -> bool:
+    """Whether an option of a record is the name and the content of a file or folder, or of several."""
+    return any(isinstance(part, str) and " sha256:" in part for part in (value if isinstance(value, list) else [value]))
 
 
 def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | None) -> tuple[Task, dict[str, Any]]:

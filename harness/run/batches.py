@@ -100,10 +100,3 @@ def longest_first(labels: Sequence[str], tokens: Sequence[int]) -> list[int]:
     for label, count in zip(labels, tokens, strict=True):
         longest[label] = max(count, longest.get(label, 0))
     return sorted(range(len(labels)), key=lambda n: (-longest[labels[n]], labels[n], -tokens[n]))
-
-
-def out_of_memory(error: Exception) -> bool:
-    """As a GPU says it (torch.OutOfMemoryError), or a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )

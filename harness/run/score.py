@@ -6,12 +6,10 @@ responses are copied to a record of their own, since the judge is part of what a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.files.shown import without_credentials
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge, open_judge
 from harness.plugins.options import rebuild_task
@@ -21,6 +19,7 @@ from harness.records import provenance
 from harness.records.schema import RunRecord
 from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
 from harness.run.console import Console
+from harness.servers.address import with_credentials
 from harness.task import Task
 
 
@@ -83,14 +82,8 @@ def _judge(
         return None
     if name is None and own is not None:
         kept = [f"mode={own.options['mode']}"] if "mode" in own.options else []
-        return open_judge(own.name, base_url or _with_credentials(own.base_url), [*kept, *settings])
+        return open_judge(own.name, base_url or with_credentials(own.base_url), [*kept, *settings])
     return open_judge(name, base_url, settings) if name is not None else None
-
-
-def _with_credentials(kept: str | None) -> str | None:
-    """A record keeps where its judge's server is without credentials; $OPENAI_BASE_URL may hold them."""
-    here = os.environ.get("OPENAI_BASE_URL")
-    return here if here and kept and without_credentials(here).rstrip("/") == kept else kept
 
 
 def _copied(record: RunRecord, target: RunFolder, source: Path, hash8: str) -> RunRecord:

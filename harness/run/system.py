@@ -21,7 +21,7 @@ from harness.engine.capture import capture
 from harness.engine.decode import Decoder
 from harness.engine.encoder import CutPrompt, Encoded
 from harness.engine.flops import Cost
-from harness.engine.machine import rows_that_fit
+from harness.engine.machine import attempt, rows_that_fit
 from harness.engine.model import LanguageModel
 from harness.errors import ContextTooLong, HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method, Progress
@@ -42,7 +42,7 @@ from harness.run.answers import (
     given,
     response_of,
 )
-from harness.run.batches import Batching, longest_first, out_of_memory
+from harness.run.batches import Batching, longest_first
 from harness.run.sizes import order_window, plan_windows
 from harness.task import TOO_LARGE, Generation, Sample, System
 
@@ -184,15 +184,10 @@ class ModelSystem:
     def _attempt(self, run: Callable[[], Result]) -> Result | None:
         """What `run` returns; None, and nothing spent, where memory did not suffice."""
         before = replace(self.decoder.cost)
-        try:
-            return run()
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-        self.decoder.cost = before
-        if torch.cuda.is_available():  # here the traceback, which holds the batch's tensors, is gone
-            torch.cuda.empty_cache()
-        return None
+        found = attempt(run)
+        if found is None:
+            self.decoder.cost = before
+        return found
 
     def _in_pieces(
         self, jobs: Sequence[Job], size: int, run: Callable[[Sequence[Job]], Sequence[Result]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,29 @@ from harness.files.shown import without_credentials
 
 ENDPOINT = "openai/"
 """What the name of a model behind a server begins with."""
+OPENAI = "https://api.openai.com/v1"
+_AT = " at "
+
+
+def with_server(name: str) -> str:
+    """`openai/<model>` as records name it: with the address of a server that is not OpenAI's, since servers give their models
+    any name. Raises UsageError where $OPENAI_BASE_URL is no address."""
+    here = os.environ.get("OPENAI_BASE_URL")
+    where = Address.at(here, "model").shown if here else OPENAI
+    return name if _AT in name or where == OPENAI else f"{name}{_AT}{where}"
+
+
+def model_and_server(name: str) -> tuple[str, str | None]:
+    """The model of `openai/<model>`, and of a name as records have it the server, with the credentials that $OPENAI_BASE_URL may
+    hold; None where the name does not say one."""
+    model, _, where = name.removeprefix(ENDPOINT).partition(_AT)
+    return model, with_credentials(where or None)
+
+
+def with_credentials(kept: str | None) -> str | None:
+    """A record keeps where a server is without credentials; $OPENAI_BASE_URL may hold them."""
+    here = os.environ.get("OPENAI_BASE_URL")
+    return here if here and kept and without_credentials(here).rstrip("/") == kept else kept
 
 
 @dataclass(frozen=True)

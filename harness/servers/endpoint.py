@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from harness.errors import DataMissing
-from harness.servers.address import ENDPOINT, Address
+from harness.servers.address import ENDPOINT, OPENAI, Address
 from harness.servers.chat import TOP, Ask, Malformed, NoReply, Reply, read_reply, refused_fields, words_of
 from harness.servers.echo import read_echo
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPENAI = "https://api.openai.com/v1"
 THOUGHTS = 4096
 """Tokens left to a model that thinks before it answers and counts its thoughts as output."""
 AGAIN = (408, 409, 425, 429)

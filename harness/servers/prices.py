@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.plugins.options import parse
-from harness.servers.endpoint import OPENAI, Limits
+from harness.servers.address import OPENAI
+from harness.servers.endpoint import Limits
 
 LISTED: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"gpt-4.1-mini": (0.40, 1.60), "gpt-4o-mini": (0.15, 0.60), "gpt-5.2": (1.75, 14.00)}

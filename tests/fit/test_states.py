@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from harness.data import Example, User
 from harness.errors import UsageError
+from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import ModelKit
-from harness.fit.states import Users, shared_key
+from harness.fit.states import Shared, Users, personal_states, shared_key
+from harness.method import Fitted, Kit, Method
 from harness.methods.persona_vector import PersonaVector
+from harness.plan import Plan, Stream
 from harness.run.cell import Cell, Settings, grid
+from harness.run.console import Console
 from harness.run.contract import random_lm, toy_examples
 
 LINE = {"input": "What now?", "target": "tea", "history": [{"input": f"Day {n}?", "output": "tea"} for n in range(3)]}
@@ -61,6 +68,28 @@ def test_lamps_states_are_shared_by_runs_whose_options_ask_alike() -> None:
     written, scored = (Users.of(lm, _cell("lamp2m", f"answers={how}"), None) for how in ("written", "scored"))
     assert written.keys == scored.keys
     assert all("asked" not in made_from for made_from in written.made_from.values())
+
+
+@dataclass(frozen=True)
+class Noting(Method):
+    """Notes something while it learns of users, for some of whom there is nothing to keep."""
+
+    def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> list[Fitted | None]:
+        kit.notes.append("a text was cut")
+        return [Fitted() if user.id == "ann" else None for user in users]
+
+    def plan(self, example: Example, shared: Fitted | None, personal: Fitted | None) -> Plan:
+        return Plan((Stream(example.prompt()),))
+
+
+def test_what_is_noted_while_users_are_learnt_of_reaches_the_record(users: str, tmp_path: Path) -> None:
+    lm, store = random_lm(), ArtifactStore(tmp_path / "store")
+    cell = replace(_cell(users), method_name="noting", method=Noting())
+    for _ in range(2):  # made, and found again
+        assert personal_states(lm, cell, Shared(), store, Console()).notes() == ["1 of 2 users: a text was cut"]
+    (tmp_path / "bob.jsonl").write_text(json.dumps({"user": "bob", **LINE}))
+    of_bob = replace(_cell(f"users:{tmp_path}/bob.jsonl"), method_name="noting", method=Noting())
+    assert personal_states(lm, of_bob, Shared(), store, Console()).notes() == ["a text was cut"]
 
 
 def test_a_tasks_file_that_changed_is_learnt_from_again(tmp_path: Path) -> None:

@@ -602,6 +602,34 @@ def test_a_question_too_long_for_a_local_judge_is_not_answered(lm: LanguageModel
     assert isinstance(reply, NoReply) and "tokens and the context has room for" in reply.reason
 
 
+@pytest.mark.parametrize("room", [0, 5, 60])
+def test_a_local_judge_that_runs_out_of_memory_asks_for_less_at_once(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    asks = [Ask((("user", "Rate this."),), 1, numbers="needed"), *(Ask((("user", f"Say {n}."),), 4) for n in range(7))]
+    whole = LocalModel(lm).ask(asks)
+    for name in ("distributions", "generate"):
+
+        def limited(
+            decoder: Decoder, rows: Sequence[Any], *given: Any, of: Any = getattr(Decoder, name), **named: Any
+        ) -> Any:
+            if len(rows) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+            return of(decoder, rows, *given, **named)
+
+        monkeypatch.setattr(Decoder, name, limited)
+    heard: list[int] = []
+    replies = LocalModel(lm).ask(asks, lambda number, reply: heard.append(number))
+    assert heard == list(range(8))
+    for before, now in zip(whole, replies, strict=True):
+        if room == 0:
+            assert isinstance(now, NoReply) and "out of memory with a batch of one" in now.reason and not now.hopeless
+        else:
+            assert isinstance(now, Reply) and isinstance(before, Reply) and now.text == before.text
+            scores = ([score for _, score in reply.candidates or ()] for reply in (now, before))
+            assert next(scores) == pytest.approx(next(scores), rel=1e-4)
+
+
 # Word lists
 
 

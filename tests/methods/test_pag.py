@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from harness.data import Example, HistoryItem, Prompt, User
+from harness.engine.decode import Decoder
+from harness.engine.rows import Request
 from harness.errors import DataMissing, HarnessError, UsageError, UserFailed
 from harness.fit.artifacts import ArtifactStore
 from harness.fit.kit import ModelKit
@@ -22,6 +25,7 @@ from harness.method import Fitted, Retrieval, Written
 from harness.methods.clamp import Clamp
 from harness.methods.oppu import OPPU
 from harness.methods.pag import PAG
+from harness.methods.style_vector import StyleVector
 from harness.records.store import read_samples
 from harness.run.cell import Cell, Settings
 from harness.run.contract import check_method, random_lm, toy_examples
@@ -270,6 +274,45 @@ def test_a_run_counts_a_failed_profile_as_errors_and_a_retry_asks_for_that_one_a
     assert (again.exit_code, again.record.health.errors) == (0, 0)
     assert again.record.cost.setup_prefill_tokens == 120
     assert len(endpoint.asked) == asked + 1
+
+
+def test_profiles_are_written_in_fewer_at_a_time_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = [_user(str(n), f"tea {n}") for n in range(3)]
+    whole = [state.meta["summary"] for state in _adapted(SHORT, ModelKit(random_lm()), *users)]
+    generate, largest = Decoder.generate, 1
+
+    def limited(decoder: Decoder, requests: Sequence[Request], **given: Any) -> Any:
+        if len(requests) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(decoder, requests, **given)
+
+    monkeypatch.setattr(Decoder, "generate", limited)
+    assert [state.meta["summary"] for state in _adapted(SHORT, ModelKit(random_lm()), *users)] == whole
+    largest = 0
+    for state in SHORT.adapt(ModelKit(random_lm()), users, None):
+        assert isinstance(state, UserFailed) and "out of memory with a batch of one" in str(state)
+
+
+def test_texts_of_one_server_are_not_taken_for_those_of_another(
+    endpoint: type[_Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, here = PAG(writer="openai/m"), os.environ["OPENAI_BASE_URL"]
+    monkeypatch.setenv("OPENAI_BASE_URL", here.replace("//", "//me:word@"))
+    recorded = method.options()["writer"]
+    assert recorded == f"openai/m at {here}" == PAG(writer=recorded).options()["writer"]
+    assert (
+        Clamp(judge="openai/m").options()["judge"]
+        == recorded
+        == StyleVector(negatives="openai/m").options()["negatives"]
+    )
+    store = ArtifactStore(tmp_path)
+    for writer in (method, PAG(writer=recorded)):  # as a user names it, and as a record does
+        _adapted(writer, ModelKit(random_lm(), store=store), _user("a", "tea"))
+    assert len(endpoint.asked) == 1
+    monkeypatch.setenv("OPENAI_BASE_URL", here.replace("127.0.0.1", "localhost"))
+    assert method.options()["writer"] != recorded
+    _adapted(method, ModelKit(random_lm(), store=store), _user("a", "tea"))
+    assert len(endpoint.asked) == 2
 
 
 def test_an_endpoint_without_the_model_stops_the_run(endpoint: type[_Endpoint], tmp_path: Path) -> None:

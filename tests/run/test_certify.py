@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from harness.errors import UsageError
+from harness.methods.pag import PAG
 from harness.publish.show import certificate_table
 from harness.records.store import find_runs
-from harness.run.contract.certify import Certificate, Variant
+from harness.run.contract.certify import Certificate, Variant, cell_of
 
 
 def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_models(
@@ -33,6 +37,20 @@ def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_model
     assert names[:3] == ["recorded batches", "one a batch", "3 a batch"] and names[-1] == "another process"
     assert found["samples"] == 3 and all(one["changed"] == [changed["id"]] for one in found["variants"])
     assert found["variants"][0]["shift"] == 0 and all(one["shift"] < 1e-3 for one in found["variants"])
+
+
+def test_a_record_whose_writer_lies_in_a_folder_is_made_again_from_that_folder_alone(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path
+) -> None:
+    run = f"run --method pag --task lamp4 --model {toy} --limit 2 --max_new_tokens 2 --output_path kept --set profile_tokens=2"
+    assert harness(f"{run} --set writer={toy}").code in (0, 1)
+    (record,) = find_runs(Path("kept"))
+    assert "sha256:" in record.config.method.options["writer"]
+    with pytest.raises(UsageError, match=r"says of writer what is in it .* give --set writer=PATH"):
+        cell_of(record, None)
+    assert cell_of(record, None, places=[f"writer={toy}"]).method == PAG(writer=str(toy), profile_tokens=2)
+    with pytest.raises(UsageError, match=r"--set writer=tiny is tiny, and the record was made with "):
+        cell_of(record, None, places=["writer=tiny"])
 
 
 def test_the_table_of_a_certificate_says_what_follows() -> None:

@@ -321,6 +321,17 @@ def test_a_run_killed_while_memory_is_short_ends_like_an_unbroken_one(
     assert outcome(run_cell(lm, cells(tmp_path / "killed", limit=6, batch_size=None)).folder) == whole
 
 
+def test_memory_that_runs_out_while_a_method_learns_is_one_line(
+    harness: Callable[[str], Any], toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr("harness.fit.kit.score_variants", full)
+    done = harness(f"run --method dps --task lamp4 --model {toy} --limit 2 --set samples=2 --set screen=all")
+    assert done.code == 1 and "memory ran out; what is done is kept" in done.error()
+
+
 def test_a_sample_too_large_for_the_memory_is_a_failed_sample(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,11 +233,28 @@ def test_a_hub_data_set_is_read_from_a_folder_with_its_splits_and_label_names(tm
         task(Path("hf:org/none")).items(Selection())
 
 
-def test_a_label_that_is_not_there_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["", ".parquet"])
+def test_labels_are_named_wherever_a_data_set_has_them(tmp_path: Path, suffix: str) -> None:
+    from datasets import ClassLabel, Dataset, Features, List, Value
+
+    label = ClassLabel(names=["no", "yes"])
+    said = {"input": Value("string"), "output": label}
+    kinds = Features({"user": Value("string"), "text": Value("string"), "label": label, "history": List(said)})
+    history = [{"input": "a", "output": 1}, {"input": "b", "output": -1}]
+    rows = {"user": ["ann", "bob"], "text": ["c", "d"], "label": [0, 1], "history": [history, []]}
+    data, place = Dataset.from_dict(rows, features=kinds), tmp_path / f"set{suffix}"
+    data.to_parquet(str(place)) if suffix else data.save_to_disk(str(place))
+    first, _ = task(place if suffix else Path(f"hf:{place}"), kind="choice").items(Selection())
+    assert first.targets == ("no",)
+    assert [dict(r.fields) for r in first.example.user.history] == [{"input": "a", "output": "yes"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_label_that_is_not_there_is_named(tmp_path: Path, label: int | None) -> None:
     from datasets import ClassLabel, Dataset, Features, Value
 
     kinds = Features({"user": Value("string"), "text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    rows = {"user": ["ann", "bob"], "text": ["a", "b"], "label": [1, None]}
+    rows = {"user": ["ann", "bob"], "text": ["a", "b"], "label": [1, label]}
     Dataset.from_dict(rows, features=kinds).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(
         DataMissing, match="line 2: field target: Field required; this line has 'split', 'user', 'text'"

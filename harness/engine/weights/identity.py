@@ -25,6 +25,7 @@ from harness.files import replace_file
 from harness.files.json_files import parse
 from harness.files.user_cache import user_cache
 from harness.plugins.registry import MODELS, ModelRow, model_row
+from harness.servers.address import ENDPOINT, with_server
 
 READ = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "additional_chat_templates/*.jinja")
 """What transformers may read beside the weights: config, generation settings, tokenizer, chat templates."""
@@ -83,7 +84,9 @@ def identity_of(row: ModelRow, dtype: str = "auto", device: str = "auto") -> Ide
 
 def as_recorded(name: str) -> str:
     """A model as an option of a method names it (`hf/...` of a judge): one in a folder or a GGUF file by its name and content,
-    which decide the numbers and are the same everywhere; any other as it is."""
+    which decide the numbers and are the same everywhere; one behind a server with that one's address; any other as it is."""
+    if name.startswith(ENDPOINT):
+        return with_server(name)
     kind = "hf/" if name.startswith("hf/") else ""
     path = name.removeprefix(kind)
     if path in (*MODELS, "self") or not os.path.exists(path):

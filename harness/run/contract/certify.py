@@ -91,6 +91,8 @@ class Asked:
     """The file of a method that is not registered."""
     device: str = "auto"
     count: int = COUNT
+    places: tuple[str, ...] = ()
+    """Where files and folders are that the record names by their content, as in `writer=./folder`."""
 
 
 def certify(asked: Asked, console: Console | None = None) -> Certificate:
@@ -146,7 +148,7 @@ class _Bench:
         self.record = read_record(asked.folder)
         self.samples = {sample.id: sample for sample in read_samples(asked.folder) if not sample.error}
         config = self.record.config
-        self.cell = cell_of(self.record, asked.data, asked.method)
+        self.cell = cell_of(self.record, asked.data, asked.method, asked.places)
         items = {item.example.id: item for item in self.cell.items}
         missing = [i for batch in self.record.batches for i in batch if i not in items]
         if missing or self.cell.task.fingerprint(self.cell.selection) != config.data.fingerprint:
@@ -196,8 +198,9 @@ class _Bench:
         return found[main].value if main in found else None
 
 
-def cell_of(record: RunRecord, data: str | None, method_file: str | None = None) -> Cell:
-    """The cell that a record is of. Raises UsageError where its method is in a file that is not given, or another one."""
+def cell_of(record: RunRecord, data: str | None, method_file: str | None = None, places: Sequence[str] = ()) -> Cell:
+    """The cell that a record is of. Raises UsageError where its method, or what that reads, is in a file that is not given, or
+    another one."""
     config = record.config
     name = config.method.name
     if name not in METHODS and method_file is None:
@@ -227,7 +230,7 @@ def cell_of(record: RunRecord, data: str | None, method_file: str | None = None)
         fit_task = other, rebuild_task(task_class(other), config.data.fit_options, data)
     return Cell(
         name,
-        rebuild_method(cls, config.method.options),
+        rebuild_method(cls, config.method.options, places),
         config.task.name,
         task_of(record, data),
         settings,
