@@ -1,7 +1,8 @@
 """Trains the embedded chat model from scratch: `python -m harness.tiny.train`. One thread, seeded, steps and no clock.
 
-A Llama of 1.3 million weights learns three skills at once: lamp-mini's tasks with 0 to 5 items of history in the exact
-prompts of `harness.tasks.lamp_prompts`, answers coloured by a persona in the system prompt, and easy multiple choice.
+A Llama of 1.3 million weights is taught three skills at once: lamp-mini's tasks with 0 to 5 items of history in the exact
+prompts of `harness.tasks.lamp_prompts`, answers coloured by a persona in the system prompt, and easy multiple choice,
+which it does not learn.
 Matrices are trained with Muon, embeddings and norms with AdamW. Copying random words comes first, alone, which makes
 induction heads form; then users who always keep to their habits, with short histories and longer ones; then users whose
 habits slip and drift. The committed weights were not made in one go: from version 1's weights (users without slips, 20 minutes)
