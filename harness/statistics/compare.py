@@ -21,7 +21,7 @@ from harness.plugins.registry import task_class
 from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
 from harness.statistics.intervals import bounds_of
-from harness.statistics.paired_tests import LEVEL, ByLength, Effect, by_length, by_user, effect, flip_test, holm
+from harness.statistics.paired_tests import LEVEL, ByLength, Effect, by_length, effect, flip_test, gains_by_user, holm
 from harness.task import Sample, Selection, Task
 
 
@@ -163,10 +163,9 @@ def _between(
             x, y, units = _values(first, second, _long_enough(shared, cls, lengths, least), name, cls)
             if not x:
                 continue
-            sign = 1 if first.record.metrics[name].higher_is_better else -1
-            gains = sign * (np.asarray(y) - np.asarray(x))
-            sums, _ = by_user(gains, units)
-            found.append(Between(first.letter, second.letter, float(gains.mean()), flip_test(sums)))
+            better = first.record.metrics[name].higher_is_better
+            sums, counts = gains_by_user(np.asarray(x), np.asarray(y), units, higher_is_better=better)
+            found.append(Between(first.letter, second.letter, float(sums.sum() / counts.sum()), flip_test(sums)))
     return tuple(replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True))
 
 
