@@ -106,7 +106,7 @@ def rebuild_method(cls: type[Method], options: Mapping[str, Any], settings: Sequ
 
     allowed = _allowed(cls)
     given = parse(settings, allowed, f"method {cls.__name__}")
-    told = ("source_sha256", "encoder")  # of a method that is not registered, and of the retriever `dense`
+    told = ("source_sha256", "encoder", "profile_encoder")  # of a file of one's own, of `dense`, of `dps` with minilm
     own = {key: value for key, value in options.items() if key not in (*told, *given)}
     for key, value in own.items():
         if _by_content(value):
