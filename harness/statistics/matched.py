@@ -51,8 +51,10 @@ def cost_of(record: RunRecord, by: Cost) -> float | None:
     if not samples:
         return None
     if by == "tokens":
+        if c.prefill_tokens is None or c.decode_tokens is None:  # not answered to the end
+            return None
         setup = (c.setup_prefill_tokens or 0) + (c.setup_decode_tokens or 0)
-        return ((c.prefill_tokens or 0) + (c.decode_tokens or 0) + setup) / samples
+        return (c.prefill_tokens + c.decode_tokens + setup) / samples
     return None if c.flops is None else (c.flops + (c.setup_flops or 0.0)) / samples
 
 
