@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
@@ -40,8 +40,8 @@ def sweep(
 ) -> None:
     """Run a method under many values of its options, all points in shared batches, one record a point.
 
-    Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
-    least 75 where that is measured. The same command again resumes.
+    Prints each point's metrics with their intervals, and where the first metric peaks (is lowest, where less is better), among
+    the points whose coherence is at least 75 where that is measured. The same command again resumes.
     """
     from harness.grid.executors import place_of
     from harness.run.console import Terminal
@@ -81,13 +81,16 @@ def sweep(
             (m for m in next(iter(metrics.values())) if all(p[m].value is not None for p in metrics.values())), ""
         )
         coherent = [name for name, found in metrics.items() if _coherent(found)]
-        best = peak({name: done[name] for name in coherent}, first, lowest=lowest)
+        down = lowest or any(found[first].higher_is_better is False for found in metrics.values() if first in found)
+        number = next(iter(here.values())).task.per_sample.get(first, first)  # what a sample calls it
+        best = peak({name: done[name] for name in coherent}, number, lowest=down)
+        best = replace(best, metric=first) if best else None
         by_task[task_name] = {
             "points": {
                 name: {"folder": str(done[name].folder), **{m: v.model_dump() for m, v in found.items()}}
                 for name, found in metrics.items()
             },
-            ("lowest" if lowest else "peak"): asdict(best) if best else None,
+            ("lowest" if down else "peak"): asdict(best) if best else None,
         }
         if given["json"]:
             say(json.dumps({"task": task_name, **by_task[task_name]}))
@@ -104,7 +107,7 @@ def sweep(
         say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
-            where = "is lowest" if lowest else "peaks"
+            where = "is lowest" if down else "peaks"
             say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(gravest(codes))
 
