@@ -19,7 +19,7 @@ from tabulate import tabulate
 from harness.errors import UsageError
 from harness.files import replace_file
 from harness.files.shown import markdown, one_line
-from harness.publish.labels import defaults, further, method_label, selected
+from harness.publish.labels import further, method_label, selected, usual
 from harness.publish.show import ceiling_line
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.select import Places, places_of
@@ -240,8 +240,8 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
     """
     by_method: dict[tuple[str, str | None], list[RunRecord]] = {}
     for run in order:
-        method, default = run.config.method, defaults(run.config.method.name)
-        ablated = any(method.options.get(key, default[key]) != default[key] for key in ABLATING if key in default)
+        method, own = run.config.method, usual(run.config.method.name)
+        ablated = any(key in own and method.options.get(key, own[key][0]) not in own[key] for key in ABLATING)
         by_method.setdefault((method.name, None if ablated else method.preset), []).append(run)
     found = {}
     for runs in by_method.values():
@@ -252,8 +252,8 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _off_default(run: RunRecord) -> int:
-    default = defaults(run.config.method.name)
-    return sum(key in default and default[key] != value for key, value in run.config.method.options.items())
+    own = usual(run.config.method.name)
+    return sum(key in own and value not in own[key] for key, value in run.config.method.options.items())
 
 
 def _gain(own: MetricValue | None, stranger: RunRecord | None, name: str) -> float | None:

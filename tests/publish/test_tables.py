@@ -309,24 +309,56 @@ def test_answers_sampled_where_the_paper_decodes_greedily_are_not_comparable(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):
     for method in ("cad", "perfit"):
-        config = run_config(method, model="llama2-7b")
-        sampling = config.sampling.model_copy(update={"temperature": 0.1})
-        save(run_record(config.model_copy(update={"sampling": sampling}), n=6275, rouge1=0.2))
+        config = as_perfit_samples(run_config(method, model="llama2-7b"))
+        save(run_record(config, n=6275, rouge1=0.2))
     greedy = measured(tmp_path)["llama2-7b", "cad", "lamp4", "rouge1"]["not_comparable"]
     assert "lamp4 sampled at temperature 0.1" in " ".join(greedy)
     assert measured(tmp_path, "perfit-3")["llama2-7b", "perfit", "lamp4", "rouge1"]["not_comparable"] == []
+
+
+def as_perfit_samples(config: RunConfig) -> RunConfig:
+    drawn = {"temperature": 0.1, "top_k": 10, "top_p": 0.9}
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update=drawn)})
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        ({}, "lamp4 answered greedily, published with --temperature 0.1 --top_k 10 --top_p 0.9"),
+        ({"temperature": 0.1, "top_k": 0, "top_p": 1.0}, "lamp4 sampled at temperature 0.1, published with"),
+        ({"temperature": 1.0, "top_k": 10, "top_p": 0.9}, "lamp4 sampled at temperature 1, top_k 10, top_p 0.9"),
+    ],
+)
+def test_answers_drawn_otherwise_than_the_papers_are_not_comparable(
+    tmp_path: Path, save, run_config: Configs, run_record: Records, drawn: dict, said: str
+):
+    config = run_config("plain", model="llama2-7b")
+    sampling = config.sampling.model_copy(update=drawn)
+    save(run_record(config.model_copy(update={"sampling": sampling}), n=6275, rouge1=0.2))
+    (reason,) = measured(tmp_path, "perfit-3")["llama2-7b", "plain", "lamp4", "rouge1"]["not_comparable"]
+    assert reason.startswith(said)
+
+
+@pytest.mark.parametrize("screen", [None, "bound"])
+def test_what_a_method_decides_by_the_model_is_no_setting_of_it(
+    tmp_path: Path, save, run_config: Configs, run_record: Records, screen: str | None
+):
+    save(run_record(run_config("dps", options={"screen": screen}), rouge1=0.2))
+    assert measured(tmp_path)["llama3-8b", "dps", "lamp4", "rouge1"]["not_comparable"] == []
+    save(run_record(run_config("dps", options={"screen": 60}, seed=1), rouge1=0.9))
+    assert measured(tmp_path)["llama3-8b", "dps", "lamp4", "rouge1"]["value"] == 0.2
 
 
 def test_options_of_a_task_that_the_paper_did_not_use_are_a_reason(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):
     task = TaskConfig(name="lamp4", options={"split_by": "time", "most_active": 100})
-    config = run_config("plain", model="llama2-7b").model_copy(update={"task": task})
+    config = as_perfit_samples(run_config("plain", model="llama2-7b")).model_copy(update={"task": task})
     save(run_record(config, n=6275, rouge1=0.2))
     key = ("llama2-7b", "plain", "lamp4", "rouge1")
     assert measured(tmp_path, "perfit-3")[key]["not_comparable"] == []  # whose users these are
     reasons = measured(tmp_path)[key]["not_comparable"]
-    assert reasons[0] == "lamp4 with split_by=time, most_active=100"
+    assert "lamp4 with split_by=time, most_active=100" in reasons
 
 
 def test_failed_samples_are_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
@@ -480,7 +512,7 @@ def test_a_row_of_other_options_is_filled_by_runs_with_them(
 
 def test_an_ablation_fills_its_own_row_alone(tmp_path: Path, save, run_config: Configs, run_record: Records):
     config = run_config(method="perfit", model="llama2-7b", preset="stage1", options={"ablation": "stage1"})
-    save(run_record(config, n=6275, rouge1=0.18))
+    save(run_record(as_perfit_samples(config), n=6275, rouge1=0.18))
     assert measured(tmp_path, "perfit-3") == {}
     cells = measured(tmp_path, "perfit-4")
     assert {method for _, method, _, _ in cells} == {"perfit ablation=stage1"}

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from harness.judge.words import WORD_LISTS
-from harness.methods import METHODS
-from harness.plugins.registry import method_class
+from harness.publish.labels import usual
 from harness.publish.tables.published import Table
-from harness.records.schema import MethodConfig, MetricValue, RunRecord
+from harness.records.schema import MetricValue, RunRecord, SamplingConfig
 
 OTHER_METHODS = ("control", "ablation")
 """Options that make another thing of a method: unless `none`, a run with them is never the method's own number."""
@@ -93,22 +91,12 @@ def has_options(record: RunRecord, table: Table) -> bool:
 def changed_options(record: RunRecord, of_row: Mapping[str, str] = {}) -> dict[str, Any]:
     """Options that are neither the method's defaults, nor of preset `released`, nor what the row is about."""
     method = record.config.method
-    defaults = _defaults(method.name, "released" if method.preset == "released" else None)
+    own = usual(method.name, "released" if method.preset == "released" else None)
     return {
         name: value
         for name, value in method.options.items()
-        if name in defaults and value != defaults[name] and name not in of_row
+        if name in own and value not in own[name] and name not in of_row
     }
-
-
-@cache
-def _defaults(method: str, preset: Literal["released"] | None) -> Mapping[str, Any]:
-    """As a record writes them; none are known of a method that is not registered."""
-    if method not in METHODS:
-        return {}
-    cls = method_class(method)
-    made = cls().with_options(cls.presets[preset]) if preset else cls()
-    return MethodConfig(name=method, options=made.options()).options
 
 
 def _preference(record: RunRecord, table: Table) -> tuple[int, bool, bool, bool, int, str, str]:
@@ -142,8 +130,10 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     judge = config.judge.name if config.judge else ""
     if table.judge and judge not in WORD_LISTS and not judge.startswith(table.judge):
         reasons.append(f"judged by {judge or 'nobody'}, published {table.judge}")
-    if config.sampling.temperature > 0 and not table.sampling and not table.judge:
-        reasons.append(f"{task} sampled at temperature {config.sampling.temperature:g}")
+    if table.sampling and table.sampled_as != {name: getattr(config.sampling, name) for name in table.sampled_as}:
+        reasons.append(f"{task} {_drawn(config.sampling)}, published with {' '.join(table.sampling)}")
+    elif config.sampling.temperature > 0 and not table.sampling and not table.judge:
+        reasons.append(f"{task} {_drawn(config.sampling)}")
     n = max((metric.n for metric in record.metrics.values()), default=0)
     official = table.official_items.get(task)
     if official and n != official and not reasons:
@@ -152,6 +142,14 @@ def why_not_comparable(record: RunRecord, table: Table) -> list[str]:
     if changed:
         reasons.append(f"{config.method.name} with {', '.join(f'{name}={value}' for name, value in changed.items())}")
     return reasons
+
+
+def _drawn(sampling: SamplingConfig) -> str:
+    if not sampling.temperature:
+        return "answered greedily"
+    cuts = [("top_k", sampling.top_k or 0, 0), ("top_p", 1.0 if sampling.top_p is None else sampling.top_p, 1)]
+    said = [f"{name} {value:g}" for name, value, none in cuts if value != none]
+    return ", ".join([f"sampled at temperature {sampling.temperature:g}", *said])
 
 
 def why_incomplete(record: RunRecord) -> list[str]:
