@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 import typer
 
 from harness.cli.commands import with_options
-from harness.cli.declarations import NEEDED, OUTPUT, Command, pairs
+from harness.cli.declarations import NEEDED, OUTPUT, Command, check_model, pairs
 from harness.cli.run import RUN, cells_of, load, open_judge_for
 from harness.errors import UsageError, gravest
 from harness.files.shown import say
@@ -49,6 +49,7 @@ def sweep(
 
     method = given["method"][0]
     by_task: dict[str, dict[str, object]] = {}
+    check_model(given["model"], given)
     cells = cells_by_point(given)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]

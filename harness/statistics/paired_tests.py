@@ -15,6 +15,8 @@ import numpy as np
 from harness.statistics.intervals import Bounds, gain_interval, paired_difference
 
 PERMUTATIONS = 9999
+"""Random sign patterns of a test. None gives a p below 2 of as many and one, which by so many tests as Holm corrects for must stay
+below LEVEL, or nothing could differ: see `patterns`."""
 POWER, LEVEL = 0.8, 0.05
 ROUNDING = 1e-12
 """Differences below this share of the values are rounding."""
@@ -73,10 +75,12 @@ def effect(
     *,
     higher_is_better: bool = True,
     bounds: Bounds | None = None,
+    tests: int = 1,
 ) -> Effect:
     """What run b's values differ from run a's. a[i], b[i] and users[i] belong to one sample; no value is missing.
 
-    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`).
+    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`); `tests` are
+    those that p will be corrected for.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     change = paired_difference(b, a, users, bounds)
@@ -93,7 +97,7 @@ def effect(
         high=change.high,
         n=change.n,
         users=len(means),
-        p=flip_test(sums),
+        p=flip_test(sums, patterns(tests)),
         size=float(means.mean() / deviation) if deviation > 0 else math.nan,
         helped=float((means > 0).mean()),
         harmed=float((means < 0).mean()),
@@ -110,10 +114,15 @@ def gains_by_user(
     return np.where(np.abs(sums) <= ROUNDING * (np.abs(a).max() + np.abs(b).max()), 0.0, sums), counts
 
 
-def flip_test(sums: np.ndarray) -> float:
+def patterns(tests: int) -> int:
+    """Random sign patterns that each of so many tests takes: the smallest p there is, times the tests, is half of LEVEL at most."""
+    return max(PERMUTATIONS, math.ceil(4 * tests / LEVEL))
+
+
+def flip_test(sums: np.ndarray, most: int = PERMUTATIONS) -> float:
     """Two-sided p of the mean gain: each user's sum of gains has either sign with equal chance. NaN for one user.
 
-    Exact where there are fewer sign patterns than PERMUTATIONS, else from as many random ones.
+    Exact where there are fewer sign patterns than `most`, else from as many random ones.
     """
     from scipy.stats import permutation_test
 
@@ -127,7 +136,7 @@ def flip_test(sums: np.ndarray) -> float:
         lambda x, y, axis: (x - y).sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=PERMUTATIONS,
+        n_resamples=most,
         batch=1000,
         random_state=np.random.default_rng(0),
     )

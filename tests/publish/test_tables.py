@@ -23,6 +23,7 @@ from harness.engine.flops import SIZES
 from harness.errors import UsageError
 from harness.publish.tables import FORMATS, TABLES, commands, formats, grids, parameters, published, render, table
 from harness.publish.tables.differences import verdict
+from harness.publish.tables.grid import Grid
 from harness.records.store import Health, MetricValue, RunConfig, RunFolder, RunRecord, TaskConfig
 from harness.run.cell import Settings, grid
 from harness.run.sweep import points
@@ -1089,6 +1090,31 @@ def test_what_the_missing_commands_take_is_said_beside_them(harness: Callable):
             "harness sweep --method perfit --task lamp7 --set 'layers=0|1|2' --model llama3-8b --judge openai/x",
         ]
     )
-    assert said.startswith("about 7 runs: 16 GB of weights") and "1 commands ask a judge" in said
+    assert said.startswith("about 7 runs: 16 GB of disk for weights") and "3 judged" in said and "(not of 1)" in said
+    paid = estimate(["harness run --method plain --task persona:religion --model qwen2-7b --judge openai/gpt-4.1-mini"])
+    assert "1 judged for about $0.7" in paid
+    pairs = estimate(["harness judge pairs a b --judge openai/gpt-5.2"])
+    assert "1 judged for about $1.0" in pairs
     done = harness("table dps-1 --missing --model llama3-8b")
-    assert "hours on one H100" in done.err and "hours" not in done.out
+    assert "hours on one H100" in done.err and done.err.endswith("no judge\n") and "hours" not in done.out
+
+
+@pytest.mark.parametrize("option", ["--format csv", "--published_only", "--measured_only", "--check"])
+def test_missing_refuses_what_says_how_a_table_is_printed(harness: Callable, option: str):
+    done = harness(f"table --missing {option}")
+    assert done.code == 2 and done.err.strip().endswith(f"leave {option.split()[0]} out")
+
+
+def test_reasons_that_differ_only_in_how_many_are_one_footnote():
+    grid = Grid(table("dps-1"))
+    assert grid.mark(["12 texts lack x", "synthetic"]) == ("a", "b")
+    assert grid.mark(["synthetic", "3 texts lack x", "lamp4 --limit 12"]) == ("b", "a", "c")
+    assert grid.footnotes == {"a": "3 to 12 texts lack x", "b": "synthetic", "c": "lamp4 --limit 12"}
+
+
+def test_a_part_of_a_table_that_has_no_number_is_not_printed(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config(), rouge1=0.2))
+    shown = render(["dps-1"], tmp_path, measured_only=True, width=80).partition("lamp4 =")[0]
+    assert "lamp4" in shown and "lamp7" not in shown

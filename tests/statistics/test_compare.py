@@ -20,8 +20,8 @@ from harness.errors import DataMissing, UsageError
 from harness.plugins.registry import method_class
 from harness.records.store import find_runs, read_record, read_samples
 from harness.statistics.answer import brief, names, sentence
-from harness.statistics.compare import MAIN, compare, control_of, differences
-from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
+from harness.statistics.compare import MAIN, compare, control_of, differences, letter
+from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm, patterns
 from harness.task import Sample
 
 RESULTS = Path(__file__).parents[2] / "results" / "tiny"
@@ -133,6 +133,39 @@ def test_a_detectable_difference_is_found_four_times_in_five():
 def test_holm_multiplies_by_what_is_left_and_never_falls():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, math.nan, 0.9])[:3:2] == pytest.approx([1.0, 1.0]) and math.isnan(holm([math.nan])[0])
+
+
+def test_among_however_many_tests_a_clear_difference_is_one():
+    """9,999 sign patterns have no p below .0002, which 253 pairs of runs would bring above 5 %."""
+    gains = np.random.default_rng(1).normal(3, 1, 200)
+    for tests in (1, 78, 124, 253, 1000):
+        assert tests * flip_test(gains, patterns(tests)) < 0.026
+    assert patterns(124) == PERMUTATIONS  # so that fewer tests have the numbers they had
+
+
+def test_more_runs_than_letters_have_names_of_their_own():
+    assert [letter(number) for number in (0, 25, 26, 27, 51, 52, 701, 702)] == [
+        "A",
+        "Z",
+        "AA",
+        "AB",
+        "AZ",
+        "BA",
+        "ZZ",
+        "AAA",
+    ]
+
+
+def test_a_search_without_two_runs_that_keep_their_answers_says_so(harness, tmp_path):
+    for folder in (PLAIN, HEADLINES, CAD):
+        shutil.copytree(folder, tmp_path / "tiny" / "lamp4" / folder.name)
+    (tmp_path / "tiny" / "lamp4" / CAD.name / "samples.jsonl").unlink()
+    some = harness(f"compare '{tmp_path}/tiny/lamp4/*'")
+    assert some.code == 0 and f"without answers, so left out: {CAD.name}" in some.err
+    (tmp_path / "tiny" / "lamp4" / PLAIN.name / "samples.jsonl").unlink()
+    for asked in (f"'{tmp_path}/tiny/lamp4/*'", f"{tmp_path} --task lamp4 --model tiny"):
+        done = harness(f"compare {asked}")
+        assert done.code == 4 and "1 of 3 found have theirs" in done.error() and CAD.name in done.err
 
 
 def test_the_family_is_every_run_and_metric_shown():

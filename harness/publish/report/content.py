@@ -220,7 +220,7 @@ def figures(results: Places, folder: Path) -> list[dict[str, Any]]:
 
 def _table(grid: Grid) -> dict[str, Any]:
     table = grid.table
-    reasons = {letter: reason for reason, letter in grid.footnotes.items()}
+    reasons = grid.footnotes
     return {
         "id": table.id,
         "title": table.title,
