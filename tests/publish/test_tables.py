@@ -24,6 +24,7 @@ from harness.errors import UsageError
 from harness.publish.tables import FORMATS, TABLES, commands, formats, grids, parameters, published, render, table
 from harness.publish.tables.differences import verdict
 from harness.publish.tables.grid import Grid
+from harness.publish.tables.measured import NOT_OFFICIAL
 from harness.records.store import Health, MetricValue, RunConfig, RunFolder, RunRecord, TaskConfig
 from harness.run.cell import Settings, grid
 from harness.run.sweep import points
@@ -360,6 +361,49 @@ def test_options_of_a_task_that_the_paper_did_not_use_are_a_reason(
     assert measured(tmp_path, "perfit-3")[key]["not_comparable"] == []  # whose users these are
     reasons = measured(tmp_path)[key]["not_comparable"]
     assert "lamp4 with split_by=time, most_active=100" in reasons
+
+
+def test_reasons_that_differ_in_a_count_are_one_footnote_and_each_cell_keeps_its_own(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for method, errors in (("rag", 3), ("cad", 5), ("dps", 12)):
+        record = run_record(run_config(method), status="partial", rouge1=0.2)
+        record.health = Health(errors=errors)
+        save(record)
+    cells = measured(tmp_path)
+    said = [cells["llama3-8b", method, "lamp4", "rouge1"]["not_comparable"] for method in ("rag", "dps")]
+    assert said == [["3 lamp4 samples failed"], ["12 lamp4 samples failed"]]
+    text = flat(render(["1"], tmp_path))
+    assert "a: 3 to 12 lamp4 samples failed." in text and "b:" not in text
+
+
+def test_data_that_is_less_than_lamps_is_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
+    (fingerprint,) = (print for print, said in NOT_OFFICIAL.items() if "1925 lamp4" in said)
+    config = run_config("plain")
+    data = config.data.model_copy(update={"fingerprint": fingerprint})
+    save(run_record(config.model_copy(update={"data": data}), rouge1=0.2))
+    reasons = measured(tmp_path)["llama3-8b", "plain", "lamp4", "rouge1"]["not_comparable"]
+    assert reasons == ["96 of 1925 lamp4 profiles are whole"]
+
+
+def test_a_column_shows_answers_that_were_written_before_those_that_were_scored(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for answers, value in (("written", 0.1), ("scored", 0.4)):
+        task = TaskConfig(name="lamp2m", options={} if answers == "written" else {"answers": answers})
+        config = run_config("plain", "lamp2m", "smollm2-135m").model_copy(update={"task": task})
+        record = run_record(config, accuracy=value)
+        record.started = f"2026-0{2 if answers == 'scored' else 1}-01T00:00:00Z"
+        save(record)
+    assert measured(tmp_path, "dps-2")["smollm2-135m", "plain", "lamp2m", "accuracy"]["value"] == 0.1
+
+
+def test_models_the_paper_lacks_stand_in_the_order_of_the_leaderboard(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config("plain", model="a-model", data="lamp-mini (synthetic)"), rouge1=0.2))
+    save(run_record(run_config("plain", model="z-model"), rouge1=0.2))
+    assert list(dict.fromkeys(model for model, *_ in measured(tmp_path))) == ["z-model", "a-model"]
 
 
 def test_failed_samples_are_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):

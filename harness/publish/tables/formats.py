@@ -258,7 +258,6 @@ FORMATS: Mapping[str, Callable[[Sequence[Grid]], str]] = {
 
 
 def _cells(grid: Grid) -> list[dict[str, Any]]:
-    letters = grid.footnotes
     return [
         {
             **line.keys,
@@ -273,7 +272,7 @@ def _cells(grid: Grid) -> list[dict[str, Any]]:
             "n": entry.n,
             "best": entry.best,
             "outside_tolerance": entry.outside,
-            "not_comparable": [letters[letter] for letter in entry.marks],
+            "not_comparable": [mark.reason for mark in entry.marks],
             "record": run.record.folder.as_posix() if run and run.record.folder else None,
         }
         for line in grid.lines

@@ -13,6 +13,17 @@ Source = Literal["published", "measured", "difference", "formula", "counted", "c
 """Whose value it is. `computed`: by arithmetic from other numbers of the paper."""
 
 
+class Mark(str):
+    """The letter of a footnote, with the reason as its cell has it."""
+
+    reason: str
+
+    def __new__(cls, letter: str, reason: str) -> Mark:
+        made = super().__new__(cls, letter)
+        made.reason = reason
+        return made
+
+
 @dataclass(frozen=True)
 class Entry:
     """One cell as it will be printed."""
@@ -23,7 +34,7 @@ class Entry:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    marks: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
     """Letters of its footnotes, each a reason why it cannot be compared with the published cell."""
     best: bool = False
     outside: bool | None = None
@@ -75,7 +86,7 @@ class Grid:
     _counts: dict[tuple[bool, str], list[int]] = field(default_factory=dict)
     """Of each footnote whether its reason begins with a number, what follows, and the numbers that were given."""
 
-    def mark(self, reasons: Iterable[str]) -> tuple[str, ...]:
+    def mark(self, reasons: Iterable[str]) -> tuple[Mark, ...]:
         """The letters of `reasons`: a, b, ... z, aa, ab, ... Reasons that differ only in how many have one."""
         letters = []
         for reason in reasons:
@@ -83,7 +94,7 @@ class Grid:
             counted = bool(space) and count.isdecimal()
             kind = (counted, rest if counted else reason)
             self._counts.setdefault(kind, []).extend([int(count)] if counted else [])
-            letters.append(_letter(list(self._counts).index(kind)))
+            letters.append(Mark(_letter(list(self._counts).index(kind)), reason))
         return tuple(letters)
 
     @property
