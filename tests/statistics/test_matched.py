@@ -50,6 +50,17 @@ def test_runs_of_another_task_or_model_are_never_matched(save: Callable[..., Pat
         matched([rag, *strangers], "tokens")
 
 
+def test_costs_of_other_samples_are_not_matched(save: Callable[..., Path]) -> None:
+    """A trial on a few short prompts is as cheap as a run of less history on all, and says nothing of it."""
+    rag, cad, trial = save("rag", 4, 400), save("cad", 1, 390), save("cad", 4, 400)
+    record = read_record(trial)
+    record.batches = [["1"]]
+    record.cost.prefill_tokens, record.cost.decode_tokens = 395, 5
+    (trial / "run.json").write_text(record.to_json())
+    points, _ = matched([rag, trial, cad], "tokens")
+    assert [point.folder for point in points] == [rag, cad]
+
+
 def test_what_is_learnt_of_a_user_is_part_of_a_samples_cost(save: Callable[..., Path]) -> None:
     oppu, rag = save("oppu", 0, 50, setup=350), [save("rag", k, 100 * k) for k in (1, 4)]
     assert [point.cost for point in matched([*rag, oppu], "tokens")[0]] == [400, 400]
