@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from harness.data import Example, Labelled, User
 from harness.errors import HarnessError, UsageError
 from harness.fit.heads import Detection, Head, Operator, file_identity, mask, read_heads
+from harness.fit.profiles import encoder_identity
 from harness.method import Fitted, Kit, Method
 from harness.mix import Contrast, EntropyContrast
 from harness.plan import ALL, DECODE, Plan, Stream, Where
@@ -73,7 +74,7 @@ class DPS(Method):
     decode_only: ClassVar[frozenset[str]] = frozenset(
         {"gamma", "heads", "decode_operator", "routing", "temperature", "control", "draw"}
     )
-    grouping: ClassVar[frozenset[str]] = frozenset({"clusters", "embedding"})
+    grouping: ClassVar[frozenset[str]] = frozenset({"clusters", "embedding", "profile_encoder"})
 
     gamma: Finite | Literal["entropy"] = 0.5
     """Personalization strength (eq. 8), >= 0, or `entropy`: the entropy of the unmasked distribution in nats."""
@@ -127,10 +128,12 @@ class DPS(Method):
         """As ever, but the heads file by name and content, which decide the numbers and are the same everywhere, and no
         screening as None: as records said it before there was any."""
         file = file_identity(self.heads_file) if self.heads_file else None
+        encoder = {"profile_encoder": encoder_identity()} if self.clusters and self.embedding == "minilm" else {}
         return {
             **super().options(),
             "heads_file": file,
             "screen": None if self.screen in ("auto", "all") else self.screen,
+            **encoder,
         }
 
     def decided(self, heads: int) -> Self:

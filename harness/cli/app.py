@@ -13,7 +13,7 @@ import typer
 from harness.cli import commands
 from harness.cli.commands import OldResults, RecordsArgument, completing, width, with_options
 from harness.cli.compare import compare, figure
-from harness.cli.declarations import Options, pairs, path_text
+from harness.cli.declarations import Options, folder_text, pairs, path_text
 from harness.cli.grid import grid_app
 from harness.cli.judge import certify, judge_app, recompute, score
 from harness.cli.push import push
@@ -137,7 +137,9 @@ def list_(
 def show(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="Folders of records, hashes or globs; several stand side by side."),
+        typer.Argument(
+            metavar="RECORDS", help="Folders of records, records, hashes or globs; several stand side by side."
+        ),
     ],
     samples: Annotated[int, typer.Option(help="Samples to show.", metavar="N", min=0)] = 5,
     beside: Annotated[list[str], typer.Option(hidden=True)] = [],  # noqa: B006
@@ -145,9 +147,10 @@ def show(
 ) -> None:
     """A record: configuration, metrics, health, cost and a few samples, side by side with other runs."""
     from harness.publish.show import show_runs
-    from harness.records.select import find_run
+    from harness.records.select import find_records
 
-    say(show_runs([find_run(run) for run in (*runs, *beside)], samples, width(), data))
+    given = folder_text("--data", data)
+    say(show_runs(find_records([*runs, *beside]), samples, width(), given))
 
 
 @app.command()
@@ -212,7 +215,8 @@ def report(
     from harness.publish.report import write
     from harness.records.select import select
 
-    page = write(select([*(records or []), *results]), output, data)
+    folders = [folder_text("--data", one) or "" for one in data]
+    page = write(select([*(records or []), *results]), output, folders)
     say(page)
     if open_:
         import webbrowser
@@ -314,7 +318,7 @@ def data_check(
     """Say what a data set holds: users, splits, histories, answers that a history gives away, lines that repeat."""
     from harness.publish.data_check import describe
 
-    for line in describe(what, data, task_set):
+    for line in describe(what, folder_text("--data", data), task_set):
         say(line)
 
 

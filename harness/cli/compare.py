@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from harness.cli.commands import RecordsOption
+from harness.cli.declarations import folder_text
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files.shown import say
 
@@ -63,6 +64,7 @@ def compare(
 
     if fmt not in FORMATS:
         raise UsageError(f"unknown format {fmt!r}{did_you_mean(fmt, FORMATS)} choose from {', '.join(FORMATS)}")
+    data = folder_text("--data", data)
     if control is not None:
         if len(runs or ()) != 1:
             raise UsageError(f"--control {control} compares one run with its control; {len(runs or ())} runs given")
@@ -123,12 +125,13 @@ def _asked(runs: list[str], task: str | None, model: str | None, *, variants: bo
     order says nothing."""
     from harness.plugins.registry import task_name
     from harness.publish.leaderboard import rankings
-    from harness.records.select import record_folders, said, select
+    from harness.records.select import find_records, said, select
     from harness.records.store import find_runs
 
     if task is None and model is None:
-        each = [record_folders(select([run])) for run in runs]
-        return [folder for some in each for folder in some], any(len(some) > 1 for some in each)
+        each = [find_records([run]) for run in runs]
+        searched = any(len(some) > 1 for some in each)
+        return _with_answers(find_records(runs)) if searched else [some[0] for some in each], searched
     places = select(runs)
     name = None if task is None else task_name(task)
     found = [r for r in rankings(find_runs(places, model=model, task=name)) if r.control == "none"]
@@ -136,19 +139,28 @@ def _asked(runs: list[str], task: str | None, model: str | None, *, variants: bo
     if not found:
         raise DataMissing(f"no finished run of {' on '.join(filter(None, [model, name]))} in {said(places)}")
     if len(titles) > 1:
-        some = ", ".join(f"--model {m} --task {t}" for m, t in titles[:6])
+        some = ", ".join(f"--model {m} --task {t}" for m, t in titles[:6]) + (", ..." if len(titles) > 6 else "")
         raise UsageError(f"runs of several models or tasks; name one of each: {some}")
     most = max(found, key=lambda ranking: len(ranking.rows))
     others = [ranking.title for ranking in found if ranking is not most]
     if others:
         say(f"compared: {most.title}; under other conditions, so left out: {', '.join(others)}", stream=sys.stderr)
     wanted = [row.run for row in most.rows if variants or not row.variant]
-    kept = [run.folder for run in wanted if run.folder]
-    there = [folder for folder in kept if (folder / "samples.jsonl").is_file()]
-    if len(there) < len(kept):
-        without = ", ".join(folder.name for folder in kept if folder not in there)
-        say(f"without samples, so left out: {without}", stream=sys.stderr)
-    return there, True
+    return _with_answers([run.folder for run in wanted if run.folder]), True
+
+
+def _with_answers(found: list[Path]) -> list[Path]:
+    """Those of the records found whose answers are there; the others are named. Raises DataMissing where no two have them."""
+    there = [folder for folder in found if (folder / "samples.jsonl").is_file()]
+    without = ", ".join(folder.name for folder in found if folder not in there)
+    if len(there) < 2 and without:
+        raise DataMissing(
+            f"a comparison takes the answers of two runs (samples.jsonl), and {len(there)} of {len(found)} found have theirs; not "
+            f"{without}. The command that made a run makes its answers again, in runs"
+        )
+    if without:
+        say(f"without answers, so left out: {without}", stream=sys.stderr)
+    return there
 
 
 def _with_baseline(folders: list[Path], searched: bool, baseline: str | None) -> list[Path]:

@@ -7,11 +7,13 @@ typer nor torch. An option of one command alone stands in that command's signatu
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_type_hints
 
+from harness.errors import UsageError, did_you_mean
 from harness.run.cell import Settings
 from harness.run.control import Control
 
@@ -238,6 +240,45 @@ def names(given: Names) -> list[str]:
 
 def path_text(given: AnyPath | None) -> str | None:
     return None if given is None else os.fspath(given)
+
+
+def folder_text(option: str, given: AnyPath | None) -> str | None:
+    """The folder as text. Raises UsageError for a URL or a file."""
+    text = path_text(given)
+    if text is not None and "://" in text:
+        raise UsageError(f"{option} {text} is a URL; 'harness data get TASK' downloads, then give the folder")
+    if text is not None and os.path.isfile(os.path.expanduser(text)):
+        raise UsageError(f"{option} {text} is a file; give the folder that holds it: {Path(text).parent}")
+    return text
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def check_model(model: str, given: Options) -> None:
+    """What can be told of the model, its precision and device, and of where to write, before any data is read and without torch.
+
+    Raises UsageError for a name, word or address that is none, DataMissing where weights or a server are not there.
+    """
+    from harness.plugins.registry import model_row
+    from harness.servers.address import ENDPOINT
+    from harness.servers.endpoint import server_of
+
+    asked = with_defaults(given)
+    if model.startswith(ENDPOINT):
+        server_of(model.removeprefix(ENDPOINT), "model", asked["model_base_url"])
+    else:
+        model_row(model, path_text(asked["model_path"]))
+    if asked["dtype"] not in DTYPES:
+        hint = did_you_mean(asked["dtype"], DTYPES)
+        raise UsageError(f"unknown dtype {asked['dtype']!r}{hint} allowed: {', '.join(DTYPES)}")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", asked["device"]):
+        raise UsageError(f"unknown device {asked['device']!r}; allowed: auto, cpu, cuda, cuda:N")
+    place = os.fspath(asked["output_path"])
+    while place and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if place and not os.path.isdir(place):
+        raise UsageError(f"--output_path {os.fspath(asked['output_path'])}: {place} is a file; give a folder")
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from harness.cli import commands
 from harness.cli.commands import with_options
-from harness.cli.declarations import Command, path_text
+from harness.cli.declarations import Command, folder_text, path_text
 from harness.cli.declarations import pairs as pairs_of
 from harness.errors import DataMissing, UsageError
 from harness.files.shown import say
@@ -60,7 +60,7 @@ def score(
         given["judge"],
         given["judge_base_url"],
         pairs_of(given["judge_set"]),
-        data=path_text(given["data"]),
+        data=folder_text("--data", given["data"]),
         console=console,
     )
     console.close()
@@ -100,7 +100,7 @@ def certify(
     console = Terminal()
     asked = Asked(
         find_run(run_folder),
-        path_text(given["data"]),
+        folder_text("--data", given["data"]),
         path_text(given["model_path"]),
         file,
         given["device"],
@@ -156,7 +156,7 @@ def pairs(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: U
         count=given["limit"] or 1,
         seed=given["seed"],
         profile_items=profile_items,
-        data=path_text(given["data"]),
+        data=folder_text("--data", given["data"]),
         progress=console.progress,
     )
     console.close()
@@ -196,7 +196,7 @@ def expert(
     console, run = Terminal(), find_run(run_folder)
     opened = open_judge(given["judge"], given["judge_base_url"], pairs_of(given["judge_set"]))
     folder, found = judge_run(
-        run, opened, limit=given["limit"], data=path_text(given["data"]), progress=console.progress
+        run, opened, limit=given["limit"], data=folder_text("--data", given["data"]), progress=console.progress
     )
     console.close()
     say(expert_table(found))
@@ -235,7 +235,7 @@ def export(run_a: RunA, run_b: RunB, profile_items: ProfileItems = 10, **given: 
         count=given["limit"] or 1,
         seed=given["seed"],
         profile_items=profile_items,
-        data=path_text(given["data"]),
+        data=folder_text("--data", given["data"]),
     )
     say(file)
     Terminal().say(f"count the votes with: harness judge import {folder} ANNOTATOR.csv ...")
@@ -302,7 +302,7 @@ def reliability(
         address = given["judge_base_url"] or (own.base_url if own and own.name == name else None)
         with tempfile.TemporaryDirectory() as fresh:
             judge = open_judge(name, address, pairs_of(given["judge_set"]), ReplyCache(Path(fresh) / "judge.sqlite"))
-            task, count = task_of(record, path_text(given["data"])), given["limit"] or 1
+            task, count = task_of(record, folder_text("--data", given["data"])), given["limit"] or 1
             found = of_run(task, record, read_samples(folder), judge, count=count, progress=console.progress)
         console.close()
     if given["json"]:

@@ -42,9 +42,14 @@ def push(
     from harness.records.select import said, select
     from harness.records.store import find_runs
 
+    named = list(records or ())
+    if to is not None and target is not None and not target.startswith(HUB):
+        named, target = [target, *named], None  # a tracker has no address, so that the first word is a record
     if (target is None) == (to is None):
-        raise UsageError(f"give one place to push to: {HUB}<name>, or --to wandb or trackio")
-    places = select(records or ())
+        raise UsageError(f"give one place to push to: {HUB}<user>/<name>, or --to wandb or trackio")
+    if target is not None and (not target.startswith(HUB) or target.removeprefix(HUB).strip("/").count("/") != 1):
+        raise UsageError(f"{target} is no data set's address; give {HUB}<user>/<name>")
+    places = select(named)
     runs = [run for run in find_runs(places) if run.status in ("complete", "partial")]
     if not runs:
         raise DataMissing(f"no finished records in {said(places)}")
@@ -59,10 +64,8 @@ def push(
 def to_hub(
     target: str, runs: Sequence[RunRecord], places: Sequence[Path], *, report: bool, samples: bool, send: bool
 ) -> None:
-    """Upload the records as one commit, and with `report` the page to a space. Raises UsageError for no data set's address."""
+    """Upload the records as one commit, and with `report` the page to a space."""
     name = target.removeprefix(HUB)
-    if not target.startswith(HUB) or name.strip("/").count("/") != 1:
-        raise UsageError(f"{target} is no data set's address; give {HUB}<user>/<name>")
     with tempfile.TemporaryDirectory() as scratch:
         folder = _data_set(Path(scratch) / "records", name, runs, places, samples=samples)
         uploads = [("dataset", folder)]
@@ -78,6 +81,9 @@ def to_hub(
         for kind, content in uploads:
             files = [path for path in content.rglob("*") if path.is_file()]
             say(f"{kind} {name}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+            if kind == "dataset":
+                for line in _listed(content):
+                    say(f"  {line}")
             if send:
                 say(_upload(content, name, kind, len(runs)))
 
@@ -110,6 +116,18 @@ def _data_set(folder: Path, name: str, runs: Sequence[RunRecord], places: Sequen
     card = DATA_CARD.format(title=name.rpartition("/")[2]) + leaderboard.render(list(places))
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+LISTED = 30
+"""Records that are named one by one."""
+
+
+def _listed(folder: Path) -> list[str]:
+    """The files of a data set, a line a record."""
+    held = sorted(path.parent for path in folder.rglob("run.json"))
+    lines = [f"{one.relative_to(folder)}: {', '.join(sorted(f.name for f in one.iterdir()))}" for one in held]
+    more = [f"... and {len(held) - LISTED} records more"] if len(held) > LISTED else []
+    return ["README.md: the leaderboard", *lines[:LISTED], *more]
 
 
 def _without_licensed(page: Path, runs: Sequence[RunRecord]) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from harness.cli.declarations import AnyPath, Names, Options, names, path_text, with_defaults
+from harness.cli.declarations import AnyPath, Names, Options, check_model, folder_text, names, with_defaults
 from harness.errors import HarnessError
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
@@ -71,6 +71,8 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     from harness.run.kept import kept_outcomes, say_kept
 
     console = terminal_or_notebook()
+    if isinstance(model, str):
+        check_model(model, options)
     (cell,) = cells_of([method], [task], options)
     assert cell.items  # a mistake in the data shows before the model is loaded
     judge = open_judge_for(options, [cell], console)
@@ -132,7 +134,9 @@ def compare(a: AnyRun, b: AnyRun, *others: AnyRun, metric: Names = (), data: Any
     from harness.statistics.compare import compare
     from harness.statistics.formats import rows
 
-    return _frame(rows(compare([read(run).folder for run in (a, b, *others)], names(metric), path_text(data))))
+    return _frame(
+        rows(compare([read(run).folder for run in (a, b, *others)], names(metric), folder_text("data", data)))
+    )
 
 
 def table(*ids: str, records: Sequence[AnyPath] = (), data: AnyPath | None = None) -> pd.DataFrame:
@@ -141,7 +145,7 @@ def table(*ids: str, records: Sequence[AnyPath] = (), data: AnyPath | None = Non
     from harness.publish.tables.formats import rows
     from harness.records.select import select
 
-    return _frame(rows(grids(ids, select(records), data=path_text(data))))
+    return _frame(rows(grids(ids, select(records), data=folder_text("data", data))))
 
 
 def _row(run: RunRecord) -> dict[str, Any]:

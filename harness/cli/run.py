@@ -17,10 +17,11 @@ from harness.cli.commands import with_options
 from harness.cli.declarations import (
     OUTPUT,
     WHAT,
-    AnyPath,
     Command,
     Judged,
     Options,
+    check_model,
+    folder_text,
     names,
     pairs,
     path_text,
@@ -118,6 +119,7 @@ def run(
 
     if export not in (None, "lamp", "peft"):
         raise UsageError(f"unknown export {export!r}; allowed: lamp, peft")
+    check_model(given["model"], given)
     cells = cells_of(given["method"], given["task"], given)
     for cell in cells:
         if export == "lamp" and not cell.task_name.startswith("lamp"):
@@ -218,6 +220,7 @@ def fit(**given: Unpack[Command]) -> None:
     from harness.run.cell import check_fit
     from harness.run.console import Terminal
 
+    check_model(given["model"], given)
     cells = cells_of(given["method"], given["task"], given)
     console, store = Terminal(), ArtifactStore()
 
@@ -336,21 +339,11 @@ def cells_of(methods: Sequence[str | Method], tasks: Sequence[str], given: Optio
         pairs(asked["set"]),
         [*pairs(asked["task_set"]), *shots],
         names(asked["preset"]),
-        _folder("--data", asked["data"]),
+        folder_text("--data", asked["data"]),
         asked["fit_task"],
-        _folder("--fit_data", asked["fit_data"]),
+        folder_text("--fit_data", asked["fit_data"]),
         pairs(asked["fit_set"]),
     )
-
-
-def _folder(option: str, given: AnyPath | None) -> str | None:
-    """The folder as text. Raises UsageError for a URL or a file."""
-    text = path_text(given)
-    if text is not None and "://" in text:
-        raise UsageError(f"{option} {text} is a URL; 'harness data get TASK' downloads, then give the folder")
-    if text is not None and os.path.isfile(os.path.expanduser(text)):
-        raise UsageError(f"{option} {text} is a file; give the folder that holds it: {Path(text).parent}")
-    return text
 
 
 def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Judge | None:

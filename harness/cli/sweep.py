@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from harness.cli.commands import with_options
-from harness.cli.declarations import NEEDED, OUTPUT, Command, pairs
+from harness.cli.declarations import NEEDED, OUTPUT, Command, check_model, pairs
 from harness.cli.run import RUN, cells_of, load, open_judge_for
 from harness.errors import UsageError, gravest
 from harness.files.shown import say
@@ -40,8 +40,8 @@ def sweep(
 ) -> None:
     """Run a method under many values of its options, all points in shared batches, one record a point.
 
-    Prints each point's metrics with their intervals, and where the first metric peaks, among the points whose coherence is at
-    least 75 where that is measured. The same command again resumes.
+    Prints each point's metrics with their intervals, and where the first metric peaks (is lowest, where less is better), among
+    the points whose coherence is at least 75 where that is measured. The same command again resumes.
     """
     from harness.grid.executors import place_of
     from harness.run.console import Terminal
@@ -49,6 +49,7 @@ def sweep(
 
     method = given["method"][0]
     by_task: dict[str, dict[str, object]] = {}
+    check_model(given["model"], given)
     cells = cells_by_point(given)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]
@@ -81,13 +82,16 @@ def sweep(
             (m for m in next(iter(metrics.values())) if all(p[m].value is not None for p in metrics.values())), ""
         )
         coherent = [name for name, found in metrics.items() if _coherent(found)]
-        best = peak({name: done[name] for name in coherent}, first, lowest=lowest)
+        down = lowest or any(found[first].higher_is_better is False for found in metrics.values() if first in found)
+        number = next(iter(here.values())).task.per_sample.get(first, first)  # what a sample calls it
+        best = peak({name: done[name] for name in coherent}, number, lowest=down)
+        best = replace(best, metric=first) if best else None
         by_task[task_name] = {
             "points": {
                 name: {"folder": str(done[name].folder), **{m: v.model_dump() for m, v in found.items()}}
                 for name, found in metrics.items()
             },
-            ("lowest" if lowest else "peak"): asdict(best) if best else None,
+            ("lowest" if down else "peak"): asdict(best) if best else None,
         }
         if given["json"]:
             say(json.dumps({"task": task_name, **by_task[task_name]}))
@@ -104,7 +108,7 @@ def sweep(
         say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
-            where = "is lowest" if lowest else "peaks"
+            where = "is lowest" if down else "peaks"
             say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(gravest(codes))
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from harness.cli.commands import RecordsOption
-from harness.errors import OutsideTolerance
+from harness.cli.declarations import folder_text
+from harness.errors import OutsideTolerance, UsageError
 from harness.files.shown import say
 
 
@@ -39,20 +40,31 @@ def table(
     from harness.publish.tables import grids, write
     from harness.records.select import select
 
-    results = select(records)
+    data, results = folder_text("--data", data), select(records)
 
     if missing:
         from harness.publish.tables import commands
+        from harness.publish.tables.missing import estimate
 
+        unread = {
+            "--format": fmt != "terminal",
+            "--published_only": published_only,
+            "--measured_only": measured_only,
+            "--check": check,
+        }
+        if any(unread.values()):
+            names = " and ".join(name for name, given in unread.items() if given)
+            raise UsageError(f"--missing prints commands and no table; leave {names} out")
         lines = commands(ids or (), results, model=model, data=data)
+        takes = estimate(lines) if lines else "nothing is missing"
+        if (
+            not sys.stdout.isatty()
+        ):  # a shell that reads the commands begins with the first: what they take is said before
+            say(takes, stream=sys.stderr)
         for line in lines:
             say(line)
-        if lines:
-            from harness.publish.tables.missing import estimate
-
-            say(estimate(lines), stream=sys.stderr)
-        if not lines:
-            say("nothing is missing", stream=sys.stderr)
+        if sys.stdout.isatty():
+            say(takes, stream=sys.stderr)
         return
     made = grids(ids or (), results, model=model, published_only=published_only, measured_only=measured_only, data=data)
     width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.data import User
 from harness.errors import HarnessError, UsageError
-from harness.plugins.retrieve import Encoder, sentence_encoder
+from harness.plugins.retrieve import Encoder, identity_of_encoder, sentence_encoder
 
 Embedding = Literal["tfidf", "minilm"]
 
@@ -78,10 +78,19 @@ def embed(users: Sequence[User], tensors: dict[str, Any], meta: dict[str, Any]) 
     return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
 
 
+def encoder_identity() -> str:
+    """What `minilm` embeds with, for a record."""
+    return identity_of_encoder(_encoder_name())
+
+
+def _encoder_name() -> str:
+    return os.environ.get("HARNESS_ENCODER", _MINILM)
+
+
 def _fit(users: Sequence[User], embedding: Embedding, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if embedding == "minilm":
         # kept, so that later users are never embedded by another encoder than the centroids were
-        return {}, {"embedding": "minilm", "encoder": os.environ.get("HARNESS_ENCODER", _MINILM)}
+        return {}, {"embedding": "minilm", "encoder": _encoder_name()}
     from sklearn.decomposition import TruncatedSVD
 
     counter = _vectorizer(None)

@@ -106,7 +106,7 @@ def rebuild_method(cls: type[Method], options: Mapping[str, Any], settings: Sequ
 
     allowed = _allowed(cls)
     given = parse(settings, allowed, f"method {cls.__name__}")
-    told = ("source_sha256", "encoder")  # of a method that is not registered, and of the retriever `dense`
+    told = ("source_sha256", "encoder", "profile_encoder")  # of a file of one's own, of `dense`, of `dps` with minilm
     own = {key: value for key, value in options.items() if key not in (*told, *given)}
     for key, value in own.items():
         if _by_content(value):
@@ -143,19 +143,26 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     return cls(**options, **given), options
 
 
+def check_read(cls: type[Task], data: str) -> None:
+    """Raises UsageError where the task reads no folder, as one's own users, who are read from the file they are named by."""
+    if not takes_data(cls):
+        raise UsageError(f"--data {data}: {cls.name} reads no folder of files; leave it out")
+
+
 def takes_data(cls: type[Task]) -> bool:
     """Whether the task reads a folder of files (`--data`)."""
     return "data" in inspect.signature(cls).parameters
 
 
 def rebuild_task(cls: type[Task], options: Mapping[str, Any], data: str | None) -> Task:
-    """The task of a record, from the options as it keeps them."""
+    """The task of a record, from the options as it keeps them. Raises UsageError for a folder that it would not read."""
     from pydantic import TypeAdapter
 
     hints = typing.get_type_hints(cls.__init__)
     own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a task that is not registered
     given: dict[str, Any] = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in own.items()}
-    if data is not None and takes_data(cls):
+    if data is not None:
+        check_read(cls, data)
         given["data"] = data
     return cls(**given)
 

@@ -103,7 +103,7 @@ def model_row(name: str, path: str | None = None) -> ModelRow:
     if name.count("/") == 1:
         return ModelRow(name, name, local=False)
     raise UsageError(
-        f"unknown model {name!r}{did_you_mean(name, MODELS)} Give an alias ('harness list models' shows "
+        f"unknown model {name!r}{did_you_mean(name, MODELS)} give an alias ('harness list models' shows "
         f"all {len(MODELS)}), a hub id like 'org/name', a folder or a .gguf file"
     )
 

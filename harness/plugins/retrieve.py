@@ -249,11 +249,14 @@ def _encoder_name() -> str:
 
 
 def encoder_identity() -> str:
-    """What `dense` encodes with, for a record: a hub id, or a folder's name and the hash of its content."""
-    if _encoder_in_use is not None:
-        return "given by the program"
-    folder = Path(_encoder_name()).expanduser()
-    return f"{folder.name} {_content_hash(folder)}" if folder.is_dir() else _encoder_name()
+    """What `dense` encodes with, for a record."""
+    return "given by the program" if _encoder_in_use is not None else identity_of_encoder(_encoder_name())
+
+
+def identity_of_encoder(name: str) -> str:
+    """A hub id, or a folder's name and the hash of its content."""
+    folder = Path(name).expanduser()
+    return f"{folder.name} {_content_hash(folder)}" if folder.is_dir() else name
 
 
 @cache

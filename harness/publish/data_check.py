@@ -9,7 +9,7 @@ from statistics import median
 
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
-from harness.plugins.options import build_task
+from harness.plugins.options import build_task, check_read
 from harness.plugins.registry import task_class, task_name
 from harness.plugins.returned import items_of
 from harness.run.leaks import leaks, said
@@ -20,6 +20,8 @@ from harness.task import Selection, Task
 def describe(what: str, data: str | None, settings: Sequence[str]) -> Iterator[str]:
     """Lines about a file of users, or a task. Raises HarnessError for data that cannot be read."""
     name = task_name(what)
+    if data is not None:
+        check_read(task_class(name), data)
     task, _ = build_task(task_class(name), name, settings, data)
     yield task.describe_data()
     found = False

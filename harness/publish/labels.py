@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.methods import METHODS
 from harness.plugins.registry import method_class
-from harness.records.schema import RunConfig, RunRecord, json_value
+from harness.records.schema import MethodConfig, RunConfig, RunRecord, json_value
 
 
 def selected(run: RunRecord) -> list[str]:
@@ -56,6 +56,18 @@ def _asked(config: RunConfig) -> dict[str, Any]:
 def defaults(method: str) -> Mapping[str, Any]:
     """A registered method's own options; none of one that is somebody's file."""
     return json_value(method_class(method)().options()) if method in METHODS else {}
+
+
+@cache
+def usual(method: str, preset: str | None = None) -> Mapping[str, Sequence[Any]]:
+    """Option -> the values, as a record writes them, that a run has which sets none: several where the model decides, as of `dps`
+    how many heads it measures. None are known of a method that is not registered."""
+    if method not in METHODS:
+        return {}
+    cls = method_class(method)
+    made = cls().with_options(cls.presets[preset]) if preset else cls()
+    decided = [MethodConfig(name=method, options=made.decided(heads).options()).options for heads in (1, 10**6)]
+    return {name: [options[name] for options in decided] for name in decided[0]}
 
 
 def further(run: RunRecord) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from harness.errors import UsageError
 from harness.files import replace_file
 from harness.files.shown import markdown, one_line
-from harness.publish.labels import defaults, further, method_label, selected
+from harness.publish.labels import further, method_label, selected, usual
 from harness.publish.show import ceiling_line
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.select import Places, places_of
@@ -240,8 +240,8 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
     """
     by_method: dict[tuple[str, str | None], list[RunRecord]] = {}
     for run in order:
-        method, default = run.config.method, defaults(run.config.method.name)
-        ablated = any(method.options.get(key, default[key]) != default[key] for key in ABLATING if key in default)
+        method, own = run.config.method, usual(run.config.method.name)
+        ablated = any(key in own and method.options.get(key, own[key][0]) not in own[key] for key in ABLATING)
         by_method.setdefault((method.name, None if ablated else method.preset), []).append(run)
     found = {}
     for runs in by_method.values():
@@ -252,8 +252,8 @@ def _ranked(order: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _off_default(run: RunRecord) -> int:
-    default = defaults(run.config.method.name)
-    return sum(key in default and default[key] != value for key, value in run.config.method.options.items())
+    own = usual(run.config.method.name)
+    return sum(key in own and value not in own[key] for key, value in run.config.method.options.items())
 
 
 def _gain(own: MetricValue | None, stranger: RunRecord | None, name: str) -> float | None:
@@ -278,7 +278,7 @@ def _folded(title: str, text: str) -> str:
 
 def _body(ranking: Ranking, rows: Sequence[Row]) -> str:
     arrow = "↑" if ranking.higher_is_better else "↓"
-    compared = any(row.gain is not None for row in ranking.rows)
+    compared = _compared(ranking)
     header = [
         "#",
         "method",
@@ -300,7 +300,7 @@ def _body(ranking: Ranking, rows: Sequence[Row]) -> str:
                 markdown(row.label),
                 _interval(main),
                 str(main.n) if main else "-",
-                *(["-" if row.gain is None else f"{row.gain:+.4f}"] if compared else []),
+                *([_signed(row.gain)] if compared else []),
                 *(_number(row.run.metrics.get(other)) for other in ranking.others),
                 *(f"{ratio:.2f}×" if ratio is not None else "-" for ratio in (row.tokens, row.operations)),
                 *([_seconds(cost.setup_seconds_per_user), _bytes(cost.stored_bytes_per_user)] if adapted else []),
@@ -322,7 +322,8 @@ def terminal(places: Places, width: int = 80, *, everything: bool = False) -> st
         parts.append("no finished runs")
     elif folded and not everything:
         parts.append(f"{folded} sweeps, ablations and controls are folded away: --all shows them")
-    parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in LEGEND))
+    legend = (*LEGEND, *([GAIN] if any(_compared(ranking) for ranking in shown) else []))
+    parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in legend))
     return "\n\n".join(parts)
 
 
@@ -330,19 +331,24 @@ LEGEND = (
     "- rank: by the first metric; equal values share one. 'harness compare' tests what differs",
     "- operations: floating-point operations an answer, relative to plain",
 )
+GAIN = "- gain: over the same run with another user's history (--control wrong_user), a plus where the own helps"
 
 
 def _for_terminal(ranking: Ranking, width: int, everything: bool) -> str:
     arrow = "↑" if ranking.higher_is_better else "↓"
-    lines = [["rank", "method", f"{ranking.metric} {arrow}", "95 % interval", "n", "operations"]]
+    gains = ["gain"] if _compared(ranking) else []
+    lines = [["rank", "method", f"{ranking.metric} {arrow}", "95 % interval", "n", *gains, "operations"]]
     for row in ranking.rows:
         if row.variant and not everything:
             continue
         main = row.run.metrics.get(ranking.metric)
         ends = "" if main is None or main.interval is None else f"[{main.interval[0]:.4f}, {main.interval[1]:.4f}]"
         ratio = "-" if row.operations is None else f"{row.operations:.2f}x"
-        lines.append([str(row.place or "-"), row.label, _number(main), ends, str(main.n) if main else "-", ratio])
-    space = width - sum(max(len(line[i]) for line in lines) + 2 for i in (0, 2, 3, 4, 5))
+        gain = [_signed(row.gain)] if gains else []
+        lines.append(
+            [str(row.place or "-"), row.label, _number(main), ends, str(main.n) if main else "-", *gain, ratio]
+        )
+    space = width - sum(max(map(len, column)) + 2 for n, column in enumerate(zip(*lines, strict=True)) if n != 1)
     cells = [[line[0], shortened(line[1], max(space, 10)), *line[2:]] for line in lines]
     flags = [
         f"{row.label}: {', '.join(said)}"
@@ -359,6 +365,14 @@ def _rank_key(metric: MetricValue | None, run: RunRecord) -> tuple[bool, float, 
     value = 0.0 if metric is None or metric.value is None else metric.value
     higher = metric is not None and metric.higher_is_better
     return (missing, -value if higher else value, run.config.method.name, run.hash)
+
+
+def _compared(ranking: Ranking) -> bool:
+    return any(row.gain is not None for row in ranking.rows)
+
+
+def _signed(gain: float | None) -> str:
+    return "-" if gain is None else f"{gain:+.4f}"
 
 
 def _number(metric: MetricValue | None) -> str:

@@ -47,6 +47,18 @@ def record_folders(places: Places) -> list[Path]:
     return list(found.values())
 
 
+def find_records(wanted: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The folders of all records that `wanted` name, in its order, each once. Raises DataMissing where one names none."""
+    found: dict[Path, Path] = {}
+    for one in wanted:
+        folders = record_folders(select([one]))
+        if not folders:
+            raise DataMissing(_nothing(os.fspath(one)))
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
 def find_run(wanted: str | os.PathLike[str]) -> Path:
     """The folder of the one record that `wanted` names. Raises UsageError where that is several, DataMissing where none."""
     found = record_folders(select([wanted]))

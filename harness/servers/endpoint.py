@@ -69,23 +69,28 @@ class Limits:
     """Seconds before the first of them, doubled for each that follows, 30 at most."""
 
 
+def server_of(model: str, whose: str, base_url: str | None) -> Address:
+    """Where the model is asked. `whose` request it is (model, judge, writer) say the messages.
+
+    Raises DataMissing where neither a key nor a server is given, UsageError for an address that is none.
+    """
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+    if not os.environ.get("OPENAI_API_KEY") and not base_url:
+        raise DataMissing(
+            f"{whose} '{ENDPOINT}{model}' needs $OPENAI_API_KEY, or $OPENAI_BASE_URL of a server that needs no key"
+        )
+    return Address.at(base_url or OPENAI, whose)
+
+
 class Endpoint:
     """Asks one model. It cuts no prompt: one that is too long for the server has no reply."""
 
     def __init__(self, model: str, whose: str, base_url: str | None = None, limits: Limits = Limits()) -> None:
-        """`whose` request it is (judge, writer) says the message where neither a key nor a server is given: DataMissing.
-
-        Raises UsageError for an address that is none.
-        """
+        """Raises as `server_of`."""
         self.model = model
         self.limits = limits
         self._key = os.environ.get("OPENAI_API_KEY")
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        if not self._key and not base_url:
-            raise DataMissing(
-                f"{whose} '{ENDPOINT}{model}' needs $OPENAI_API_KEY, or $OPENAI_BASE_URL of a server that needs no key"
-            )
-        self._server = Address.at(base_url or OPENAI, whose)
+        self._server = server_of(model, whose, base_url)
         self._dialect = _Dialect()
 
     @property

@@ -53,8 +53,16 @@ def limits_of(settings: Mapping[str, Any], default: Limits = Limits()) -> Limits
 
 
 def price_of(settings: Mapping[str, Any], model: str, server: str) -> Price | None:
-    """The one that is given, else OpenAI's list price of its own model; None where neither is known."""
-    if {"price_in", "price_out"} & settings.keys():
-        return Price(settings.get("price_in", 0.0), settings.get("price_out", 0.0))
+    """The one that is given, else OpenAI's list price of its own model; None where neither is known.
+
+    Raises UsageError where one of the two is given and the other not known.
+    """
     listed = LISTED.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model)) if server == OPENAI else None
-    return Price(*listed) if listed else None
+    of_list = dict(zip(("price_in", "price_out"), listed or (), strict=False))
+    known = {name: settings.get(name, of_list.get(name)) for name in ("price_in", "price_out")}
+    lacking = [name for name, price in known.items() if price is None]
+    if len(lacking) == 1:
+        raise UsageError(
+            f"{model}: one price is given and {lacking[0]} is not; give both, or {lacking[0]}=0 where it costs nothing"
+        )
+    return None if lacking else Price(known["price_in"], known["price_out"])

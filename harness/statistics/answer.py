@@ -79,7 +79,8 @@ def _by_name(note: str, labels: Mapping[str, str]) -> str:
     """`B: left out: 4 answered by A alone` with the runs' names in place of their letters."""
     for letter, label in labels.items():
         note = note.replace(f"by {letter} alone", f"by {label} alone")
-    return f"{labels[note[0]]}{note[1:]}"
+    mine, colon, what = note.partition(":")
+    return f"{labels[mine]}{colon}{what}"
 
 
 def _beside_the_method(comparison: Comparison, labels: Mapping[str, str]) -> list[str]:
@@ -124,7 +125,8 @@ def sentence(comparison: Comparison) -> str:
             parts.append(f"{labels[cheapest]} costs least")
     users = max(row.effect.users for row in comparison.rows)
     of = f"Of {users} {comparison.unit}s{_with_history(comparison)}: " if comparison.min_history else ""
-    return f"{of}{'; '.join(parts)}."
+    said = f"{of}{'; '.join(parts)}."
+    return f"{said[0].upper()}{said[1:]}" if said.startswith("nothing ") else said
 
 
 def names(sides: Sequence[Side]) -> dict[str, str]:

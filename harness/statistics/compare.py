@@ -21,7 +21,17 @@ from harness.plugins.registry import task_class
 from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
 from harness.statistics.intervals import bounds_of
-from harness.statistics.paired_tests import LEVEL, ByLength, Effect, by_length, by_user, effect, flip_test, holm
+from harness.statistics.paired_tests import (
+    LEVEL,
+    ByLength,
+    Effect,
+    by_length,
+    effect,
+    flip_test,
+    gains_by_user,
+    holm,
+    patterns,
+)
 from harness.task import Sample, Selection, Task
 
 
@@ -108,7 +118,7 @@ def compare(
 
     Raises UsageError for runs of other tasks, data, splits or judges, DataMissing where a run's samples are not there.
     """
-    sides = [_side(chr(ord("A") + number), folder) for number, folder in enumerate(folders)]
+    sides = [_side(letter(number), folder) for number, folder in enumerate(folders)]
     if len(sides) < 2:
         raise UsageError("give two runs or more, or one and --control wrong_user")
     for side in sides[1:]:
@@ -128,7 +138,7 @@ def compare(
         shared[side.letter] = len(pairs)
         notes += _left_out(sides[0], side, len(everything))
         for name in names:
-            rows.append(_compared(sides[0], side, pairs, name, cls, lengths))
+            rows.append(_compared(sides[0], side, pairs, name, cls, lengths, tests=len(names) * (len(sides) - 1)))
             if rows[-1].unpaired:
                 notes.append(f"{side.letter}, {name}: {rows[-1].unpaired} shared samples have no value and are no pair")
     adjusted = holm([row.effect.p for row in rows])
@@ -154,7 +164,7 @@ def _between(
     sides: Sequence[Side], name: str, cls: type[Task], lengths: Mapping[str, int] | None, least: int
 ) -> tuple[Between, ...]:
     """Every two runs in one metric; runs that share no sample are left out."""
-    found = []
+    found, most = [], patterns(len(sides) * (len(sides) - 1) // 2)
     for place, first in enumerate(sides):
         for second in sides[place + 1 :]:
             shared = sorted(first.answered.keys() & second.answered.keys())
@@ -163,10 +173,9 @@ def _between(
             x, y, units = _values(first, second, _long_enough(shared, cls, lengths, least), name, cls)
             if not x:
                 continue
-            sign = 1 if first.record.metrics[name].higher_is_better else -1
-            gains = sign * (np.asarray(y) - np.asarray(x))
-            sums, _ = by_user(gains, units)
-            found.append(Between(first.letter, second.letter, float(gains.mean()), flip_test(sums)))
+            better = first.record.metrics[name].higher_is_better
+            sums, counts = gains_by_user(np.asarray(x), np.asarray(y), units, higher_is_better=better)
+            found.append(Between(first.letter, second.letter, float(sums.sum() / counts.sum()), flip_test(sums, most)))
     return tuple(replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True))
 
 
@@ -205,6 +214,12 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def letter(number: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    first, last = divmod(number, 26)
+    return (letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
 def _side(letter: str, folder: Path) -> Side:
@@ -279,7 +294,13 @@ def _left_out(a: Side, b: Side, shared: int) -> list[str]:
 
 
 def _compared(
-    a: Side, b: Side, pairs: Sequence[tuple[str, str]], name: str, cls: type[Task], lengths: Mapping[str, int] | None
+    a: Side,
+    b: Side,
+    pairs: Sequence[tuple[str, str]],
+    name: str,
+    cls: type[Task],
+    lengths: Mapping[str, int] | None,
+    tests: int,
 ) -> Compared:
     better = a.record.metrics[name].higher_is_better
     first, second, units = _values(a, b, pairs, name, cls)
@@ -291,7 +312,7 @@ def _compared(
         letter=b.letter,
         metric=name,
         higher_is_better=better,
-        effect=effect(first, second, units, higher_is_better=better, bounds=bounds),
+        effect=effect(first, second, units, higher_is_better=better, bounds=bounds, tests=tests),
         unpaired=len(pairs) - len(first),
         lengths=by_length(gains, units, lengths, bounds) if lengths is not None else None,
     )

@@ -51,14 +51,16 @@ def cost_of(record: RunRecord, by: Cost) -> float | None:
     if not samples:
         return None
     if by == "tokens":
+        if c.prefill_tokens is None or c.decode_tokens is None:  # not answered to the end
+            return None
         setup = (c.setup_prefill_tokens or 0) + (c.setup_decode_tokens or 0)
-        return ((c.prefill_tokens or 0) + (c.decode_tokens or 0) + setup) / samples
+        return (c.prefill_tokens + c.decode_tokens + setup) / samples
     return None if c.flops is None else (c.flops + (c.setup_flops or 0.0)) / samples
 
 
 def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
-    """One point a method, methods in the order they came, and what was matched in words. All are of one model, task and data:
-    of those there are, where most methods were run, of equals where costs lie closest.
+    """One point a method, methods in the order they came, and what was matched in words. All are of one model and task, and of
+    the same samples: of those there are, where most methods were run, of equals where costs lie closest.
 
     Raises UsageError where fewer than two methods have a cost, NoneAgree where no choice agrees within WITHIN.
     """
@@ -67,9 +69,8 @@ def matched(folders: Sequence[Path], by: Cost) -> tuple[list[Point], str]:
         record = read_record(folder)
         cost = cost_of(record, by) if record.config.selection.control == "none" else None
         if cost:  # an answer that needs no model costs nothing, and nothing is as cheap
-            name, data = record.config.method.name, record.config.data
-            same = str((record.weights, record.config.task, data.split, data.fingerprint))
-            groups.setdefault(same, {}).setdefault(name, []).append(Point(folder, name, cost))
+            name = record.config.method.name
+            groups.setdefault(record.conditions, {}).setdefault(name, []).append(Point(folder, name, cost))
     most = max(map(len, groups.values()), default=0)
     if most < 2:
         raise UsageError(

@@ -15,7 +15,11 @@ import numpy as np
 from harness.statistics.intervals import Bounds, gain_interval, paired_difference
 
 PERMUTATIONS = 9999
+"""Random sign patterns of a test. None gives a p below 2 of as many and one, which by so many tests as Holm corrects for must stay
+below LEVEL, or nothing could differ: see `patterns`."""
 POWER, LEVEL = 0.8, 0.05
+ROUNDING = 1e-12
+"""Differences below this share of the values are rounding."""
 FEWEST = 6
 """Users below which no sign pattern is rarer than LEVEL: 2 of 2^5 are 6 %, 2 of 2^6 are 3 %."""
 
@@ -71,18 +75,20 @@ def effect(
     *,
     higher_is_better: bool = True,
     bounds: Bounds | None = None,
+    tests: int = 1,
 ) -> Effect:
     """What run b's values differ from run a's. a[i], b[i] and users[i] belong to one sample; no value is missing.
 
-    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`).
+    `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`); `tests` are
+    those that p will be corrected for.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     change = paired_difference(b, a, users, bounds)
-    gains = (second - first) * (1 if higher_is_better else -1)
-    sums, counts = by_user(gains, users)
+    sums, counts = gains_by_user(first, second, users, higher_is_better=higher_is_better)
     means = sums / counts
     worst = np.sort(means)[: max(1, round(len(means) / 10))]
     deviation = means.std(ddof=1) if len(means) > 1 else 0.0
+    deviation = 0.0 if deviation <= ROUNDING * np.abs(means).max() else deviation
     return Effect(
         a=float(first.mean()),
         b=float(second.mean()),
@@ -91,7 +97,7 @@ def effect(
         high=change.high,
         n=change.n,
         users=len(means),
-        p=flip_test(sums),
+        p=flip_test(sums, patterns(tests)),
         size=float(means.mean() / deviation) if deviation > 0 else math.nan,
         helped=float((means > 0).mean()),
         harmed=float((means < 0).mean()),
@@ -100,10 +106,23 @@ def effect(
     )
 
 
-def flip_test(sums: np.ndarray) -> float:
+def gains_by_user(
+    a: np.ndarray, b: np.ndarray, users: Sequence[str], *, higher_is_better: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of each user's gains, as `by_user`; a sum that is rounding, as of .3 - .5 and .7 - .5, is 0."""
+    sums, counts = by_user((b - a) * (1 if higher_is_better else -1), users)
+    return np.where(np.abs(sums) <= ROUNDING * (np.abs(a).max() + np.abs(b).max()), 0.0, sums), counts
+
+
+def patterns(tests: int) -> int:
+    """Random sign patterns that each of so many tests takes: the smallest p there is, times the tests, is half of LEVEL at most."""
+    return max(PERMUTATIONS, math.ceil(4 * tests / LEVEL))
+
+
+def flip_test(sums: np.ndarray, most: int = PERMUTATIONS) -> float:
     """Two-sided p of the mean gain: each user's sum of gains has either sign with equal chance. NaN for one user.
 
-    Exact where there are fewer sign patterns than PERMUTATIONS, else from as many random ones.
+    Exact where there are fewer sign patterns than `most`, else from as many random ones.
     """
     from scipy.stats import permutation_test
 
@@ -117,7 +136,7 @@ def flip_test(sums: np.ndarray) -> float:
         lambda x, y, axis: (x - y).sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=PERMUTATIONS,
+        n_resamples=most,
         batch=1000,
         random_state=np.random.default_rng(0),
     )
@@ -132,7 +151,7 @@ def detectable(sums: np.ndarray, counts: np.ndarray) -> float:
     users = len(sums)
     mean = sums.sum() / counts.sum()
     scatter = ((sums - mean * counts) ** 2).sum()
-    if users < 2 or scatter < 1e-20:
+    if users < 2 or scatter <= (ROUNDING * np.abs(sums).max()) ** 2:
         return math.nan
     error = math.sqrt(users / (users - 1) * scatter) / counts.sum()
     return error * math.sqrt(users) * smallest_effect(users)
@@ -157,8 +176,9 @@ def by_length(
     sums, counts = by_user(np.asarray(gains, dtype=float), users)
     means, lengths = sums / counts, np.array([length[user] for user in np.unique(users)])
     rho, p = math.nan, math.nan
-    if len(set(lengths.tolist())) > 1 and len(set(means.tolist())) > 1:
-        rho, p = map(float, spearmanr(lengths, means))
+    ranked = with_ties(means)
+    if len(set(lengths.tolist())) > 1 and len(set(ranked.tolist())) > 1:
+        rho, p = map(float, spearmanr(lengths, ranked))
     of_sample = np.array([length[user] for user in users])
     cuts = np.quantile(lengths, [1 / 3, 2 / 3], method="lower")
     tercile = np.searchsorted(cuts, of_sample, side="left")
@@ -171,6 +191,11 @@ def by_length(
             span = of_sample[inside]
             groups.append(Group(int(span.min()), int(span.max()), len(set(those)), float(values.mean()), low, high))
     return ByLength(rho, p, tuple(groups))
+
+
+def with_ties(values: np.ndarray) -> np.ndarray:
+    """For ranks: values that differ in rounding alone, as 1/2 - 1/3 and 2/3 - 1/2, are equal."""
+    return np.round(values / (np.abs(values).max() or 1.0), 12)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -64,6 +64,16 @@ USAGE = {
     "run --method rag --task lamp4 --model https://x/y": "https://x/y is a URL; give an alias",
     "run --method rag --task lamp4 --data https://x/y": "--data https://x/y is a URL",
     "run --method rag --task lamp4 --data /etc/hostname": "--data /etc/hostname is a file; give the folder that holds it: /etc",
+    "run --method rag --task lamp4 --dtype float33 --data nowhere": "unknown dtype 'float33'; did you mean 'float32'?",
+    "run --method rag --task lamp4 --device tpu --data nowhere": "unknown device 'tpu'; allowed: auto, cpu, cuda, cuda:N",
+    "run --method rag --task lamp4 --output_path /etc/hostname/runs": "--output_path /etc/hostname/runs: /etc/hostname is a file",
+    "sweep --method rag --task lamp4 --set k=1..2 --model README --data nowhere": "unknown model 'README'",
+    "fit --method dps --task lamp4 --dtype half": "unknown dtype 'half'",
+    "show /etc --data /etc/hostname": "--data /etc/hostname is a file",
+    "table dps-5 --data /etc/hostname": "--data /etc/hostname is a file",
+    "report --data https://x/y": "--data https://x/y is a URL",
+    "push runs": "runs is no data set's address; give hf://datasets/<user>/<name>",
+    "push": "give one place to push to: hf://datasets/<user>/<name>, or --to wandb or trackio",
     "run --method rag --task lamp4 --model tinny": "unknown model 'tinny'; did you mean 'tiny'?",
     "run --method dps --task lamp4 --set gama=1": "method 'dps' has no option 'gama'; did you mean 'gamma'?",
     "run --method dps --task lamp4 --set gamma": "'gamma' is not key=value",
@@ -267,11 +277,11 @@ def test_a_query_longer_than_the_context_is_exit_3_counted_named_and_not_scored(
 # The output folder
 
 
-def test_an_output_folder_that_cannot_be_is_exit_1(harness: Callable, tmp_path: Path, toy: Path) -> None:
+def test_an_output_folder_in_a_file_is_a_mistake_in_the_command(harness: Callable, tmp_path: Path, toy: Path) -> None:
     (tmp_path / "file").write_text("")
     done = harness(f"run --method plain --task lamp4 --model {toy} --limit 2 --output_path file/results")
-    assert done.code == 1
-    assert "cannot write file/results" in done.error() and "Not a directory" in done.error()
+    assert done.code == 2
+    assert "--output_path file/results: file is a file; give a folder" in done.error()
 
 
 def test_a_full_disk_is_exit_1_and_loses_nothing(harness: Callable, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
@@ -523,9 +533,9 @@ def test_show_puts_runs_of_a_task_side_by_side(harness: Callable, toy: Path) -> 
     for words in ("retriever=bm25, k=5", "tokens read", "operations", "rouge1"):
         assert words in done.out
     assert "lamp4, lamp3" in harness("show runs/toy/lamp4/rag --beside runs/toy/lamp3/rag").error()
-    several = harness("show runs")
-    assert several.code == 2
-    assert "runs is 4 records; name one: runs/toy/lamp3/plain-" in several.error()
+    for several in ("'runs/toy/lamp4/*'", "runs/toy/lamp4"):
+        assert harness(f"show {several} --samples 2").out.count("95 % interval") == 2
+    assert "runs of different tasks have no sample in common: lamp3, lamp4" in harness("show runs").error()
     nowhere = harness("show nowhere")
     assert (nowhere.code, "nowhere holds no run.json" in nowhere.error()) == (4, True)
 

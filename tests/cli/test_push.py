@@ -57,6 +57,9 @@ def test_nothing_is_sent_before_yes(harness: Callable, hub: Hub, records: dict[s
     done = harness("push hf://datasets/me/mine runs")
     assert done.code == 0 and (hub.made, hub.sent) == ([], {})
     assert "dataset me/mine: 4 files" in done.out and "nothing was sent; --yes sends it" in done.err
+    assert (
+        f"  {records['rag']}: run.json, samples.jsonl\n" in done.out and f"  {records['plain']}: run.json\n" in done.out
+    )
 
 
 def test_records_go_to_a_data_set_and_answers_to_licensed_data_stay_here(
@@ -95,7 +98,9 @@ def test_a_tracker_gets_configuration_metrics_and_cost(
     fake.log = lambda given: calls.append(("log", given))
     fake.finish = lambda: calls.append(("finish", {}))
     monkeypatch.setitem(sys.modules, to, fake)
-    assert harness(f"push --to {to} runs/*/*/rag-*").code == 2  # a first word is a place, and --to is another
+    assert harness(f"push hf://datasets/me/mine --to {to}").code == 2
+    chosen = harness(f"push --to {to} 'runs/*/*/rag-*'").out  # a tracker has no address: the first word is a record
+    assert chosen.count("\n") == 1 and "/rag-" in chosen
     assert harness(f"push --to {to}").code == 0 and calls == []
     assert harness(f"push --to {to} --project p --yes").code == 0
     assert [name for name, _ in calls] == ["init", "log", "finish"] * 2
@@ -109,6 +114,8 @@ def test_what_cannot_be_pushed_is_one_line(harness: Callable, hub: Hub, records:
         ("push s3://bucket runs", "is no data set's address; give hf://datasets/<user>/<name>", 2),
         ("push hf://datasets/me/mine nothing", "names no record", 4),
         ("push --to wandb", "wandb is not installed", 2),
+        ("push --to wandb runs", "wandb is not installed", 2),
+        ("push --to wandb runs nowhere", "nowhere holds no run.json", 4),
     ):
         done = harness(command)
         assert done.code == code and words in done.error()

@@ -20,8 +20,11 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_
 from harness.cli.app import main
 from harness.engine.training.train import _School
 from harness.fit.kit import ModelKit
+from harness.publish.tables.measured import NOT_OFFICIAL
 from harness.records.store import RunFolder
 from harness.statistics import metrics
+from harness.task import Selection
+from harness.tasks.lamp import Lamp, Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7
 from harness.tasks.lamp_prompts import LABELS
 
 SHARED = Path(os.environ.get("HARNESS_SHARED", "../shared/data")).absolute()
@@ -67,6 +70,21 @@ def value(done: Run, name: str) -> float:
 def golds(task: str) -> dict[str, str]:
     entries = json.loads((SHARED / f"lamp/{task}/dev_outputs.json").read_text())["golds"]
     return {entry["id"]: entry["output"] for entry in entries}
+
+
+@pytest.mark.parametrize("cls", [Lamp1, Lamp2M, Lamp3, Lamp4, Lamp5, Lamp7])
+def test_tables_know_in_what_these_files_are_less_than_lamps(cls: type[Lamp]) -> None:
+    if not (SHARED / "lamp").exists():
+        pytest.skip(f"no {SHARED / 'lamp'} (set HARNESS_SHARED)")
+    made = cls(str(SHARED / "lamp"))
+    said = NOT_OFFICIAL[made.fingerprint(Selection("dev"))]
+    provenance = json.loads(made.questions_file("dev").with_name("profile_provenance.json").read_text()).values()
+    if any(one.get("heldout") for one in provenance):
+        assert said.startswith(f"{cls.name} questions are items of")
+    else:
+        assert (
+            said == f"{sum(one['complete'] for one in provenance)} of {len(provenance)} {cls.name} profiles are whole"
+        )
 
 
 @pytest.mark.parametrize("method", ["plain", "rag", "cad"])

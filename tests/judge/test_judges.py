@@ -38,8 +38,10 @@ from harness.run.contract import random_lm, toy_examples
 from harness.run.score import score
 from harness.run.steps import run_cell
 from harness.run.system import ModelSystem
+from harness.servers.address import OPENAI
 from harness.servers.chat import Ask, NoReply, Reply
 from harness.servers.endpoint import Endpoint, Limits
+from harness.servers.prices import Price, price_of
 from harness.servers.reply_cache import ReplyCache
 from harness.statistics import metrics
 from harness.task import GenerationDefaults, Metric, Question, Sample, Selection, Task
@@ -354,6 +356,15 @@ def test_an_unknown_judge_names_those_there_are(name: str, message: str) -> None
     with pytest.raises(UsageError) as raised:
         open_judge(name)
     assert message in str(raised.value)
+
+
+def test_tokens_without_a_price_are_not_free() -> None:
+    own = "http://localhost:8000/v1"
+    with pytest.raises(UsageError, match="price_out is not; give both, or price_out=0"):
+        price_of({"price_in": 2.0}, "mine", own)
+    assert price_of({"price_in": 2.0, "price_out": 0.0}, "mine", own) == Price(2.0, 0.0)
+    assert price_of({"price_in": 2.0}, "gpt-4.1-mini-2025-04-14", OPENAI) == Price(2.0, 1.6)
+    assert price_of({}, "mine", own) is None
 
 
 def test_an_unknown_setting_of_a_judge_names_those_there_are(server: Server) -> None:

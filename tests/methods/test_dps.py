@@ -24,6 +24,8 @@ from harness.fit.states import shared_state
 from harness.method import Fitted
 from harness.methods.dps import DPS
 from harness.plan import ALL, DECODE, Plan, Site, Where
+from harness.plugins.options import rebuild_method
+from harness.plugins.retrieve import _content_hash
 from harness.run.cell import Settings, grid
 from harness.run.console import Console
 from harness.run.contract import check_method, random_lm, toy_examples
@@ -132,6 +134,19 @@ def test_users_are_placed_by_the_encoder_that_made_the_centroids_and_the_record_
     assert method.analysis(shared, {"0": state})["clusters"]["embedded_by"] == "other-encoder"
     tfidf = replace(method, embedding="tfidf")
     assert tfidf.analysis(tfidf.fit(kit, train), {})["clusters"]["embedded_by"] == "tfidf"
+
+
+def test_profiles_embedded_by_another_encoder_are_another_run(monkeypatch, tmp_path):
+    method = DPS(clusters=2, embedding="minilm")
+    plain, named = DPS().options(), method.options()
+    assert "profile_encoder" not in plain and "profile_encoder" not in DPS(clusters=2).options()
+    (tmp_path / "weights").write_text("1")
+    monkeypatch.setenv("HARNESS_ENCODER", str(tmp_path))
+    other = method.options()
+    (tmp_path / "more").write_text("2")
+    _content_hash.cache_clear()
+    assert len({options["profile_encoder"] for options in (named, other, method.options())}) == 3
+    assert rebuild_method(DPS, named) == replace(method, screen=None)
 
 
 def test_dps_with_clusters_keeps_the_engines_promises():

@@ -237,6 +237,46 @@ def test_trait_scores_by_block_stand_beside_the_peaks_that_the_paper_prints():
     assert draw("persona-5", records) is None
 
 
+def test_layers_counted_as_hidden_states_stand_at_their_blocks():
+    records = _sweep("islam", [-1, 20, 60, 70], numbering="hidden_states")[1:]
+    figure = draw("persona-1", records)
+    left, _ = figure.axes
+    assert _points(left) == {(0, 20), (1, 60), (2, 70)} and left.get_xlabel() == "block steered at (0-based)"
+    assert "numbering hidden_states" in _text(figure)
+
+
+def test_personas_vectors_in_one_figure_are_of_one_way_of_steering():
+    def run(method, accuracy, options, **fields):
+        return _record(method, "mmlu", options, {"accuracy": accuracy}, **fields)
+
+    weak = {"layer": 2, "coefficient": 1.0}
+    of = {trait: f"persona:{trait}" for trait in ("islam", "judaism")}
+    records = [
+        run("plain", 0.4, {}),
+        run("persona_vector", 0.35, weak, fit_task=of["islam"], started="2026-01"),
+        run("persona_vector", 0.36, weak, fit_task=of["judaism"], started="2026-02"),
+        run("persona_vector", 0.2, {**weak, "coefficient": 8.0}, fit_task=of["islam"], started="2026-03"),
+    ]
+    figure = draw("persona-7", records)
+    assert _points(figure.axes[0]) == {(0.4, 0.0), (0.35, 1.0), (0.36, 2.0)}  # not the latest of each
+    assert "coefficient 1.0" in _text(figure) and "block 2" in _text(figure)
+    other = {**weak, "layer": 3, "numbering": "hidden_states"}
+    same = [records[0], records[1], run("persona_vector", 0.36, other, fit_task=of["judaism"], started="2026-02")]
+    assert "+ judaism" in _text(draw("persona-7", same))  # both at block 2, but counted otherwise: the latest alone
+    deeper = [*records[:2], run("persona_vector", 0.3, {**weak, "layer": 1}, fit_task=of["judaism"])]
+    assert {"+ islam, block 2", "+ judaism, block 1"} <= set(_text(draw("persona-7", deeper)).split("\n"))
+
+
+def test_two_clamps_that_differ_in_any_option_are_two():
+    def run(method, accuracy, **options):
+        return _record(method, "mmlu", options, {"accuracy": accuracy}, fit_task="persona:religion")
+
+    records = [run("plain", 0.4), run("clamp", 0.3), run("clamp", 0.1, numbering="hidden_states")]
+    figure = draw("persona-6", records)
+    heights = [bar.get_height() for bars in figure.axes[0].containers if hasattr(bars, "patches") for bar in bars]
+    assert heights == pytest.approx([0.4, 0.3, 0.1]) and "numbering hidden_states" in _text(figure)
+
+
 def test_mmlu_is_shown_without_and_with_mitigation_on_the_same_questions():
     def run(method, accuracy, shots=0, **fields):
         metrics = {"accuracy": accuracy, "accuracy/virology": accuracy + 0.1}
@@ -425,6 +465,38 @@ def test_methods_trained_for_other_users_or_on_the_split_rates_are_chosen_on_sha
     assert drawn == again and not {0.98, 0.99} & {y for _, y in again}
     real = [run for run in find_runs(RESULTS, model="smollm2-135m") if run.config.data.split == "train"]
     assert len({run.config.method.name for run in real}) > 1 and draw("perfit-9", real) is None
+
+
+def test_methods_with_retrieved_history_or_drawn_answers_share_no_axes_with_those_without():
+    stage = {"collective": {"parameters": 5000}, "personal": {"parameters": 600}}
+    alone = [
+        _record(name, "lamp2m", {}, {"accuracy": y}, analysis=stage) for name, y in (("perfit", 0.7), ("oppu", 0.6))
+    ]
+    drawn = _changed(alone[0], sampling={"temperature": 1.0})
+    drawn.metrics = {"accuracy": _metric(0.9)}
+    more = [_record("oppu", "lamp2m", {"k": 4}, {"accuracy": 0.8}, analysis=stage, started="2099"), drawn]
+    left, *_ = draw("perfit-9", [*alone, *more]).axes
+    marks = [marks for marks in left.collections if hasattr(marks, "get_sizes")]
+    assert {tuple(point) for some in marks for point in some.get_offsets()} == {(5000, 0.7), (5000, 0.6)}
+    ranks = [
+        _record("perfit", "lamp2m", {"rank": a, "personal_rank": b}, {"accuracy": 0.5, "f1": 0.5})
+        for a, b in ((1, 1), (1, 2), (4, 1))
+    ]
+    hot = _changed(ranks[0], sampling={"temperature": 1.0})
+    hot.metrics = {"accuracy": _metric(0.9), "f1": _metric(0.9)}
+    values = draw("perfit-10", [*ranks, hot]).axes[0].images[0].get_array()
+    assert set(values.compressed()) == {0.5}
+
+
+def test_methods_that_were_scored_and_not_written_are_said_to_be(run_config: Callable, run_record: Callable):
+    config = run_config("plain", "lamp2m")
+    scored = config.model_copy(update={"task": config.task.model_copy(update={"options": {"answers": "scored"}})})
+    records = []
+    for name, value in (("plain", 0.3), ("rag", 0.2)):
+        method = scored.method.model_copy(update={"name": name})
+        records.append(run_record(scored.model_copy(update={"method": method}), accuracy=value))
+    (axes,) = draw("methods", records, task="lamp2m").axes
+    assert axes.get_title().startswith('lamp2m · answers="scored": accuracy')
 
 
 def test_the_line_of_rag_is_of_the_same_prompts(records):

@@ -169,6 +169,9 @@ def test_the_gain_over_another_users_history_stands_beside_a_method(
     save(results, run_record(run_config("rag", "lamp3", options={"k": 5}, control="wrong_user"), mae=0.4))
     save(results, run_record(run_config("rag", "lamp3", options={"k": 9}, control="wrong_user"), mae=0.9))
     assert [row[4] for row in rows(leaderboard.render(results))][:2] == ["+0.1000", "-"]
+    text = leaderboard.terminal(results, 80)
+    assert re.search(r"rag +0.3000 .* \+0.1000 ", text) and "- gain: over the same run with another" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_studies_of_a_model_are_listed_and_not_ranked(results: Path, run_config: Configs, run_record: Records):

@@ -23,6 +23,8 @@ from harness.engine.flops import SIZES
 from harness.errors import UsageError
 from harness.publish.tables import FORMATS, TABLES, commands, formats, grids, parameters, published, render, table
 from harness.publish.tables.differences import verdict
+from harness.publish.tables.grid import Grid
+from harness.publish.tables.measured import NOT_OFFICIAL
 from harness.records.store import Health, MetricValue, RunConfig, RunFolder, RunRecord, TaskConfig
 from harness.run.cell import Settings, grid
 from harness.run.sweep import points
@@ -309,24 +311,99 @@ def test_answers_sampled_where_the_paper_decodes_greedily_are_not_comparable(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):
     for method in ("cad", "perfit"):
-        config = run_config(method, model="llama2-7b")
-        sampling = config.sampling.model_copy(update={"temperature": 0.1})
-        save(run_record(config.model_copy(update={"sampling": sampling}), n=6275, rouge1=0.2))
+        config = as_perfit_samples(run_config(method, model="llama2-7b"))
+        save(run_record(config, n=6275, rouge1=0.2))
     greedy = measured(tmp_path)["llama2-7b", "cad", "lamp4", "rouge1"]["not_comparable"]
     assert "lamp4 sampled at temperature 0.1" in " ".join(greedy)
     assert measured(tmp_path, "perfit-3")["llama2-7b", "perfit", "lamp4", "rouge1"]["not_comparable"] == []
+
+
+def as_perfit_samples(config: RunConfig) -> RunConfig:
+    drawn = {"temperature": 0.1, "top_k": 10, "top_p": 0.9}
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update=drawn)})
+
+
+@pytest.mark.parametrize(
+    ("drawn", "said"),
+    [
+        ({}, "lamp4 answered greedily, published with --temperature 0.1 --top_k 10 --top_p 0.9"),
+        ({"temperature": 0.1, "top_k": 0, "top_p": 1.0}, "lamp4 sampled at temperature 0.1, published with"),
+        ({"temperature": 1.0, "top_k": 10, "top_p": 0.9}, "lamp4 sampled at temperature 1, top_k 10, top_p 0.9"),
+    ],
+)
+def test_answers_drawn_otherwise_than_the_papers_are_not_comparable(
+    tmp_path: Path, save, run_config: Configs, run_record: Records, drawn: dict, said: str
+):
+    config = run_config("plain", model="llama2-7b")
+    sampling = config.sampling.model_copy(update=drawn)
+    save(run_record(config.model_copy(update={"sampling": sampling}), n=6275, rouge1=0.2))
+    (reason,) = measured(tmp_path, "perfit-3")["llama2-7b", "plain", "lamp4", "rouge1"]["not_comparable"]
+    assert reason.startswith(said)
+
+
+@pytest.mark.parametrize("screen", [None, "bound"])
+def test_what_a_method_decides_by_the_model_is_no_setting_of_it(
+    tmp_path: Path, save, run_config: Configs, run_record: Records, screen: str | None
+):
+    save(run_record(run_config("dps", options={"screen": screen}), rouge1=0.2))
+    assert measured(tmp_path)["llama3-8b", "dps", "lamp4", "rouge1"]["not_comparable"] == []
+    save(run_record(run_config("dps", options={"screen": 60}, seed=1), rouge1=0.9))
+    assert measured(tmp_path)["llama3-8b", "dps", "lamp4", "rouge1"]["value"] == 0.2
 
 
 def test_options_of_a_task_that_the_paper_did_not_use_are_a_reason(
     tmp_path: Path, save, run_config: Configs, run_record: Records
 ):
     task = TaskConfig(name="lamp4", options={"split_by": "time", "most_active": 100})
-    config = run_config("plain", model="llama2-7b").model_copy(update={"task": task})
+    config = as_perfit_samples(run_config("plain", model="llama2-7b")).model_copy(update={"task": task})
     save(run_record(config, n=6275, rouge1=0.2))
     key = ("llama2-7b", "plain", "lamp4", "rouge1")
     assert measured(tmp_path, "perfit-3")[key]["not_comparable"] == []  # whose users these are
     reasons = measured(tmp_path)[key]["not_comparable"]
-    assert reasons[0] == "lamp4 with split_by=time, most_active=100"
+    assert "lamp4 with split_by=time, most_active=100" in reasons
+
+
+def test_reasons_that_differ_in_a_count_are_one_footnote_and_each_cell_keeps_its_own(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for method, errors in (("rag", 3), ("cad", 5), ("dps", 12)):
+        record = run_record(run_config(method), status="partial", rouge1=0.2)
+        record.health = Health(errors=errors)
+        save(record)
+    cells = measured(tmp_path)
+    said = [cells["llama3-8b", method, "lamp4", "rouge1"]["not_comparable"] for method in ("rag", "dps")]
+    assert said == [["3 lamp4 samples failed"], ["12 lamp4 samples failed"]]
+    text = flat(render(["1"], tmp_path))
+    assert "a: 3 to 12 lamp4 samples failed." in text and "b:" not in text
+
+
+def test_data_that_is_less_than_lamps_is_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
+    (fingerprint,) = (print for print, said in NOT_OFFICIAL.items() if "1925 lamp4" in said)
+    config = run_config("plain")
+    data = config.data.model_copy(update={"fingerprint": fingerprint})
+    save(run_record(config.model_copy(update={"data": data}), rouge1=0.2))
+    reasons = measured(tmp_path)["llama3-8b", "plain", "lamp4", "rouge1"]["not_comparable"]
+    assert reasons == ["96 of 1925 lamp4 profiles are whole"]
+
+
+def test_a_column_shows_answers_that_were_written_before_those_that_were_scored(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    for answers, value in (("written", 0.1), ("scored", 0.4)):
+        task = TaskConfig(name="lamp2m", options={} if answers == "written" else {"answers": answers})
+        config = run_config("plain", "lamp2m", "smollm2-135m").model_copy(update={"task": task})
+        record = run_record(config, accuracy=value)
+        record.started = f"2026-0{2 if answers == 'scored' else 1}-01T00:00:00Z"
+        save(record)
+    assert measured(tmp_path, "dps-2")["smollm2-135m", "plain", "lamp2m", "accuracy"]["value"] == 0.1
+
+
+def test_models_the_paper_lacks_stand_in_the_order_of_the_leaderboard(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config("plain", model="a-model", data="lamp-mini (synthetic)"), rouge1=0.2))
+    save(run_record(run_config("plain", model="z-model"), rouge1=0.2))
+    assert list(dict.fromkeys(model for model, *_ in measured(tmp_path))) == ["z-model", "a-model"]
 
 
 def test_failed_samples_are_a_reason(tmp_path: Path, save, run_config: Configs, run_record: Records):
@@ -480,7 +557,7 @@ def test_a_row_of_other_options_is_filled_by_runs_with_them(
 
 def test_an_ablation_fills_its_own_row_alone(tmp_path: Path, save, run_config: Configs, run_record: Records):
     config = run_config(method="perfit", model="llama2-7b", preset="stage1", options={"ablation": "stage1"})
-    save(run_record(config, n=6275, rouge1=0.18))
+    save(run_record(as_perfit_samples(config), n=6275, rouge1=0.18))
     assert measured(tmp_path, "perfit-3") == {}
     cells = measured(tmp_path, "perfit-4")
     assert {method for _, method, _, _ in cells} == {"perfit ablation=stage1"}
@@ -1057,6 +1134,31 @@ def test_what_the_missing_commands_take_is_said_beside_them(harness: Callable):
             "harness sweep --method perfit --task lamp7 --set 'layers=0|1|2' --model llama3-8b --judge openai/x",
         ]
     )
-    assert said.startswith("about 7 runs: 16 GB of weights") and "1 commands ask a judge" in said
+    assert said.startswith("about 7 runs: 16 GB of disk for weights") and "3 judged" in said and "(not of 1)" in said
+    paid = estimate(["harness run --method plain --task persona:religion --model qwen2-7b --judge openai/gpt-4.1-mini"])
+    assert "1 judged for about $0.7" in paid
+    pairs = estimate(["harness judge pairs a b --judge openai/gpt-5.2"])
+    assert "1 judged for about $1.0" in pairs
     done = harness("table dps-1 --missing --model llama3-8b")
-    assert "hours on one H100" in done.err and "hours" not in done.out
+    assert "hours on one H100" in done.err and done.err.endswith("no judge\n") and "hours" not in done.out
+
+
+@pytest.mark.parametrize("option", ["--format csv", "--published_only", "--measured_only", "--check"])
+def test_missing_refuses_what_says_how_a_table_is_printed(harness: Callable, option: str):
+    done = harness(f"table --missing {option}")
+    assert done.code == 2 and done.err.strip().endswith(f"leave {option.split()[0]} out")
+
+
+def test_reasons_that_differ_only_in_how_many_are_one_footnote():
+    grid = Grid(table("dps-1"))
+    assert grid.mark(["12 texts lack x", "synthetic"]) == ("a", "b")
+    assert grid.mark(["synthetic", "3 texts lack x", "lamp4 --limit 12"]) == ("b", "a", "c")
+    assert grid.footnotes == {"a": "3 to 12 texts lack x", "b": "synthetic", "c": "lamp4 --limit 12"}
+
+
+def test_a_part_of_a_table_that_has_no_number_is_not_printed(
+    tmp_path: Path, save, run_config: Configs, run_record: Records
+):
+    save(run_record(run_config(), rouge1=0.2))
+    shown = render(["dps-1"], tmp_path, measured_only=True, width=80).partition("lamp4 =")[0]
+    assert "lamp4" in shown and "lamp7" not in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DataMissing, HarnessError, UsageError
-from harness.records.select import find_run, record_folders, select
+from harness.records.select import find_records, find_run, record_folders, select
 from harness.records.store import RunConfig, RunFolder, RunRecord, find_runs
 
 
@@ -45,6 +45,13 @@ def test_a_record_is_named_by_its_folder_its_hash_or_its_method(places: dict[str
     folder = places["runs/dps"]
     for said in (folder, str(folder), folder.name, folder.name[-8:], folder.name[-8:-3], "lamp4/dps", "dps"):
         assert find_run(said) == folder
+
+
+def test_records_are_found_in_the_order_they_are_named_each_once(places: dict[str, Path]) -> None:
+    found = [places["runs/dps"], places["results/plain"], places["results/rag"]]
+    assert find_records(["dps", "results", "results/*/lamp4/rag*"]) == found
+    with pytest.raises(DataMissing, match="nobody holds no run"):
+        find_records(["dps", "nobody"])
 
 
 def test_two_records_are_not_one_and_are_named(places: dict[str, Path]) -> None:

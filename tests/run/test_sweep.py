@@ -126,6 +126,14 @@ def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], 
     assert "lowest" in json.loads(harness(f"sweep {command} --set layer=0|2 --lowest --json").out)
 
 
+def test_where_less_is_better_the_lowest_point_is_named(harness: Callable[[str], Any], toy: Path) -> None:
+    line = f"sweep --method cad --set k=1 --set alpha=0|4 --task lamp3 --limit 6 --max_new_tokens 2 --model {toy}"
+    content = json.loads(harness(f"{line} --json").out)
+    errors = {name: point["mae"]["value"] for name, point in content["points"].items()}
+    assert "peak" not in content and content["lowest"]["metric"] == "mae"
+    assert errors[content["lowest"]["point"]] == min(errors.values())
+
+
 def test_shares_of_a_cost_add_up() -> None:
     cost = Cost(10, 11, 12, 13, 14, 15)
     parts = shares(cost, 4)

@@ -20,8 +20,8 @@ from harness.errors import DataMissing, UsageError
 from harness.plugins.registry import method_class
 from harness.records.store import find_runs, read_record, read_samples
 from harness.statistics.answer import brief, names, sentence
-from harness.statistics.compare import MAIN, compare, control_of, differences
-from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm
+from harness.statistics.compare import MAIN, compare, control_of, differences, letter
+from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm, patterns
 from harness.task import Sample
 
 RESULTS = Path(__file__).parents[2] / "results" / "tiny"
@@ -100,7 +100,8 @@ def test_gain_goes_with_history_length_as_scipy_says():
     (row,) = compare([PLAIN, HEADLINES], ["rouge1"]).rows
     a, b = _values(PLAIN, "rouge1"), _values(HEADLINES, "rouge1")
     history = {item.example.id: len(item.example.user.history) for item in Lamp4().items(Selection("dev"))}
-    expected = stats.spearmanr([history[i] for i in a], [b[i] - a[i] for i in a])
+    # gains that are equal but for the last bit, as of 1/2 - 1/3 and 2/3 - 1/2, are a tie
+    expected = stats.spearmanr([history[i] for i in a], [round(b[i] - a[i], 12) for i in a])
     assert (row.lengths.rho, row.lengths.p) == pytest.approx((expected.statistic, expected.pvalue))
     assert sum(group.users for group in row.lengths.groups) == 200
     assert all(x.longest < y.shortest for x, y in zip(row.lengths.groups, row.lengths.groups[1:], strict=False))
@@ -134,6 +135,39 @@ def test_holm_multiplies_by_what_is_left_and_never_falls():
     assert holm([0.5, math.nan, 0.9])[:3:2] == pytest.approx([1.0, 1.0]) and math.isnan(holm([math.nan])[0])
 
 
+def test_among_however_many_tests_a_clear_difference_is_one():
+    """9,999 sign patterns have no p below .0002, which 253 pairs of runs would bring above 5 %."""
+    gains = np.random.default_rng(1).normal(3, 1, 200)
+    for tests in (1, 78, 124, 253, 1000):
+        assert tests * flip_test(gains, patterns(tests)) < 0.026
+    assert patterns(124) == PERMUTATIONS  # so that fewer tests have the numbers they had
+
+
+def test_more_runs_than_letters_have_names_of_their_own():
+    assert [letter(number) for number in (0, 25, 26, 27, 51, 52, 701, 702)] == [
+        "A",
+        "Z",
+        "AA",
+        "AB",
+        "AZ",
+        "BA",
+        "ZZ",
+        "AAA",
+    ]
+
+
+def test_a_search_without_two_runs_that_keep_their_answers_says_so(harness, tmp_path):
+    for folder in (PLAIN, HEADLINES, CAD):
+        shutil.copytree(folder, tmp_path / "tiny" / "lamp4" / folder.name)
+    (tmp_path / "tiny" / "lamp4" / CAD.name / "samples.jsonl").unlink()
+    some = harness(f"compare '{tmp_path}/tiny/lamp4/*'")
+    assert some.code == 0 and f"without answers, so left out: {CAD.name}" in some.err
+    (tmp_path / "tiny" / "lamp4" / PLAIN.name / "samples.jsonl").unlink()
+    for asked in (f"'{tmp_path}/tiny/lamp4/*'", f"{tmp_path} --task lamp4 --model tiny"):
+        done = harness(f"compare {asked}")
+        assert done.code == 4 and "1 of 3 found have theirs" in done.error() and CAD.name in done.err
+
+
 def test_the_family_is_every_run_and_metric_shown():
     three = compare([PLAIN, HEADLINES, CAD])
     assert [row.letter for row in three.rows] == ["B"] * 4 + ["C"] * 4
@@ -153,6 +187,19 @@ def test_equal_gains_have_no_effect_size_and_no_correlation():
     same = effect([0, 0, 0], [1, 1, 1], list("abc"))
     assert math.isnan(same.size) and math.isnan(same.detectable) and same.p == 0.25
     assert math.isnan(by_length([1, 1, 1], list("abc"), {"a": 1, "b": 2, "c": 3}).rho)
+
+
+def test_rounding_is_neither_a_gain_nor_a_difference_between_users():
+    cancel = effect([0.3, 0.7, 0.2, 0.1], [0.5, 0.5, 0.1, 0.2], list("aabb"))  # .2 and -.2 less the last bit
+    assert cancel.helped == cancel.harmed == 0 and math.isnan(cancel.size) and cancel.p == 1
+    equal = effect([0.1, 0.2, 0.5, 0.7], [0.2, 0.3, 0.6, 0.8], list("abcd"))  # .1 each, but for the last bit
+    assert math.isnan(equal.size) and math.isnan(equal.detectable) and equal.helped == 1
+    large = effect([1e9 * v for v in (0.1, 0.2, 0.5)], [1e9 * v for v in (0.2, 0.3, 0.6)], list("abc"))
+    assert math.isnan(large.size) and math.isnan(large.detectable)
+    lengths = {"a": 1, "b": 2, "c": 3}
+    assert math.isnan(by_length([0.2 - 0.1, 0.3 - 0.2, 0.6 - 0.5], list("abc"), lengths).rho)
+    tie = by_length([0.3, 0.1, 0.2, 0.0], list("abbc"), lengths)  # .3, and .1 + .2 over two
+    assert tie.rho == by_length([3, 1, 2, 0], list("abbc"), lengths).rho
 
 
 def test_only_what_both_runs_answered_is_paired_and_the_rest_is_counted(tmp_path):

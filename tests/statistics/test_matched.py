@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.records.store import RunConfig, RunFolder, RunRecord, find_runs
+from harness.records.store import RunConfig, RunFolder, RunRecord, find_runs, read_record
 from harness.statistics.matched import matched
 
 Harness = Callable[[str], Any]
@@ -50,9 +50,29 @@ def test_runs_of_another_task_or_model_are_never_matched(save: Callable[..., Pat
         matched([rag, *strangers], "tokens")
 
 
+def test_costs_of_other_samples_are_not_matched(save: Callable[..., Path]) -> None:
+    """A trial on a few short prompts is as cheap as a run of less history on all, and says nothing of it."""
+    rag, cad, trial = save("rag", 4, 400), save("cad", 1, 390), save("cad", 4, 400)
+    record = read_record(trial)
+    record.batches = [["1"]]
+    record.cost.prefill_tokens, record.cost.decode_tokens = 395, 5
+    (trial / "run.json").write_text(record.to_json())
+    points, _ = matched([rag, trial, cad], "tokens")
+    assert [point.folder for point in points] == [rag, cad]
+
+
 def test_what_is_learnt_of_a_user_is_part_of_a_samples_cost(save: Callable[..., Path]) -> None:
     oppu, rag = save("oppu", 0, 50, setup=350), [save("rag", k, 100 * k) for k in (1, 4)]
     assert [point.cost for point in matched([*rag, oppu], "tokens")[0]] == [400, 400]
+
+
+def test_a_run_that_was_stopped_before_its_answers_were_counted_has_no_cost(save: Callable[..., Path]) -> None:
+    stopped, runs = save("pag", 0, 50, setup=350), [save("rag", 4, 400), save("cad", 1, 390)]
+    record = read_record(stopped)
+    record.status, record.cost.prefill_tokens, record.cost.decode_tokens = "interrupted", None, None
+    (stopped / "run.json").write_text(record.to_json())
+    points, _ = matched([stopped, *runs], "tokens")
+    assert [point.method for point in points] == ["rag", "cad"]
 
 
 def test_costs_that_do_not_agree_are_refused_with_the_next_step(save: Callable[..., Path]) -> None:

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from harness.publish.figures.style import GREY, answers, bars, curve, data_of, errors, heat, legend, look, sheet
+from harness.publish.labels import usual
 from harness.records.schema import RunRecord
 
 _TASKS = ("lamp2m", "lamp4")
@@ -229,13 +230,11 @@ def _discovered(records: Sequence[RunRecord], task: str | None, wanted: Callable
 
 def _plainly_dps(record: RunRecord, free: set[str]) -> bool:
     """Whether it is a run of `dps` with its defaults, besides the options that are free."""
-    from harness.methods.dps import DPS
-
     config = record.config
     if config.method.name != "dps" or config.method.preset or config.selection.control != "none":
         return False
-    given, default = config.method.options, DPS().options()
-    return all(given.get(name, value) == value for name, value in default.items() if name not in free)
+    given = config.method.options
+    return all(given.get(name, own[0]) in own for name, own in usual("dps").items() if name not in free)
 
 
 def _same_but(record: RunRecord, other: RunRecord, free: set[str]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.publish.figures.style import answers, errors, look, sheet
+from harness.publish.labels import selected
 from harness.publish.leaderboard import FOR_NOTHING, Ranking, own_hash, rankings
 from harness.records.schema import RunRecord
 
@@ -51,7 +52,8 @@ def ranked(records: Sequence[RunRecord], task: str | None) -> Figure | None:
             if run.config.method.name == FOR_NOTHING:
                 ax.axvline(_value(run, ranking.metric), color="black", ls=":", lw=1)
         ax.set_yticks(range(len(rows)), [run.config.method.name for run in rows])
-        ax.set_title(f"{ranking.task}: {ranking.metric}, n = {max(map(answers, rows))}")
+        of = " · ".join([ranking.task, *selected(rows[0])])
+        ax.set_title(f"{of}: {ranking.metric}, n = {max(map(answers, rows))}")
         ax.set_xlim(left=0)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)

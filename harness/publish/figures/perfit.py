@@ -85,7 +85,8 @@ def parameters(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     for record in sorted(records, key=lambda record: record.started or ""):
         name, of = record.config.method.name, record.config.task.name
         if name in METHODS and task in (None, of) and _itself(record) and _trained(record):
-            alike.setdefault(record.conditions, {})[name] = record
+            asked = json.dumps(record.config.sampling.model_dump(), sort_keys=True)
+            alike.setdefault(f"{record.conditions} {asked}", {})[name] = record
     # of each task the samples that most methods answered, and of equals the most samples
     several = [found for found in alike.values() if len(found) > 1]
     several.sort(key=lambda found: (len(found), max(map(answers, found.values()))))
@@ -213,12 +214,13 @@ def _origin(ax: Axes) -> None:
 
 
 def _itself(record: RunRecord) -> bool:
-    """Whether it is the method as it is meant: training settings may differ, rank and layers of a sweep may not."""
+    """Whether it is the method as it is meant: training settings may differ; rank and layers of a sweep, and retrieved or
+    summarised history in the prompts, may not."""
     from harness.plugins.registry import method_class
 
     config = record.config
     default = method_class(config.method.name)().options()
-    shape = ("rank", "personal_rank", "layers", "ablation")
+    shape = ("rank", "personal_rank", "layers", "ablation", "k", "profile")
     given = config.method.options
     kept = all(given.get(name, default[name]) == default[name] for name in shape if name in default)
     kept = kept and config.data.split not in CHOSEN_ON
@@ -239,7 +241,7 @@ def _grid(records: Sequence[RunRecord], task: str, free: Sequence[str]) -> list[
         own = config.method.name == "perfit" and not config.method.preset and config.selection.control == "none"
         if own and config.task.name == task:
             kept = {name: value for name, value in config.method.options.items() if name not in free}
-            same = [kept, config.task.options, config.data.model_dump(), config.selection.model_dump()]
+            same = [kept, config.data.model_dump(), config.sampling.model_dump(), record.conditions]
             groups.setdefault(json.dumps(same, sort_keys=True), []).append(record)
     return max(groups.values(), key=len, default=[])
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.publish.figures import printed
 from harness.publish.figures.style import GREY, bars, curve, errors, legend, look, sheet
+from harness.publish.labels import usual
 from harness.records.schema import MetricValue, RunRecord
 
 RELIGIONS = ("christianity", "islam", "hinduism", "judaism")
@@ -72,8 +73,12 @@ def vectors(records: Sequence[RunRecord], task: str | None) -> Figure | None:
         return None
     rows = {"baseline": runs["plain"], **_mitigated(runs)}
     looks = {label: number for number, label in enumerate(rows)}
-    rows |= {f"+ {_plain_words(name)}": runs[name] for name in personas}
+    blocks = {name: _block(runs[name]) for name in personas}
+    apart = len(set(blocks.values())) > 1
+    rows |= {f"+ {_plain_words(name)}{f', block {blocks[name]}' if apart else ''}": runs[name] for name in personas}
     described = "".join(f"; {label}: {_options(run)}" for label, run in _mitigated(runs).items())
+    steered = {_steered(runs[name]) for name in personas}
+    described = f"; vectors: {steered.pop()}{described}" if len(steered) == 1 else described
     about = f"{_mmlu_about(runs['plain'])}; dotted: baseline and chance{described}"
     figure, (ax,) = sheet("persona-7", about, width=5.2, height=0.32 * len(rows) + 0.7)
     for place, (label, run) in enumerate(rows.items()):
@@ -93,7 +98,7 @@ def _by_layer(id: str, records: Sequence[RunRecord], traits: Sequence[str]) -> F
     for record in records:
         config = record.config
         trait = config.task.name.partition(":")[2]
-        layer = config.method.options.get("layer")
+        block = _block(record)
         neutral = config.task.options.get("condition", "neutral") == "neutral"
         of = (config.data.fit_task or config.task.name).partition(":")[2]
         control = config.method.options.get("control") != "none" or of in {*RELIGIONS, *RACES} - {trait}
@@ -102,12 +107,12 @@ def _by_layer(id: str, records: Sequence[RunRecord], traits: Sequence[str]) -> F
         if (
             config.method.name == "persona_vector"
             and trait in traits
-            and layer is not None
+            and block is not None
             and neutral
             and own
             and scored
         ):
-            sweeps.setdefault(_same_sweep(record), {}).setdefault(trait, {})[layer] = record
+            sweeps.setdefault(_same_sweep(record), {}).setdefault(trait, {})[block] = record
     if not sweeps:
         return None
     best = max(sweeps.values(), key=lambda found: (len(found), sum(map(len, found.values()))))
@@ -171,14 +176,25 @@ def _same_sweep(record: RunRecord) -> str:
     return json.dumps([options, asked, judge], sort_keys=True)  # not the data: each trait has its own questions
 
 
+def _block(record: RunRecord) -> int | None:
+    """The 0-based block that was steered at; None where it is the method's default."""
+    options = record.config.method.options
+    layer = options.get("layer")
+    return None if layer is None else int(layer) - (options.get("numbering") == "hidden_states")
+
+
 def _coherent(metrics: Mapping[str, MetricValue]) -> bool:
     value = metrics["coherence"].value if "coherence" in metrics else None
     return value is None or value >= _COHERENT
 
 
 def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
-    """`plain`, each `clamp ...` and each `persona:<trait>` -> the latest run on the same questions; empty without a baseline."""
+    """`plain`, each `clamp ...` and each `persona:<trait>` -> the latest run on the same questions; empty without a baseline.
+
+    Personas are of one way of steering, block aside: of the one that most of them were run with, of equals the latest.
+    """
     groups: dict[str, dict[str, RunRecord]] = {}
+    steered: dict[tuple[str, str], dict[str, RunRecord]] = {}
     for record in sorted(records, key=lambda record: record.started or ""):
         config = record.config
         control = config.method.options.get("control", "none") != "none" or config.selection.control != "none"
@@ -187,10 +203,18 @@ def _mmlu(records: Sequence[RunRecord]) -> dict[str, RunRecord]:
         name = config.method.name
         if name == "persona_vector":
             name = config.data.fit_task or f"persona:{config.method.options.get('trait')}"
-        elif name == "clamp":
-            name = f"clamp {_options(record)}"
-        if name == "plain" or name.startswith(("clamp ", "persona:")):
+            alike = {k: v for k, v in config.method.options.items() if k not in ("layer", "trait")}
+            ways = (record.conditions, json.dumps([alike, config.data.fit_options], sort_keys=True))
+            found = steered.pop(ways, {})
+            steered[ways] = {**found, name: record}  # the latest stands last
+            continue
+        if name == "clamp":
+            name = f"clamp {json.dumps([config.method.options, config.data.model_dump()], sort_keys=True)}"
+        if name == "plain" or name.startswith("clamp "):
             groups.setdefault(record.conditions, {})[name] = record
+    for (conditions, _), found in sorted(steered.items(), key=lambda one: len(one[1])):
+        if conditions in groups:
+            groups[conditions] = {n: r for n, r in groups[conditions].items() if not n.startswith("persona:")} | found
     with_baseline = [runs for runs in groups.values() if "plain" in runs]
     return max(with_baseline, key=len, default={})
 
@@ -208,10 +232,21 @@ def _mmlu_about(record: RunRecord) -> str:
 
 
 def _options(record: RunRecord) -> str:
-    """What was steered, as `op subtract, band 0.39-0.57, vectors of persona:religion`."""
-    given: Mapping[str, Any] = {**record.config.method.options, "vectors of": record.config.data.fit_task}
-    said = ("op", "universal", "band", "peaks", "apply", "scale", "coefficient", "positions", "vectors of")
+    """What was steered, as `op subtract, band 0.39-0.57, vectors of persona:religion`: what decides it, and what is no default."""
+    options = record.config.method.options
+    own = usual(record.config.method.name)
+    told = ("op", "universal", "band", "peaks", "apply", "scale", "coefficient", "positions")
+    others = [name for name in options if name not in (*told, "layer") and options[name] not in own.get(name, [])]
+    given: Mapping[str, Any] = {**options, "vectors of": record.config.data.fit_task}
+    said = (*told, *others, "vectors of")
     return ", ".join(f"{name} {given[name]}" for name in said if given.get(name) is not None)
+
+
+def _steered(record: RunRecord) -> str:
+    """The same of a persona's vector, and at which block, without whose it is."""
+    said = [part for part in _options(record).split(", ") if not part.startswith(("vectors of ", "trait "))]
+    block = _block(record)
+    return ", ".join([*said, *([f"block {block}"] if block is not None else [])])
 
 
 def _plain_words(name: str) -> str:

@@ -44,6 +44,9 @@ def write(results: Places, output: Path, data: Sequence[str] = ()) -> Path:
     runs = [run for run in find_runs(results) if run.folder is not None]
     if not runs:
         raise DataMissing(f"no records in {said(results)}; 'harness run' makes them")
+    if data and not any(map(items.reads_folder, runs)):
+        names = ", ".join(dict.fromkeys(run.config.task.name for run in runs))
+        raise UsageError(f"--data {data[0]}: {names} reads no folder of files; leave it out")
     order = models_first_to_last(runs)
     runs.sort(key=lambda run: order.index(run.config.model.name))
     _check(output)

@@ -17,6 +17,7 @@ from harness.plugins.registry import task_class
 from harness.publish import leaderboard
 from harness.publish.report.items import Group, histories, key
 from harness.statistics.intervals import gain_interval
+from harness.statistics.paired_tests import with_ties
 from harness.task import Sample
 
 FEWEST = 12
@@ -114,8 +115,9 @@ def _picture(
         for colour, (label, of) in zip(COLOURS, gains.items(), strict=False):
             users = list(of)
             x, y = np.array([place[user] for user in users]), np.array([of[user] for user in users])
-            differ = len(set(x.tolist())) > 1 and len(set(y.tolist())) > 1
-            rho = f", rho {spearmanr(x, y).statistic:+.2f}" if differ else ""
+            ranks = with_ties(x), with_ties(y)
+            differ = all(len(set(one.tolist())) > 1 for one in ranks)
+            rho = f", rho {spearmanr(*ranks).statistic:+.2f}" if differ else ""
             panel.plot(x, y, ".", color=colour, alpha=0.25, markersize=4)
             for middle, mean, low, high in _thirds(x, y, users):
                 panel.plot([middle, middle], [low, high], color=colour, linewidth=1)

@@ -75,6 +75,7 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
                 "run": key(row.run),
                 "place": row.place,
                 "variant": row.variant,
+                "gain": row.gain,
                 "tokens": row.tokens,
                 "operations": row.operations,
                 "setup_seconds": row.run.cost.setup_seconds_per_user,
@@ -220,7 +221,6 @@ def figures(results: Places, folder: Path) -> list[dict[str, Any]]:
 
 def _table(grid: Grid) -> dict[str, Any]:
     table = grid.table
-    reasons = {letter: reason for reason, letter in grid.footnotes.items()}
     return {
         "id": table.id,
         "title": table.title,
@@ -240,7 +240,7 @@ def _table(grid: Grid) -> dict[str, Any]:
                         "best": entry.best,
                         "beside": " ".join(filter(None, [entry.half_width(), f"n={entry.n}" if entry.n else ""])),
                         "marks": ",".join(entry.marks),
-                        "reasons": [reasons[letter] for letter in entry.marks],
+                        "reasons": [mark.reason for mark in entry.marks],
                     }
                     for entry in line.entries
                 ],

@@ -6,7 +6,6 @@ the data that the runs read.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, HarnessError
-from harness.plugins.options import rebuild_task
+from harness.plugins.options import rebuild_task, takes_data
 from harness.plugins.registry import task_class
 from harness.plugins.retrieve import retrieve
 from harness.records.schema import RunRecord, hash_of
@@ -116,7 +115,7 @@ def _task(run: RunRecord, data: Sequence[str]) -> Task:
     """The run's task over the data the run read: one of the folders given, the one of $HARNESS_DATA, or the embedded one."""
     config = run.config
     cls = task_class(config.task.name)
-    for place in (*data, None, MINI) if "data" in inspect.signature(cls).parameters else (None,):
+    for place in (*data, None, MINI) if takes_data(cls) else (None,):
         try:
             task = rebuild_task(cls, config.task.options, place)
             if task.fingerprint(_selection(run)) == config.data.fingerprint:
@@ -124,6 +123,14 @@ def _task(run: RunRecord, data: Sequence[str]) -> Task:
         except HarnessError:  # not there; another place may be
             continue
     raise DataMissing(f"the data is not at hand ({config.data.description}); give its folder as --data")
+
+
+def reads_folder(run: RunRecord) -> bool:
+    """Whether the run's task reads a folder of files; False too of a task that this version does not have."""
+    try:
+        return takes_data(task_class(run.config.task.name))
+    except HarnessError:
+        return False
 
 
 def _excerpt(example: Example) -> list[list[list[str]]]:

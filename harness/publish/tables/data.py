@@ -15,7 +15,7 @@ from harness.data import Labelled
 from harness.errors import DataMissing
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
-from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line, Mark
 from harness.publish.tables.missing import DOWNLOADED, chosen_users, data_get, has_files
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources, View
@@ -135,7 +135,7 @@ _OF_SPLIT: Mapping[str, Callable[[Split], str | None]] = {
 }
 
 
-def _entry(column: Mapping[str, str], task: str, splits: Mapping[str, Split], marks: tuple[str, ...]) -> Entry:
+def _entry(column: Mapping[str, str], task: str, splits: Mapping[str, Split], marks: tuple[Mark, ...]) -> Entry:
     metric, stage = column["metric"], column.get("stage")
     text: str | None
     if metric == "type":

@@ -34,6 +34,8 @@ def _terminal_lines(grid: Grid, color: bool, width: int) -> Iterator[str]:
     columns = _terminal_columns(grid, color)
     yield from textwrap.wrap(_title(grid), width)
     for panel in _panels(grid, [column.width for column in columns], space):
+        if grid.lines and all(line.entries[i] == MISSING for line in grid.lines for i in panel):
+            continue
         yield ""
         shown = [columns[i] for i in panel]
         if any(grid.table.columns[i].group for i in panel):
@@ -256,7 +258,6 @@ FORMATS: Mapping[str, Callable[[Sequence[Grid]], str]] = {
 
 
 def _cells(grid: Grid) -> list[dict[str, Any]]:
-    letters = {letter: reason for reason, letter in grid.footnotes.items()}
     return [
         {
             **line.keys,
@@ -271,7 +272,7 @@ def _cells(grid: Grid) -> list[dict[str, Any]]:
             "n": entry.n,
             "best": entry.best,
             "outside_tolerance": entry.outside,
-            "not_comparable": [letters[letter] for letter in entry.marks],
+            "not_comparable": [mark.reason for mark in entry.marks],
             "record": run.record.folder.as_posix() if run and run.record.folder else None,
         }
         for line in grid.lines
@@ -339,7 +340,7 @@ def notes_of(grid: Grid, best: str, more: Sequence[str] = ()) -> list[str]:
             "than its rounding."
         )
     if grid.footnotes:
-        reasons = "; ".join(f"{letter}: {reason}" for reason, letter in grid.footnotes.items())
+        reasons = "; ".join(f"{letter}: {reason}" for letter, reason in grid.footnotes.items())
         notes.append(f"† not comparable with the published number, and in no verdict. {reasons}.")
     notes += [note for note in more if note]
     notes += [f"Note: {remark}." for remark in grid.remarks]

@@ -13,6 +13,17 @@ Source = Literal["published", "measured", "difference", "formula", "counted", "c
 """Whose value it is. `computed`: by arithmetic from other numbers of the paper."""
 
 
+class Mark(str):
+    """The letter of a footnote, with the reason as its cell has it."""
+
+    reason: str
+
+    def __new__(cls, letter: str, reason: str) -> Mark:
+        made = super().__new__(cls, letter)
+        made.reason = reason
+        return made
+
+
 @dataclass(frozen=True)
 class Entry:
     """One cell as it will be printed."""
@@ -23,7 +34,7 @@ class Entry:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    marks: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
     """Letters of its footnotes, each a reason why it cannot be compared with the published cell."""
     best: bool = False
     outside: bool | None = None
@@ -68,23 +79,41 @@ class Line:
 class Grid:
     table: Table
     lines: list[Line] = field(default_factory=list)
-    footnotes: dict[str, str] = field(default_factory=dict)
-    """Reason -> its letter."""
     remarks: list[str] = field(default_factory=list)
     """On what is measured."""
     errata: tuple[str, ...] = ()
     """On what is published."""
+    _counts: dict[tuple[bool, str], list[int]] = field(default_factory=dict)
+    """Of each footnote whether its reason begins with a number, what follows, and the numbers that were given."""
 
-    def mark(self, reasons: Iterable[str]) -> tuple[str, ...]:
-        """The letters of `reasons`: a, b, ... z, aa, ab, ..."""
+    def mark(self, reasons: Iterable[str]) -> tuple[Mark, ...]:
+        """The letters of `reasons`: a, b, ... z, aa, ab, ... Reasons that differ only in how many have one."""
         letters = []
         for reason in reasons:
-            if reason not in self.footnotes:
-                n = len(self.footnotes)
-                self.footnotes[reason] = (chr(96 + n // 26) if n >= 26 else "") + chr(97 + n % 26)
-            letters.append(self.footnotes[reason])
+            count, space, rest = reason.partition(" ")
+            counted = bool(space) and count.isdecimal()
+            kind = (counted, rest if counted else reason)
+            self._counts.setdefault(kind, []).extend([int(count)] if counted else [])
+            letters.append(Mark(_letter(list(self._counts).index(kind)), reason))
         return tuple(letters)
+
+    @property
+    def footnotes(self) -> dict[str, str]:
+        """Letter -> reason; of reasons that differ only in how many, from the least to the most."""
+        return {
+            _letter(n): f"{_span(counts)} {text}" if counted else text
+            for n, ((counted, text), counts) in enumerate(self._counts.items())
+        }
 
     def add(self, lines: Sequence[Line]) -> None:
         """Add a block of lines, such as those of one model."""
         self.lines += [replace(line, starts_block=n == 0 and bool(self.lines)) for n, line in enumerate(lines)]
+
+
+def _letter(n: int) -> str:
+    return (chr(96 + n // 26) if n >= 26 else "") + chr(97 + n % 26)
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

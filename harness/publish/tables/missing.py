@@ -18,6 +18,9 @@ from harness.plugins.registry import task_class
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources
 from harness.records.select import places_of, select
+from harness.servers.address import ENDPOINT
+from harness.servers.endpoint import OPENAI
+from harness.servers.prices import price_of
 
 Options = tuple[tuple[str, str], ...]
 
@@ -64,11 +67,21 @@ COMPUTE, BANDWIDTH = 2e14, 3e12
 """Operations and bytes a second that one H100 reaches in practice."""
 
 
+QUESTIONS, QUESTION, RATING = 2, 600, 5
+"""What a judge is asked of an answer, about: questions, and tokens of one and of its reply."""
+PAIRS, PAIR, VERDICT = 200, 1500, 200
+"""Of a comparison of two runs, about: questions (100 pairs in both orders), and tokens of one and of its reply."""
+
+
 def estimate(lines: Sequence[str]) -> str:
-    """What the commands take, in one line: runs, weights to download, hours on one H100, and who is paid. A rough guess."""
+    """What the commands take, in one line: runs, disk, hours on one H100, and money for judges. A rough guess."""
     runs, hours, judged = 0, 0.0, 0
     weights: dict[str, float] = {}
+    dollars: list[float | None] = []
     for words in map(shlex.split, lines):
+        if words[:3] == ["harness", "judge", "pairs"]:
+            judged += 1
+            dollars += [_paid(words, PAIRS, PAIR, VERDICT)]
         if words[:2] not in (["harness", "run"], ["harness", "sweep"]):
             continue
         model = words[words.index("--model") + 1] if "--model" in words else "tiny"
@@ -79,12 +92,28 @@ def estimate(lines: Sequence[str]) -> str:
         seconds = 2 * parameters * (1.5 * READ / COMPUTE + WRITTEN / BANDWIDTH / BATCH)
         runs, hours = runs + count, hours + count * ITEMS * seconds / 3600
         weights[model] = 2 * parameters / 1e9
-        judged += any(word.startswith("openai/") for word in words)
-    paid = f"; {judged} commands ask a judge that may cost money" if judged else ""
-    return (
-        f"about {runs} runs: {sum(weights.values()):.0f} GB of weights, and very roughly {hours:.1f} hours on one H100, "
-        f"fitting not counted{paid}"
+        if "--judge" in words:
+            judged += count
+            dollars += [_paid(words, count * ITEMS * QUESTIONS, QUESTION, RATING)]
+    known = sum(filter(None, dollars))
+    unknown = dollars.count(None)
+    paid = (
+        "no judge" if not judged else f"{judged} judged for about ${known:.2f}, where the model's list price is known"
     )
+    paid += f" (not of {unknown})" if unknown else ""
+    return (
+        f"about {runs} runs: {sum(weights.values()):.0f} GB of disk for weights; very roughly {hours:.1f} hours on one H100, "
+        f"fitting not counted; {paid}"
+    )
+
+
+def _paid(words: Sequence[str], questions: int, read: int, written: int) -> float | None:
+    """US dollars for a judge at a server; None where its price is not known, 0 of one on this machine."""
+    judge = words[words.index("--judge") + 1]
+    if not judge.startswith(ENDPOINT):
+        return 0.0
+    price = price_of({}, judge.removeprefix(ENDPOINT), OPENAI)
+    return price.usd(questions * read, questions * written) if price else None
 
 
 def chosen_users(table: Table, data: str | None) -> Mapping[str, str]:

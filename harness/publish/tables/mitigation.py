@@ -61,7 +61,8 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     grid = Grid(replace(table, columns=(*table.columns, *beside)))
     settings = _settings(table, sources.records, grid) if view.measured else []
     of_paper = list(dict.fromkeys(row.keys["model"] for row in table.rows))
-    for model in [*of_paper, *sorted({s.record.config.model.name for s in settings} - set(of_paper))]:
+    measured = {setting.record.config.model.name for setting in settings}
+    for model in [*of_paper, *(name for name in sources.models if name in measured - set(of_paper))]:
         if view.model in (None, model):
             own = [setting for setting in settings if setting.record.config.model.name == model]
             published = list(_published(grid, table, model, view))

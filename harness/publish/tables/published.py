@@ -113,6 +113,12 @@ class Table:
     errata: tuple[str, ...] = ()
     """What a reader of the published numbers must know, each with its evidence."""
 
+    @property
+    def sampled_as(self) -> dict[str, float]:
+        """`sampling` by the names of a record's fields."""
+        flags = zip(self.sampling[::2], self.sampling[1::2], strict=True)
+        return {flag.removeprefix("--"): float(value) for flag, value in flags}
+
     def printed(self, key: str, value: str) -> str:
         return self.names.get(key, {}).get(value, value)
 

@@ -42,7 +42,8 @@ def build(table: Table, sources: Sources, view: View) -> Grid:
     grid = Grid(table)
     runs = shown_runs(sources.records, table) if view.measured else {}
     of_paper = list(dict.fromkeys(row.keys["model"] for row in table.rows))
-    for name in [*of_paper, *sorted({name for name, _, _ in runs} - set(of_paper))]:
+    measured = {name for name, _, _ in runs}
+    for name in [*of_paper, *(name for name in sources.models if name in measured - set(of_paper))]:
         if view.model in (None, name):
             _add_block(grid, list(_model_lines(grid, name, runs, view)))
     for (name, variant, task), run in sorted(runs.items()):

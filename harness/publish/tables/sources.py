@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.judge.pairwise_record import PairRecord, find_pairs
 from harness.records.schema import RunRecord
 from harness.records.select import Places
-from harness.records.store import find_runs, of_one_weights
+from harness.records.store import find_runs, models_first_to_last, of_one_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Sources:
     def records(self) -> Sequence[RunRecord]:
         """Of each model's name those of one set of weights and one dtype, since a table has a row for a name."""
         return of_one_weights(self.all_records)
+
+    @cached_property
+    def models(self) -> Sequence[str]:
+        """Those of the records, in the order a reader should meet them."""
+        return models_first_to_last(self.all_records)
 
     def left_out(self, model: str | None) -> list[str]:
         """A remark on each model's name whose other weights' records are not shown."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from harness.engine.flops import SIZES
 from harness.publish.tables.differences import difference
-from harness.publish.tables.grid import MISSING, Entry, Grid, Line
+from harness.publish.tables.grid import MISSING, Entry, Grid, Line, Mark
 from harness.publish.tables.measured import Run, changed_options, is_another_method, why_incomplete
 from harness.publish.tables.missing import Gap, chosen_users
 from harness.publish.tables.published import Column, Row, Table
@@ -108,7 +108,7 @@ def _measured(grid: Grid, run: Run, row: Row | None) -> Line:
     return Line((label,), "measured", {"model": model, "task": task}, entries, (run,) * len(entries), ranked=False)
 
 
-def _entry(run: Run, column: Column, decimals: int, marks: tuple[str, ...]) -> Entry:
+def _entry(run: Run, column: Column, decimals: int, marks: tuple[Mark, ...]) -> Entry:
     metric = run.metric(f"{column.keys['metric']}{round(100 * float(column.keys['energy']))}")
     if metric is None or metric.value is None:
         return MISSING

@@ -24,7 +24,7 @@ from harness.fit.states import personal_states, shared_state
 from harness.method import Fitted
 from harness.methods import METHODS
 from harness.plan import Sampling
-from harness.plugins.options import rebuild_method, rebuild_task
+from harness.plugins.options import rebuild_method, rebuild_task, takes_data
 from harness.plugins.registry import method_class, method_row, model_row, task_class
 from harness.plugins.returned import graded, metrics_of, samples_of
 from harness.records import provenance
@@ -224,15 +224,17 @@ def cell_of(record: RunRecord, data: str | None, method_file: str | None = None,
         top_p=1.0 if drawn.top_p is None else drawn.top_p,
         seed=drawn.seed,
     )
-    fit_task = None
+    fit_task, own_data = None, data
     if config.data.fit_task is not None:
         other = config.data.fit_task
-        fit_task = other, rebuild_task(task_class(other), config.data.fit_options, data)
+        fit_data = data if takes_data(task_class(other)) else None
+        fit_task = other, rebuild_task(task_class(other), config.data.fit_options, fit_data)
+        own_data = None if fit_data and not takes_data(task_class(config.task.name)) else data
     return Cell(
         name,
         rebuild_method(cls, config.method.options, places),
         config.task.name,
-        task_of(record, data),
+        task_of(record, own_data),
         settings,
         config.task.options,
         config.method.preset,

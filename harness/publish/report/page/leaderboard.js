@@ -107,6 +107,7 @@ function rankingColumns(ranking) {
     ["score", `${ranking.metric} ${arrow}`, (row) => [metric(row, ranking.metric)[0], scoreCell(metric(row, ranking.metric))]],
     ["interval", "95 % interval", (row) => [metric(row, ranking.metric)[1], h("td", { class: "of-interval" }, intervalBar(metric(row, ranking.metric), scale))]],
     ["n", "n", (row) => plain(metric(row, ranking.metric)[3], String(metric(row, ranking.metric)[3]))],
+    ["gain", "gain over another user's history", (row) => plain(row.gain, row.gain === null ? DASH : `${row.gain < 0 ? "" : "+"}${number(row.gain)}`)],
     ...ranking.others.map((name) => [name, name.replaceAll("_", " "), (row) => plain(metric(row, name)[0], number(metric(row, name)[0]))]),
     ["tokens", "tokens", (row) => plain(row.tokens, ratio(row.tokens))],
     ["operations", "operations", (row) => plain(row.operations, ratio(row.operations))],
