@@ -60,7 +60,7 @@ def main(folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as made:
         page = report.write(ROOT / "results", Path(made) / "report")
         lamp4 = next((page.parent / "data" / "items").glob("lamp4-*.js")).stem
-        dps = "tiny/lamp4/dps-d67fa6b5"
+        dps = "tiny/lamp4/dps-fd736aeb"
         for name, (address, width, height) in SHOWN.items():
             picture(page.as_uri() + address.format(lamp4=lamp4), width, height, DOCS / f"{name}.png")
         command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", f"{made}/site"]

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = "--limit 4 --max_new_tokens 8"
 """What makes a run of a page quick."""
-SHARED = ["copy-e097fefb", "plain-8f34cac3", "rag-0ca2b3bd", "dps-d67fa6b5"]
+SHARED = ["copy-5966496d", "plain-d51afa98", "rag-89b4ffef", "dps-fd736aeb"]
 """Records of results/tiny/lamp4 that every page finds in its folder."""
 FEW = "samples=2"
 """What makes a fit of dps quick, which reads 50 otherwise."""
