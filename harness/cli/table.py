@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.commands import RecordsOption
+from harness.cli.commands import RecordsOption, completing
 from harness.cli.declarations import folder_text
 from harness.errors import OutsideTolerance, UsageError
 from harness.files.shown import say
@@ -16,11 +16,21 @@ from harness.files.shown import say
 
 def table(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Such as dps-1; all of them by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="ID", help="Such as dps-1; all of them by default.", autocompletion=completing("tables")
+        ),
     ] = None,
     records: RecordsOption = [],  # noqa: B006
-    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
-    model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
+    fmt: Annotated[
+        str,
+        typer.Option(
+            "--format", help="terminal, md, csv, json or latex.", autocompletion=completing("formats", "latex")
+        ),
+    ] = "terminal",
+    model: Annotated[
+        str | None, typer.Option(help="Rows of this model only.", autocompletion=completing("models"))
+    ] = None,
     published_only: Annotated[bool, typer.Option("--published_only", help="The published numbers alone.")] = False,
     measured_only: Annotated[bool, typer.Option("--measured_only", help="The measured numbers alone.")] = False,
     data: Annotated[

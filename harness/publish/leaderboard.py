@@ -357,7 +357,8 @@ def _for_terminal(ranking: Ranking, width: int, everything: bool) -> str:
         and (said := [flag.strip("*") for flag in row.flags if not flag.endswith("unchanged") or flag[:3] == "100"])
     ]
     notes = [textwrap.fill(f"- {flag}", width, subsequent_indent="  ") for flag in flags]
-    return "\n".join([shortened(ranking.title, width), "", aligned(cells), *notes])
+    title = textwrap.fill(ranking.title, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join([title, "", aligned(cells), *notes])
 
 
 def _rank_key(metric: MetricValue | None, run: RunRecord) -> tuple[bool, float, str, str]:

@@ -8,14 +8,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+import typer
 
+from harness.cli.app import app
+from harness.cli.commands import CHOICES, completing
+from harness.cli.declarations import DTYPES
 from harness.cli.listing import LISTS
+from harness.engine.loading import DTYPES as ENGINE
+from harness.engine.loading import load_model
 from harness.methods import METHODS
 from harness.plugins.registry import method_class
 from harness.publish.show import metrics_table
 from harness.records.store import MetricValue, find_runs
+from harness.statistics.formats import FORMATS
 from harness.tasks import TASKS
 
 
@@ -71,6 +79,29 @@ def test_a_shell_completes_commands_options_and_names() -> None:
     assert "leaderboard" in offered("harness lea").split()
     assert "--max_new_tokens" in offered("harness run --max").split()
     assert offered("harness run --method dp").split() == ["dps"]
+    assert offered("harness run --method dps --preset r").split() == ["released"]
+    assert offered("harness table perfit-1 dps-").split() == [f"dps-{number}" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("what", "typed", "names"),
+    [
+        (("figures", "all"), "al", ["all"]),
+        (("controls",), "w", ["wrong_user"]),
+        (("dtypes",), "b", ["bfloat16"]),
+        (("tasks", "wordnet"), "w", ["wordnet"]),
+        (("formats", "latex"), "", ["terminal", "md", "csv", "json", "latex"]),
+        (("presets",), "", []),
+    ],
+)
+def test_a_shell_is_offered_what_an_option_may_be(what: tuple[str, ...], typed: str, names: list[str]) -> None:
+    context = typer.Context(typer.main.get_command(app), info_name="harness")
+    assert completing(*what)(context, typed) == names
+
+
+def test_the_words_offered_are_those_that_are_taken() -> None:
+    assert DTYPES == get_args(get_type_hints(load_model)["dtype"]) == ("auto", *ENGINE)
+    assert set(CHOICES["formats"]) == set(FORMATS)
 
 
 def test_a_note_of_several_metrics_stands_once_below_them(run_config: Callable, run_record: Callable) -> None:
