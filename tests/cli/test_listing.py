@@ -23,6 +23,7 @@ from harness.methods import METHODS
 from harness.plugins.registry import method_class
 from harness.publish.show import metrics_table
 from harness.records.store import MetricValue, find_runs
+from harness.run.system import COMPARING
 from harness.statistics.formats import FORMATS
 from harness.tasks import TASKS
 
@@ -134,6 +135,35 @@ def test_a_run_says_the_running_mean_of_the_main_metric(
     (run,) = find_runs(Path("runs"))
     assert [name for name, _ in said] == ["rouge1", "rouge1"]
     assert said[-1][1] == pytest.approx(run.metrics["rouge1"].value)
+
+
+def test_a_run_names_its_comparison_with_the_unedited_model_and_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, harness: Callable, toy: Path
+) -> None:
+    from harness.run.console import Terminal
+
+    seen: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Terminal, "progress", lambda self, *given: seen.append(given))
+    run = f"run --method rag --task lamp4 --model {toy} --limit 3 --max_new_tokens 2"
+    harness(run)
+    assert [one for one in seen if one[0] == COMPARING] == [(COMPARING, done, 3) for done in range(4)]
+    seen.clear()
+    harness(f"{run} --effect_samples 0 --output_path none")
+    assert seen and COMPARING not in {label for label, _, _ in seen}
+
+
+def test_the_bar_of_a_job_that_is_done_makes_room_unless_it_came_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.run.console import Terminal
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    console = Terminal()
+    for label in ("rag: measuring prompts", "rag: answering", "plain: answering"):
+        if label == "rag: answering":
+            console.mean(label, "rouge1", 0.25)
+        console.progress(label, 4, 4)
+    shown = {one.description: one.visible for one in console._bars.tasks}
+    console.close()
+    assert shown == {"rag: measuring prompts": False, "rag: answering": True, "plain: answering": True}
 
 
 def test_a_terminal_shows_pace_and_mean_beside_the_bar(
