@@ -183,6 +183,10 @@ def leaderboard(
     if path is None and not check:
         say(board.terminal(select(wanted), width(), everything=everything))
         return
+    if everything:
+        raise UsageError(
+            "--all is of what is printed: the file holds sweeps, ablations and controls, folded; leave it out"
+        )
     places = select(wanted) if wanted else [PUBLISHED]  # the file in git is of published records
     file = path or Path("leaderboard.md")
     if check:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Records: folders, hashes or globs; all are held against the first."),
+        typer.Argument(
+            metavar="RUN", help="Records: folders, hashes, globs or names of methods; all are held against the first."
+        ),
     ] = None,
     task: Annotated[
         str | None,

@@ -76,6 +76,9 @@ def table(
         if sys.stdout.isatty():
             say(takes, stream=sys.stderr)
         return
+    if check and (published_only or measured_only):
+        only = "--published_only" if published_only else "--measured_only"
+        raise UsageError(f"--check holds measured numbers against published ones; leave {only} out")
     made = grids(ids or (), results, model=model, published_only=published_only, measured_only=measured_only, data=data)
     width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()
     say(write(made, fmt, color=shown, width=width), bold=shown)
