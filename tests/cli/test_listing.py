@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,15 @@ def test_show_has_the_question_and_says_health_and_cost_in_words(harness: Callab
     assert "question" in said and "Generate a headline" not in said.partition("question")[0]
     assert "tokens read," in said and "of the first answers are those without the method" in " ".join(said.split())
     assert "forward_passes" not in said and "noop" not in said
+    assert said.count("- unsplit: every text is taken as one sentence") == 1 and "lenient" not in said
+
+
+def test_a_sample_calls_a_number_as_the_metrics_do(harness: Callable) -> None:
+    folder = next((Path(__file__).parents[2] / "results" / "tiny" / "lamp2m").glob("plain-*"))
+    said = harness(f"show {folder} --samples 1").out
+    of_sample = said.partition("sample ")[2]
+    assert re.search(r"accuracy [01]\.000, accuracy_lenient [01]\.000", of_sample) and "correct" not in of_sample
+    assert "- lenient: the answer is searched for a label" in said
 
 
 def test_a_run_says_the_running_mean_of_the_main_metric(
