@@ -256,9 +256,9 @@ class Method(ABC):
         """Whether `fit` reads a train split under these options; where not, it gets no items."""
         return self.fits()
 
-    @classmethod
-    def adapts(cls) -> bool:
-        return cls.adapt is not Method.adapt
+    def adapts(self) -> bool:
+        """Whether `adapt` does anything under these options."""
+        return type(self).adapt is not Method.adapt
 
     def options(self) -> dict[str, Any]:
         """Every option with its value, those of `retrieval` among them: what a record holds."""

@@ -249,6 +249,9 @@ class DPS(Method):
         of = fitted.meta.get("cluster_of_sample", [])
         return [[number for number, c in enumerate(of) if c == cluster] for cluster in range(self.clusters)]
 
+    def adapts(self) -> bool:
+        return self.clusters > 0
+
     def adapt(self, kit: Kit, users: Sequence[User], shared: Fitted | None) -> Sequence[Fitted | None]:
         """Each user's `distances` [clusters] to the clusters' centroids."""
         if not self.clusters or shared is None:

@@ -12,8 +12,10 @@ character wins. Small models know what fits long before they know what a letter 
 of `mmlu_cf` in SmolLM's evaluation (huggingface/smollm@c552527, text/evaluation/tasks.py; the metric is lighteval's
 `loglikelihood_acc_norm_nospace`), without examples:
     "The following are questions about abstract algebra.\nQuestion: Find the degree ...\nAnswer:" + " 4"
-Published with it for SmolLM2-135M: 31.5, -Instruct: 29.3. Differs from that code: where two choices read alike both are right;
-examples, where asked for, are the first of `dev` and stand between the first line and the question.
+Published with it for SmolLM2-135M: 31.5, -Instruct: 29.3, of which the second is with the chat template (its README:
+`--use_chat_template`), as `apply_chat_template=true` has it: the whole prompt is the user's turn, and an answer begins with a space.
+Differs from that code: where two choices read alike both are right; examples, where asked for, are the first of `dev` and stand
+between the first line and the question.
  Splits here: `train` = its dev, `dev` = its val, `test`.
 A method that needs a user gets one from a pool (`harness.run.lm_eval.contexts`), and the user's history stands before everything.
 """
@@ -177,7 +179,7 @@ class MMLU(Task):
 
     def _questions(self, split: str) -> Iterator[Labelled]:
         template = ContextTemplate()
-        before = "" if self.chat else " "
+        before = "" if self.chat and not self.cloze else " "
         for subject in self.subjects:
             shots = self._rows(subject, "dev") if self.num_fewshot else []
             if len(shots) < self.num_fewshot:
@@ -202,16 +204,19 @@ class MMLU(Task):
         if self.cloze:
             about = f"The following are questions about {topic}.\n"
         asked = Row.cloze if self.cloze else Row.text
-        if self.chat and self.multiturn:
+        if not self.chat:
+            return about + self._solved(shots) + asked(row)
+        turns = [("user", self._solved(shots) + asked(row))]
+        if self.multiturn:
             solved = [turn for shot in shots for turn in (("user", asked(shot)), ("assistant", self._answer(shot)))]
-            turns = [("system", about), *solved, ("user", asked(row))]
-            return written([{"role": role, "content": content} for role, content in turns])
-        solved_text = "".join(f"{asked(shot)} {self._answer(shot)}\n\n" for shot in shots)
-        if self.chat:
-            return written(
-                [{"role": "system", "content": about}, {"role": "user", "content": solved_text + asked(row)}]
-            )
-        return about + solved_text + asked(row)
+            turns = [*solved, ("user", asked(row))]
+        # lighteval puts what a task is about into the first turn of the user, lm-eval into a turn of the system
+        turns = [("user", about + turns[0][1]), *turns[1:]] if self.cloze else [("system", about), *turns]
+        return written([{"role": role, "content": content} for role, content in turns])
+
+    def _solved(self, shots: Sequence[Row]) -> str:
+        asked = Row.cloze if self.cloze else Row.text
+        return "".join(f"{asked(shot)} {self._answer(shot)}\n\n" for shot in shots)
 
     def _answer(self, row: Row) -> str:
         return row.answer if self.cloze else row.letter

@@ -183,6 +183,10 @@ def leaderboard(
     if path is None and not check:
         say(board.terminal(select(wanted), width(), everything=everything))
         return
+    if everything:
+        raise UsageError(
+            "--all is of what is printed: the file holds sweeps, ablations and controls, folded; leave it out"
+        )
     places = select(wanted) if wanted else [PUBLISHED]  # the file in git is of published records
     file = path or Path("leaderboard.md")
     if check:
@@ -229,7 +233,12 @@ def report(
 @with_options("set", "model_path", help_set="Method option key=value. Repeatable.")
 def check_(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="./file.py, ./file.py:Class, or the name of a method or a task.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="./file.py, ./file.py:Class, or the name of a method or a task.",
+            autocompletion=completing("methods", "tasks"),
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="Check a method on this model: alias, hub id, folder or .gguf file.")
@@ -270,7 +279,14 @@ def check_(
 @data_app.command("get")
 def data_get(
     context: typer.Context,
-    task: Annotated[str, typer.Argument(metavar="TASK", help="Such as lamp4; or wordnet, which METEOR reads.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="Such as lamp4; or wordnet, which METEOR reads.",
+            autocompletion=completing("tasks", "wordnet"),
+        ),
+    ],
     split: Annotated[str, typer.Option(help="user or time.")] = "user",
     part: Annotated[list[str], typer.Option(help="train, dev or test. Repeatable.")] = ["train", "dev", "test"],  # noqa: B006
     dest: Annotated[

@@ -6,13 +6,14 @@ import inspect
 import re
 import shutil
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from harness.cli.declarations import HEADINGS, NEEDED, declared
+from harness.cli.declarations import DTYPES, HEADINGS, NEEDED, declared
+from harness.run.control import Control
 
 CONTEXT = {"token_normalize_func": lambda name: name.replace("-", "_"), "max_content_width": 80}
 """Every option may be written with dashes: `--fit-split` is `--fit_split`."""
@@ -91,16 +92,40 @@ def width(most: int = 100) -> int:
     return min(shutil.get_terminal_size((80, 40)).columns, most)
 
 
-def completing(what: str) -> Callable[[str], list[str]]:
-    """What a shell offers in place of a name: those of `what` that begin with the letters typed."""
+def completing(*what: str) -> Callable[[typer.Context, str], list[str]]:
+    """What a shell offers in place of a name: those of the lists `what` that begin with the letters typed.
 
-    def complete(incomplete: str) -> list[str]:
-        from harness.cli.listing import LISTS
+    A list is one of `harness list`, of `CHOICES`, or a word that is offered as it is.
+    """
 
-        names = list(LISTS) if what == "lists" else [row[0] for row in LISTS[what][1]()]
-        return [name for name in names if name.startswith(incomplete)]
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        names = [name for one in what for name in _offered(one, ctx)]
+        return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
     return complete
+
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "controls": typing.get_args(Control),
+    "dtypes": DTYPES,
+    "devices": ("auto", "cpu", "cuda"),
+    "formats": ("terminal", "md", "csv", "json"),
+}
+"""What an option may be that has no list of its own."""
+
+
+def _offered(what: str, ctx: typer.Context) -> Sequence[str]:
+    from harness.cli.listing import LISTS
+
+    if what == "lists":
+        return list(LISTS)
+    if what == "presets":  # of the methods named so far
+        from harness.plugins.registry import method_class
+
+        return [name for method in ctx.params.get("method") or () for name in method_class(method).presets]
+    if what in LISTS:
+        return [row[0] for row in LISTS[what][1]()]
+    return CHOICES.get(what, (what,))
 
 
 def app(*, completes: bool = False, default: str = "", **settings: Any) -> typer.Typer:

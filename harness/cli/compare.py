@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.commands import RecordsOption
+from harness.cli.commands import RecordsOption, completing
 from harness.cli.declarations import folder_text
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files.shown import say
@@ -21,14 +21,23 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Records: folders, hashes or globs; all are held against the first."),
+        typer.Argument(
+            metavar="RUN", help="Records: folders, hashes, globs or names of methods; all are held against the first."
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this task.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Of all records, those of this model.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of all records, those of this task.", autocompletion=completing("tasks")),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of all records, those of this model.", autocompletion=completing("models")),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             metavar="METHOD|RUN",
+            autocompletion=completing("methods"),
             help="What the others are held against [default: the first; of --task or a glob, plain].",
         ),
     ] = None,
@@ -52,7 +61,9 @@ def compare(
     data: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="The task's files, for the lengths of histories.")
     ] = None,
-    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv or json.")] = "terminal",
+    fmt: Annotated[
+        str, typer.Option("--format", help="terminal, md, csv or json.", autocompletion=completing("formats"))
+    ] = "terminal",
 ) -> None:
     """Which runs are better on the same samples, is it real, and what does it cost.
 
@@ -181,7 +192,12 @@ def _with_baseline(folders: list[Path], searched: bool, baseline: str | None) ->
 
 def figure(
     ids: Annotated[
-        list[str], typer.Argument(metavar="ID", help="Such as dps-3, or all; 'harness list figures' names them.")
+        list[str],
+        typer.Argument(
+            metavar="ID",
+            help="Such as dps-3, or all; 'harness list figures' names them.",
+            autocompletion=completing("figures", "all"),
+        ),
     ],
     records: RecordsOption = [],  # noqa: B006
     output: Annotated[

@@ -105,6 +105,7 @@ class Options(Judged, total=False):
             (),
             metavar="NAME",
             cli=list[str],
+            completes="presets",
         ),
     ]
     set: Annotated[
@@ -124,7 +125,10 @@ class Options(Judged, total=False):
     control: Annotated[
         Control,
         Option(
-            "none, wrong_user (everyone gets another user's history) or shuffled (its order changed).", WHAT, cli=str
+            "none, wrong_user (everyone gets another user's history) or shuffled (its order changed).",
+            WHAT,
+            cli=str,
+            completes="controls",
         ),
     ]
     data: Annotated[
@@ -148,7 +152,7 @@ class Options(Judged, total=False):
     fit_split: Annotated[
         str | None, Option("Split to fit on [default: train], or a share: dev:0.2.", FITTING, metavar="SPLIT")
     ]
-    fit_task: Annotated[str | None, Option("Fit on another task's items.", FITTING, metavar="NAME")]
+    fit_task: Annotated[str | None, Option("Fit on another task's items.", FITTING, metavar="NAME", completes="tasks")]
     fit_data: Annotated[
         AnyPath | None,
         Option("Folder of the --fit_task's files [default: --data's].", FITTING, metavar="FOLDER", cli=str | None),
@@ -162,9 +166,14 @@ class Options(Judged, total=False):
     ]
     dtype: Annotated[
         str,
-        Option("auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16, float64.", MACHINE, "auto"),
+        Option(
+            "auto (bfloat16 on CUDA, float32 on CPU), float32, bfloat16, float16, float64.",
+            MACHINE,
+            "auto",
+            completes="dtypes",
+        ),
     ]
-    device: Annotated[str, Option("auto, cpu, cuda or cuda:N.", MACHINE, "auto")]
+    device: Annotated[str, Option("auto, cpu, cuda or cuda:N.", MACHINE, "auto", completes="devices")]
     device_map: Annotated[str | None, Option("auto spreads a large model over GPUs.", MACHINE)]
     output_path: Annotated[
         AnyPath, Option("Folder to write to.", OUTPUT, metavar="PATH", cli=Path, spellings=("output", "path"))

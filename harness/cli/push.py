@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HUB = "hf://datasets/"
 Tracker = Literal["wandb", "trackio"]
+PROJECT = "personalization-harness"
 SPACE_CARD = "---\ntitle: {title}\nsdk: static\n---\nThe records of {name}, written by `harness report`.\n"
 DATA_CARD = "---\npretty_name: {title}\ntags: [personalization]\n---\n"
 
@@ -35,7 +36,7 @@ def push(
     report: Annotated[bool, typer.Option("--report", help="The report too, as the static space of that name.")] = False,
     samples: Annotated[bool, typer.Option("--samples", help="Answers to licensed data too.")] = False,
     to: Annotated[Tracker | None, typer.Option("--to", help="Metrics to this tracker, where it is installed.")] = None,
-    project: Annotated[str, typer.Option(help="The tracker's project.", metavar="NAME")] = "personalization-harness",
+    project: Annotated[str, typer.Option(help="The tracker's project.", metavar="NAME")] = PROJECT,
     yes: Annotated[bool, typer.Option("--yes", help="Send it; without, what would be sent is shown.")] = False,
 ) -> None:
     """Publish records: on the Hugging Face Hub, or their numbers in wandb or trackio. Shows what it would send until --yes."""
@@ -49,6 +50,13 @@ def push(
         raise UsageError(f"give one place to push to: {HUB}<user>/<name>, or --to wandb or trackio")
     if target is not None and (not target.startswith(HUB) or target.removeprefix(HUB).strip("/").count("/") != 1):
         raise UsageError(f"{target} is no data set's address; give {HUB}<user>/<name>")
+    for option, given, about in (
+        ("--report", report, HUB),
+        ("--samples", samples, HUB),
+        ("--project", project != PROJECT, "a tracker"),
+    ):
+        if given and (about == HUB) == (target is None):
+            raise UsageError(f"{option} is about {about if about != HUB else f'{HUB}<user>/<name>'}; leave it out")
     places = select(named)
     runs = [run for run in find_runs(places) if run.status in ("complete", "partial")]
     if not runs:

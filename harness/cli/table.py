@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.commands import RecordsOption
+from harness.cli.commands import RecordsOption, completing
 from harness.cli.declarations import folder_text
 from harness.errors import OutsideTolerance, UsageError
 from harness.files.shown import say
@@ -16,11 +16,21 @@ from harness.files.shown import say
 
 def table(
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID", help="Such as dps-1; all of them by default.")
+        list[str] | None,
+        typer.Argument(
+            metavar="ID", help="Such as dps-1; all of them by default.", autocompletion=completing("tables")
+        ),
     ] = None,
     records: RecordsOption = [],  # noqa: B006
-    fmt: Annotated[str, typer.Option("--format", help="terminal, md, csv, json or latex.")] = "terminal",
-    model: Annotated[str | None, typer.Option(help="Rows of this model only.")] = None,
+    fmt: Annotated[
+        str,
+        typer.Option(
+            "--format", help="terminal, md, csv, json or latex.", autocompletion=completing("formats", "latex")
+        ),
+    ] = "terminal",
+    model: Annotated[
+        str | None, typer.Option(help="Rows of this model only.", autocompletion=completing("models"))
+    ] = None,
     published_only: Annotated[bool, typer.Option("--published_only", help="The published numbers alone.")] = False,
     measured_only: Annotated[bool, typer.Option("--measured_only", help="The measured numbers alone.")] = False,
     data: Annotated[
@@ -66,6 +76,9 @@ def table(
         if sys.stdout.isatty():
             say(takes, stream=sys.stderr)
         return
+    if check and (published_only or measured_only):
+        only = "--published_only" if published_only else "--measured_only"
+        raise UsageError(f"--check holds measured numbers against published ones; leave {only} out")
     made = grids(ids or (), results, model=model, published_only=published_only, measured_only=measured_only, data=data)
     width, shown = shutil.get_terminal_size((120, 40)).columns, fmt == "terminal" and sys.stdout.isatty()
     say(write(made, fmt, color=shown, width=width), bold=shown)

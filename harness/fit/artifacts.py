@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.files import replace_file, replacing_folder, waiting
 from harness.files.json_files import parse
-from harness.files.user_cache import user_cache
+from harness.files.user_cache import caching, user_cache
 from harness.method import Fitted
 
 _LOCKS = ".locks"
@@ -53,7 +53,7 @@ class Checkpoint:
         from safetensors.torch import save
 
         content = save({"value": value.contiguous(), "seconds": torch.tensor(seconds)})
-        with _writing(self.folder):
+        with caching(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.folder / part, content)
 
@@ -118,7 +118,7 @@ class ArtifactStore:
             )  # the file holds each apart
             held.add(where)
         content = {"made_from": made_from, "meta": state.meta, "cost": state.cost, "notes": state.notes}
-        with _writing(self.root), replacing_folder(self.root / key, drafts=self.root / _DRAFTS, keep=True) as draft:
+        with caching(self.root), replacing_folder(self.root / key, drafts=self.root / _DRAFTS, keep=True) as draft:
             (draft / "tensors.safetensors").write_bytes(save(tensors))
             (draft / "meta.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
         stored = self.get(key)
@@ -131,7 +131,7 @@ class ArtifactStore:
 
         Where the file system has no locks nobody waits, and two of them make the same.
         """
-        with _writing(self.root):
+        with caching(self.root):
             (self.root / _LOCKS).mkdir(parents=True, exist_ok=True)
         with waiting(self.root / _LOCKS / key):
             yield
@@ -152,15 +152,3 @@ class ArtifactStore:
     def size(self, key: str) -> int:
         """Bytes stored under `key`."""
         return sum(file.stat().st_size for file in (self.root / key).glob("*"))
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """What the system refuses, with what a user can do about it."""
-    try:
-        yield
-    except (OSError, HarnessError) as error:
-        if isinstance(error, HarnessError) and not isinstance(error.__cause__, OSError):
-            raise
-        why = getattr(error.__cause__ or error, "strerror", None) or error
-        raise HarnessError(f"cannot write {place}: {why}; set HARNESS_CACHE to another folder") from error

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from harness.errors import UsageError
 from harness.methods import METHODS
-from harness.plugins.registry import method_class
+from harness.plugins.registry import method_class, task_class
 from harness.records.schema import MethodConfig, RunConfig, RunRecord, json_value
 
 
@@ -84,3 +85,12 @@ def further(run: RunRecord) -> tuple[str, ...]:
         f"data {config.data.fingerprint[:8]}",
         judge,
     )
+
+
+def names_of_a_sample(task: str) -> dict[str, str]:
+    """What a sample of the task calls a number -> the metric that is its mean, where these are one thing: `correct` is `accuracy`."""
+    try:
+        of_sample = task_class(task).per_sample
+    except UsageError:  # a task that this version does not have
+        return {}
+    return {own: metric for metric, own in of_sample.items() if own.startswith("correct")}

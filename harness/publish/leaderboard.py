@@ -323,6 +323,7 @@ def terminal(places: Places, width: int = 80, *, everything: bool = False) -> st
     elif folded and not everything:
         parts.append(f"{folded} sweeps, ablations and controls are folded away: --all shows them")
     legend = (*LEGEND, *([GAIN] if any(_compared(ranking) for ranking in shown) else []))
+    legend += (UNCHANGED,) if any("answers unchanged" in part for part in parts) else ()
     parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in legend))
     return "\n\n".join(parts)
 
@@ -332,6 +333,7 @@ LEGEND = (
     "- operations: floating-point operations an answer, relative to plain",
 )
 GAIN = "- gain: over the same run with another user's history (--control wrong_user), a plus where the own helps"
+UNCHANGED = "- unchanged: as the model answers without the method too, of the first 32 answers"
 
 
 def _for_terminal(ranking: Ranking, width: int, everything: bool) -> str:
@@ -357,7 +359,8 @@ def _for_terminal(ranking: Ranking, width: int, everything: bool) -> str:
         and (said := [flag.strip("*") for flag in row.flags if not flag.endswith("unchanged") or flag[:3] == "100"])
     ]
     notes = [textwrap.fill(f"- {flag}", width, subsequent_indent="  ") for flag in flags]
-    return "\n".join([shortened(ranking.title, width), "", aligned(cells), *notes])
+    title = textwrap.fill(ranking.title, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join([title, "", aligned(cells), *notes])
 
 
 def _rank_key(metric: MetricValue | None, run: RunRecord) -> tuple[bool, float, str, str]:

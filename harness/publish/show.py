@@ -15,6 +15,7 @@ from harness.judge.pairwise_record import PairRecord
 from harness.judge.words import WORD_LISTS
 from harness.plugins.options import rebuild_task
 from harness.plugins.registry import task_class
+from harness.publish.labels import names_of_a_sample
 from harness.records.select import PUBLISHED
 from harness.records.store import MetricValue, RunRecord, folder_of, read_record, read_samples
 from harness.run.leaks import said
@@ -190,19 +191,26 @@ def show_runs(folders: Sequence[Path], count: int, width: int = 80, data: str | 
     parts = []
     for record, folder in zip(records, folders, strict=True):
         parts += [_facts(record, folder, width), metrics_table(record, width)]
+    words = [
+        textwrap.fill(f"- {word}: {text}", width, subsequent_indent="  ")
+        for word, text in WORDS.items()
+        if any(word in name for record in records for name in record.metrics)
+    ]
+    parts += ["\n".join(words)] if words else []
     samples = [{sample.id: sample for sample in read_samples(folder)} for folder in folders]
     common = [i for i in samples[0] if all(i in other for other in samples[1:])][:count]
     failed = [s for run in samples for s in run.values() if s.error is not None]
     questions, why_not = _questions(records[0], data) if common else ({}, "")
     if why_not:
         parts.append(textwrap.fill(f"the questions are not shown: {why_not}", width))
+    called = names_of_a_sample(records[0].config.task.name)
     for i in common:
         first = samples[0][i]
         rows = [["question", questions[i]]] if i in questions else []
         rows.append(["expected", " | ".join(first.targets)])
         for record, run in zip(records, samples, strict=True):
             sample = run[i]
-            numbers = ", ".join(f"{k} {v:.3f}" for k, v in sample.metrics.items() if v is not None)
+            numbers = ", ".join(f"{called.get(k, k)} {v:.3f}" for k, v in sample.metrics.items() if v is not None)
             rows += [[record.config.method.name, sample.error or sample.response or ""], ["", numbers]]
         parts.append(
             f"sample {one_line(i)}, user {one_line(first.user)}, {first.history_items} history items in the prompt"
@@ -214,6 +222,11 @@ def show_runs(folders: Sequence[Path], count: int, width: int = 80, data: str | 
     return "\n\n".join(parts)
 
 
+WORDS = {
+    "lenient": "the answer is searched for a label or number; the official rule wants it to be nothing else",
+    "unsplit": "every text is taken as one sentence, which needs none of NLTK's sentence data",
+}
+"""What is in names of metrics, in words."""
 LONGEST = 320
 """Letters of a question that are shown."""
 

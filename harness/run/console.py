@@ -112,6 +112,9 @@ class Terminal(Console):
             self._bars = Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=3600)
             self._bars.start()
         if label not in self._jobs:
+            for one in self._bars.tasks:  # of jobs that are done, those that came to a number stay
+                if one.finished and not one.fields["mean"]:
+                    self._bars.update(one.id, visible=False)
             self._jobs[label] = self._bars.add_task(one_line(label), total=total, pace="", mean="")
         job = self._jobs[label]
         self._bars.update(job, completed=done, total=total)

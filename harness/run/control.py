@@ -18,7 +18,8 @@ Control = Literal["none", "wrong_user", "shuffled"]
 
 def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequence[Labelled]:
     """The items with their users' histories changed: `wrong_user` gives everyone the history of another user of the
-    selection, `shuffled` puts the own history in another order. Users keep their ids. Raises UsageError for one user.
+    selection, `shuffled` puts the own history in another order. Users keep their ids; who has no history is given none, and is
+    still not the owner of what was learnt elsewhere under their id. Raises UsageError for one user.
 
     A shuffled history has no (input, output) pairs: whoever reads them raises UsageError, since what is learnt from a set of
     pairs does not depend on their order, and the control would be the run it is to be compared with.
@@ -31,13 +32,15 @@ def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequen
         return [replace(item, example=replace(item.example, user=orders[id(item.example.user)])) for item in items]
     users = {item.example.user.id: item.example.user for item in items}
     changed = _exchanged([user for user in users.values() if user.history], seed)
+    givers, without = list(changed), [user for user in users.values() if not user.history]
+    changed |= {user.id: GivenUser(user.id, giver=givers[n % len(givers)]) for n, user in enumerate(without)}
     return [
         replace(item, example=replace(item.example, user=changed.get(item.example.user.id, item.example.user)))
         for item in items
     ]
 
 
-def _exchanged(users: Sequence[User], seed: int) -> dict[str, User]:
+def _exchanged(users: Sequence[User], seed: int) -> dict[str, GivenUser]:
     """In a seeded circle everyone gets the history of the next: where that would be one like their own, of the next who has another.
 
     Raises UsageError where there is no circle in which everyone gets another.

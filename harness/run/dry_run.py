@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from harness.data import Example
+from harness.data import Example, each_once
 from harness.engine.decode import Decoder
 from harness.engine.model import LanguageModel
 from harness.engine.rows import Request
@@ -42,6 +42,8 @@ def dry_run(lm: LanguageModel, cell: Cell, store: ArtifactStore | None = None) -
     personal = stored_state(lm, cell, key, example.user.id, store) if fitted and method.adapts() else None
     if fitted and method.adapts() and personal is None:
         lines.append("not adapted yet: a run first learns from each user's history")
+    if not served and method.adapts() and personal is None and (takes := adapt_costs(lm, cell)):
+        lines.append(takes)
     whole = fitted and (personal is not None or not method.adapts())
     plan = _plan(method, example, shared, personal, whole=whole) if fitted else None
     if not whole:
@@ -112,7 +114,7 @@ def fit_costs(lm: LanguageModel, cell: Cell) -> FitCosts | None:
     length = tokens // len(items[:SOME])
     passes, why = 1, "the method may take several"
     epochs = next(
-        (options[name] for name in ("epochs", "collective_epochs") if isinstance(options.get(name), int)), None
+        (options[name] for name in ("collective_epochs", "epochs") if isinstance(options.get(name), int)), None
     )
     if epochs is not None:
         passes, why = 3 * epochs, f"{epochs} epochs, each a pass and twice as much backwards"
@@ -122,6 +124,26 @@ def fit_costs(lm: LanguageModel, cell: Cell) -> FitCosts | None:
     times = "pass" if passes == 1 else "passes"
     said = f"fitting reads {read} items of about {length} tokens in {passes} {times} ({why}): {total:.2g} operations"
     return FitCosts(said, total)
+
+
+def adapt_costs(lm: LanguageModel, cell: Cell) -> str:
+    """What training for the users takes, in words; empty of a method that trains for none, or not here."""
+    options, decoder = cell.method.options(), Decoder(lm)
+    epochs = options.get("epochs")
+    if not isinstance(epochs, int) or not epochs or options.get("adapters"):
+        return ""
+    users = each_once(item.example.user for item in cell.items)
+    lessons = [min(len(user.pairs), options.get("items") or len(user.pairs)) for user in users]
+    some = [user.pairs[-1].example for user in users if user.pairs][:SOME]
+    if not some:
+        return ""
+    plans = [(one.id, Plan((Stream(cell.method.retrieval.prompt(one)),))) for one in some]
+    length = sum(decoder.prepare(id, plan, cell.fit_max_new_tokens).tokens for id, plan in plans) // len(plans)
+    total = 2.0 * lm.parameters * length * sum(lessons) * 3 * epochs
+    return (
+        f"adapting reads {sum(lessons)} items of {len(users)} users of about {length} tokens in {3 * epochs} passes "
+        f"({epochs} epochs, each a pass and twice as much backwards): {total:.2g} operations"
+    )
 
 
 def _costs(lm: LanguageModel, cell: Cell, request: Request, rows: int) -> str:

@@ -38,7 +38,7 @@ from harness.run.batches import Batching
 from harness.run.cell import Cell, generation_of_cell
 from harness.run.console import Console
 from harness.run.kept import config_of as config_of
-from harness.run.kept import exit_code, is_finished, kept_outcome, say_kept
+from harness.run.kept import exit_code, is_finished, kept_outcome, other_servers, say_kept
 from harness.run.leaks import leaks, unlike_histories
 from harness.servers.model import ServedModel
 from harness.task import Sample
@@ -175,9 +175,14 @@ def cell_steps(
         record = folder.record()
         if record is not None and is_finished(record, cell.settings):
             say_kept(record, folder.path, console)
+            for note in other_servers(record, config):
+                console.say(f"warning: {note}")
         else:
             record = record or RunRecord(config=config, started=provenance.now())
-            yield from _run(hands, cell, folder, record, store or ArtifactStore(), console, judge)
+            if not record.batch_costs:
+                record.config = config  # nothing is there of an address that it was started with
+            moved = other_servers(record, config)
+            yield from _run(hands, cell, folder, record, store or ArtifactStore(), console, judge, moved)
         return Outcome(record, folder.path, exit_code(record, cell.settings))
 
 
@@ -189,13 +194,14 @@ def _run(
     store: ArtifactStore,
     console: Console,
     judge: Judge | None,
+    moved: Sequence[str],
 ) -> Generator[None, None, None]:
     """Fill the record, whatever happens: it is on disk with its status when this returns or raises."""
     record.status, record.error = "running", None
     record.versions, record.hardware = provenance.versions(), hands.hardware()
     record.git_sha, record.dirty = provenance.commit()
     try:
-        notes = cell.shared_with_fit  # before anything is fitted
+        notes = [*moved, *cell.shared_with_fit]  # before anything is fitted
         shared, personal = yield from hands.learn(cell, store, console)
         _note_fit(cell, record, shared, personal, console, notes)
         yield from _answer(hands, cell, folder, record, shared, personal, console)

@@ -46,6 +46,7 @@ from harness.run.batches import Batching, longest_first
 from harness.run.sizes import order_window, plan_windows
 from harness.task import TOO_LARGE, Generation, Sample, System
 
+COMPARING = "comparing with the unedited model"
 EFFECT_BATCH = 8
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -340,7 +341,11 @@ class ModelSystem:
         if not pairs:
             return None
         size = min(EFFECT_BATCH, max(self.batching.sizes(), default=EFFECT_BATCH))
-        found = list(self._in_pieces(pairs, size, self._compare))
+        found: list[Difference] = []
+        self.progress(COMPARING, 0, len(pairs))
+        for difference in self._in_pieces(pairs, size, self._compare):
+            found.append(difference)
+            self.progress(COMPARING, len(found), len(pairs))
         tokens = sum(difference.tokens for difference in found)
         return Effect(
             samples=len(found),

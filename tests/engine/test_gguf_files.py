@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from gguf_toys import CHATML, TOKENS, toy_llama, write_gguf
 from harness.data import Message
 from harness.engine.loading import load_model
 from harness.engine.model import LanguageModel
-from harness.errors import DataMissing, UnsupportedModel, UsageError
+from harness.engine.weights import gguf_files
+from harness.engine.weights.identity import gguf_folder
+from harness.errors import DataMissing, HarnessError, UnsupportedModel, UsageError
 from harness.plugins.registry import model_row
 
 QUESTION = (Message("user", "Who wrote it in 1984?"),)
@@ -57,7 +60,27 @@ def test_the_identity_of_a_gguf_file_is_its_sha256_and_it_is_read_once(tmp_path,
     copy.parent.mkdir()
     shutil.copy(file, copy)
     assert load(copy).revision == lm.revision
-    assert not list((tmp_path / "cache/gguf").glob(".making*"))
+
+
+def test_runs_side_by_side_convert_a_file_once_and_what_a_killed_one_left_is_cleared_up(tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "toy.gguf", toy_llama())
+    left = gguf_folder(file).with_name(f".{gguf_folder(file).name}.0badcafe.draft")
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    converted, convert = [], gguf_files._convert
+    monkeypatch.setattr(gguf_files, "_convert", lambda *given: (converted.append(given), convert(*given)))
+    with ThreadPoolExecutor(2) as pool:
+        assert set(pool.map(gguf_files.folder_of, [file, file])) == {gguf_folder(file)}
+    assert len(converted) == 1
+    assert [path.name for path in left.parent.iterdir() if path.name != ".locks"] == [gguf_folder(file).name]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
+    file = write_gguf(tmp_path / "toy.gguf", toy_llama())
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "gguf").write_text("")
+    with pytest.raises(HarnessError, match=r"cannot write .*; set HARNESS_CACHE to another folder"):
+        load(file)
 
 
 def test_a_folder_that_holds_one_gguf_file_is_that_file(tmp_path):
@@ -123,7 +146,7 @@ def test_the_rope_of_llama_3_2_is_read_from_its_frequencies(tmp_path):
 def test_what_transformers_would_leave_out_of_a_file_is_refused(tmp_path, options, message):
     with pytest.raises(DataMissing, match=message):
         load(write_gguf(tmp_path / "toy.gguf", toy_llama(), **options))
-    assert not list((tmp_path / "cache/gguf").iterdir())
+    assert [path.name for path in (tmp_path / "cache/gguf").iterdir()] == [".locks"]
 
 
 def test_a_damaged_file_and_an_unknown_architecture_are_one_line(tmp_path):

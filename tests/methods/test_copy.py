@@ -59,6 +59,21 @@ def test_a_rating_is_the_median_and_never_between_two() -> None:
     assert _answer(_example(labels=RATINGS)) == "3"
 
 
+def test_answers_that_are_all_numbers_are_ratings_also_without_a_list_of_labels(
+    harness: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert _answer(_example("a film", history=("4.5", "1", "3"))) == "3"
+    assert _answer(_example("a film", history=("4.5", "fine"))) == _answer(_example("a film")) == "a film"
+    assert _answer(_example("a film"), Fitted(meta={"counts": {"2": 3, "10": 2}})) == "2"
+    assert Copy().fit(None, toy_examples(2)) is None  # type: ignore[arg-type]
+    lines = [{"user": u, "input": f"film {n}", "target": 1 + n} for u in ("ann", "bob") for n in range(3)]
+    train = [{"user": "cleo", "input": "a film", "target": 2, "split": "train"}]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines + train)))
+    done = harness(f"run --method copy --task users:{tmp_path}/mine.jsonl --model tiny --json --output_path r")
+    metrics = json.loads(done.out)["metrics"]
+    assert (metrics["mae"]["n"], metrics["mae"]["value"]) == (6, pytest.approx((1 + 1 + 2) / 3))
+
+
 def test_it_keeps_what_of_the_contract_has_a_meaning_for_it() -> None:
     said: list[str] = []
     check_method(Copy(), say=said.append)

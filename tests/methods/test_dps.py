@@ -323,3 +323,8 @@ def test_no_pass_of_a_discovery_holds_more_tokens_than_its_budget(
     assert torch.allclose(before, after, atol=1e-12)
     assert max(tokens["logits"]) == 8
     assert max(tokens["block"]) == (59 if where is DECODE else 128)  # the prompt alone; two rows of prompt and answer
+
+
+def test_without_clusters_nothing_is_learnt_of_a_user() -> None:
+    """So a dry run of a fitted dps shows its streams, and says nothing of users to adapt to."""
+    assert not DPS().adapts() and DPS(clusters=2).adapts()

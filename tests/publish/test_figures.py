@@ -499,6 +499,35 @@ def test_methods_that_were_scored_and_not_written_are_said_to_be(run_config: Cal
     assert axes.get_title().startswith('lamp2m · answers="scored": accuracy')
 
 
+def test_vectors_of_users_in_one_figure_are_of_one_method_at_one_block():
+    def run(task, users, layer, started, **options):
+        names = [f"u{n}" for n in range(users)]
+        content = {
+            "layer": layer,
+            "users": names,
+            "coordinates": [[float(n), 1.0, 0.0, 0.0, 0.0] for n in range(users)],
+            "mean": [1.0, 1.0, 0.0, 0.0, 0.0],
+            **dict.fromkeys(("closest", "middle", "farthest"), names[:1]),
+        }
+        options = {"k": 1, **options}
+        asked = {"task": task, "layer": layer}
+        analysis = {"delta_vectors": content}
+        return _record(
+            "rag", "delta_vectors", options, {"rank90": 1}, task_options=asked, analysis=analysis, started=started
+        )
+
+    records = [
+        run("lamp4", 30, 2, "2026-01"),
+        run("lamp5", 30, 2, "2026-02"),
+        run("lamp4", 30, 3, "2026-03"),
+        run("lamp5", 40, 2, "2026-04", k=5),
+        run("lamp5", 12, 2, "2026-05"),
+    ]
+    figure = draw("perfit-4", records)
+    assert [ax.get_title() for ax in figure.axes] == ["lamp4, n = 30 users", "lamp5, n = 30 users"]
+    assert "after block 2, with history (rag, k = 1)" in " ".join(figure.get_suptitle().split())
+
+
 def test_the_line_of_rag_is_of_the_same_prompts(records):
     rag = next(r for r in records if r.config.task.name == "lamp2m" and _as_it_is(r, "rag"))
     other = _changed(rag, method={"options": {**rag.config.method.options, "k": 1}})

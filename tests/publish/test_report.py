@@ -337,6 +337,32 @@ def test_columns_say_what_they_mean_where_they_stand(open_page: Callable):
     assert "passes" not in said and "tokens" in texts(browser, ".legend dt")
 
 
+def test_minus_control_leaves_out_what_ran_with_another_history(open_page: Callable):
+    every = texts(open_page("leaderboard"), ".ranking h2")
+    shown = texts(open_page("leaderboard", method="-control"), ".ranking h2")
+    assert shown == [title for title in every if "--control" not in title] != every
+    (only,) = texts(open_page("leaderboard", method="control"), ".ranking h2")
+    assert "--control wrong_user" in only
+
+
+def test_words_are_explained_where_they_stand(open_page: Callable):
+    assert any("Preference contribution score" in text for text in texts(open_page("heads"), "main .note"))
+    browser = open_page("samples")
+    heads = browser.execute_script(
+        "return [...document.querySelectorAll('.answers thead th')].map((one) => [one.textContent, one.title])"
+    )
+    assert dict(heads)["history"] == "Items of history in the prompt" and dict(heads)["tokens"] == "Read + written"
+    assert "null" not in dict(heads).values()
+    explained = browser.execute_script("return legend(['accuracy_lenient', 'meteor_unsplit', 'rouge1']).textContent")
+    assert "searched for a label" in explained and "taken as one sentence" in explained
+
+
+def test_a_long_view_begins_with_what_stands_in_it(open_page: Callable):
+    browser = open_page("figures")
+    named = texts(browser, ".contents a")
+    assert named == texts(browser, "figcaption b") and len(named) > 10
+
+
 def test_items_are_ordered_and_filtered_by_the_length_of_the_history(open_page: Callable):
     def lengths(browser: Any) -> list[int]:
         return [int(text.partition("history ")[2].split(" ")[0]) for text in texts(browser, "#items small")]

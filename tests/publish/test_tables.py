@@ -913,6 +913,25 @@ def test_ranks_of_user_vectors_stand_under_the_papers(tmp_path: Path, run_config
     assert [task for task in ("lamp2n", "lamp5", "lamp7") if f"task={task}" in "".join(asked)] == ["lamp5", "lamp7"]
 
 
+def test_a_trial_on_a_few_users_or_another_block_stands_for_no_ranks_of_all(
+    tmp_path: Path, run_config: Configs, run_record: Records
+):
+    def save(n: int, users: int | None, started: str, **asked: int) -> None:
+        config = run_config("rag", "delta_vectors", "llama2-7b", options={"k": 1}, users=users)
+        task = TaskConfig(name="delta_vectors", options={"task": "lamp2n", **asked})
+        record = run_record(config.model_copy(update={"task": task}), n=n, rank80=n / 100)
+        record.started = started
+        with RunFolder.open(tmp_path, record.config) as folder:
+            folder.write(record)
+
+    save(274, None, "2026-01")
+    save(10, 10, "2026-02")
+    save(274, None, "2026-03", layer=3)
+    (made,) = json.loads(render(["perfit-1"], tmp_path, "json"))
+    (cell,) = (c for c in made["cells"] if c["source"] == "measured")
+    assert (cell["value"], cell["n"], cell["not_comparable"]) == (2.74, 274, [])
+
+
 def test_statistics_are_counted_in_the_files_given(tmp_path: Path):
     folder = tmp_path / "LaMP_7" / "dev"
     folder.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -413,6 +414,9 @@ def test_a_dry_run_says_nothing_of_a_mix_that_is_not_known_before_the_users_stat
     line = f"run --method lora_p --task lamp3 --model {toy} --limit 2 --set rank=1 --set epochs=1 --set items=2 --max_new_tokens 2"
     out = harness(f"{line} --dry_run").out
     assert "not adapted yet" in out and "mix not known before that is learnt" in out
+    assert re.search(r"adapting reads 4 items of 2 users of about \d+ tokens in 3 passes \(1 epochs, ", out)
+    two = harness(f"{line} --dry_run --set oppu.collective_epochs=2 --method oppu").out.partition("\noppu on")[2]
+    assert "in 6 passes (2 epochs, " in two
     assert "First()" not in out and "adapters" not in out.partition("---")[2]
     assert harness(f"{line} --allow_noop").code == 0
     again = harness(f"{line} --dry_run").out

@@ -84,6 +84,19 @@ def test_a_history_without_pairs_is_given_with_whose_it_is_so_that_a_control_rea
             assert item.example.user.owner == owner_of[id(item.example.user.history)] != item.example.user.id
 
 
+def test_who_has_no_history_reads_no_adapter_of_their_own_either(items):
+    """What was learnt elsewhere lies under their id, and with it the control would be the run itself for them."""
+    bare = [
+        items[0],
+        *(replace(i, example=replace(i.example, user=User(i.example.user.id))) for i in items[1:3]),
+        *items[3:],
+    ]
+    given = [item.example.user for item in controlled(bare, "wrong_user", 0)]
+    assert [user.history for user in given[1:3]] == [(), ()]
+    assert all(user.owner not in ("", user.id) for user in given)
+    assert given[1].owner != given[2].owner
+
+
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 2, 1), (1, 4, 2, 1), (1, 1, 1), (3, 1, 1)])
 def test_users_of_equal_histories_get_one_that_is_not_their_own(items, sizes):
     """Of colleagues who share what they wrote each is as good as the other."""

@@ -343,6 +343,25 @@ def test_a_run_that_was_stopped_goes_on_without_paying_twice(run: Callable, serv
     assert record.serving.input_tokens == record.cost.prefill_tokens
 
 
+def test_a_record_never_holds_the_answers_of_two_servers_without_saying_so(
+    run: Callable, server: Words, harness: Callable, tmp_path: Path
+) -> None:
+    server.faults = lambda number: "400" if number > 4 else ""
+    run("plain", "--max_new_tokens 5")
+    with serving(Words()) as other:
+        line = "run --method plain --task lamp4 --limit 6 --max_new_tokens 5 --model openai/m --output_path out --retry_failed"
+        said = f"answers here are of openai/m at {server.url}, and this command says openai/m at {other.url}"
+        done = harness(f"{line} --model_base_url {other.url}")
+        (folder,) = (tmp_path / "out").glob("*/*/plain-*")
+        assert done.code == 0 and said in done.err
+        assert [note for note in read_record(folder).notes if said in note]
+        done = harness(f"{line} --model_base_url {other.url}")  # all is there
+        assert "already there" in done.err and said in done.err
+    server.faults = lambda number: ""
+    done = harness(f"{line} --model_base_url {server.url}")
+    assert said in done.err  # what is there is still of two
+
+
 def test_a_server_that_is_not_there_is_one_line(harness: Callable, server: Words) -> None:
     done = harness("run --method plain --task lamp4 --limit 2 --model openai/m --model_base_url http://127.0.0.1:9/v1")
     assert done.code == 1 and "openai/m at http://127.0.0.1:9/v1 does not answer" in done.error()

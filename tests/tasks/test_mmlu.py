@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
+from harness.data import Example
 from harness.errors import DataMissing, UsageError
 from harness.methods.plain import Plain
+from harness.plugins.options import build_task
 from harness.run.batches import Batching
 from harness.run.contract import random_lm
 from harness.run.system import ModelSystem
@@ -101,6 +103,20 @@ def test_cloze_asks_as_smollm_is_evaluated_and_shows_no_choices(csvs: Path) -> N
     shots = MMLU(str(csvs), "virology", num_fewshot=2, format="cloze").items(Selection("test"))[1].example.text
     assert shots.startswith(f"{about}Question:  Two lines")
     assert shots.endswith("Answer: 2\n\nQuestion: test 1 of virology?\nAnswer:")
+
+
+def test_cloze_under_a_chat_template_is_one_turn_of_the_user_as_lighteval_writes_it(csvs: Path) -> None:
+    def first(*settings: str) -> tuple[Example, list[tuple[str, str]]]:
+        task, _ = build_task(MMLU, "mmlu", ["subjects=virology", "format=cloze", *settings], str(csvs))
+        example = task.items(Selection("test"))[0].example
+        content = example.prompt().render().content  # type: ignore[union-attr]
+        return example, [("", content)] if isinstance(content, str) else [(turn.role, turn.content) for turn in content]
+
+    (plain, [(_, text)]), (example, turns) = first(), first("apply_chat_template=true")
+    assert turns == [("user", text)] and example.choices == plain.choices == (" 0", " 1", " NA", " 3")
+    _, turns = first("apply_chat_template=true", "num_fewshot=2", "fewshot_as_multiturn=true")
+    assert [role for role, _ in turns] == ["user", "assistant"] * 2 + ["user"]
+    assert turns[0][1].startswith("The following are questions about virology.\nQuestion: ")
 
 
 def test_the_likeliest_text_a_character_wins_in_one_prefill_a_question(csvs: Path) -> None:

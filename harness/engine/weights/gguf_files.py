@@ -17,9 +17,6 @@ import contextlib
 import copy
 import functools
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +27,8 @@ from jinja2 import TemplateError
 from harness.engine.sites import check_config
 from harness.engine.weights.identity import gguf_folder
 from harness.errors import DataMissing, HarnessError
+from harness.files import replacing_folder, waiting
+from harness.files.user_cache import caching
 
 _SHARD = "4GB"
 _ROPE = "rope_freqs.weight"
@@ -55,22 +54,13 @@ def folder_of(file: Path) -> Path:
     target = gguf_folder(file)
     if target.is_dir():
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
-    except OSError as error:
-        raise HarnessError(
-            f"cannot write {target.parent}: {error.strerror}; set HARNESS_CACHE to another folder"
-        ) from error
-    try:
-        _convert(file, made)
-        try:
-            os.rename(made, target)
-        except OSError:
-            if not target.is_dir():  # else another run was first
-                raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    with caching(target.parent):
+        locks = target.parent / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with waiting(locks / target.name):  # commands side by side convert a file once
+            if not target.is_dir():
+                with replacing_folder(target, keep=True) as made:
+                    _convert(file, made)
     return target
 
 

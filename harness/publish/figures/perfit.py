@@ -191,21 +191,31 @@ def layers(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 
 
 def _delta_vectors(records: Sequence[RunRecord], task: str | None) -> dict[str, RunRecord]:
-    """LaMP task -> its latest record."""
-    found = {}
-    for record in sorted(records, key=lambda record: record.started or ""):
-        of = str(record.config.task.options.get("task", record.config.task.name))
-        own = record.config.selection.control == "none"
-        if "delta_vectors" in record.analysis and task in (None, of) and own:
-            found[of] = record
-    return dict(sorted(found.items()))
+    """LaMP task -> its record with most users, of equals the latest. All are by one method at one block: of those there are, by
+    the one that most tasks were run with, of equals the latest."""
+    having = [r for r in records if "delta_vectors" in r.analysis and r.config.selection.control == "none"]
+    ways: dict[str, dict[str, RunRecord]] = {}
+    for record in sorted(having, key=lambda r: (len(r.analysis["delta_vectors"]["users"]), r.started or "")):
+        config = record.config
+        of = str(config.task.options.get("task", config.task.name))
+        asked = {name: value for name, value in config.task.options.items() if name != "task"}
+        way = json.dumps([config.method.name, config.method.options, asked, config.data.split], sort_keys=True)
+        if task in (None, of):
+            ways.setdefault(way, {})[of] = record
+    chosen = max(
+        ways.values(), key=lambda found: (len(found), max(r.started or "" for r in found.values())), default={}
+    )
+    return dict(sorted(chosen.items()))
 
 
 def _delta_about(found: Mapping[str, RunRecord]) -> str:
     one = next(iter(found.values()))
-    content = one.analysis["delta_vectors"]
+    content, method = one.analysis["delta_vectors"], one.config.method
     mini = " (lamp-mini)" if "lamp-mini" in one.config.data.description else ""
-    return f"{one.config.model.name}{mini}, last token after block {content['layer']}, with history minus without; SVD uncentred"
+    return (
+        f"{one.config.model.name}{mini}, last token after block {content['layer']}, with history ({method.name}, k = "
+        f"{method.options.get('k')}) minus without; SVD uncentred"
+    )
 
 
 def _origin(ax: Axes) -> None:

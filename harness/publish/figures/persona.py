@@ -95,7 +95,7 @@ def vectors(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 
 def _by_layer(id: str, records: Sequence[RunRecord], traits: Sequence[str]) -> Figure | None:
     sweeps: dict[str, dict[str, dict[int, RunRecord]]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: record.started or ""):
         config = record.config
         trait = config.task.name.partition(":")[2]
         block = _block(record)
@@ -172,7 +172,7 @@ def _same_sweep(record: RunRecord) -> str:
     config = record.config
     options = {name: value for name, value in config.method.options.items() if name != "layer"}
     judge = [config.judge.name, config.judge.revision, config.judge.options] if config.judge else None
-    asked = [config.task.options, config.selection.model_dump(), config.sampling.model_dump()]
+    asked = [config.task.options, config.selection.model_dump(), config.sampling.model_dump(), config.data.fit_options]
     return json.dumps([options, asked, judge], sort_keys=True)  # not the data: each trait has its own questions
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UsageError
 from harness.plugins.registry import task_class
 from harness.publish import leaderboard
+from harness.publish.labels import names_of_a_sample
 from harness.publish.leaderboard import Ranking, Row
 from harness.publish.report.items import Group, key
 from harness.publish.tables import grids
@@ -94,8 +95,7 @@ def _group(group: Group) -> dict[str, Any]:
         own_name = task_class(config.task.name).per_sample
     except UsageError:  # a task that this version does not have
         own_name = {}
-    # one name for one thing: what a sample calls correct is a metric's accuracy
-    called = {own: metric for metric, own in own_name.items() if own.startswith("correct")}
+    called = names_of_a_sample(config.task.name)
     better = {
         own_name.get(name, name): metric.higher_is_better for run in group.runs for name, metric in run.metrics.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from harness.judge.words import WORD_LISTS
@@ -43,7 +44,7 @@ class Run:
     def metric(self, name: str) -> MetricValue | None:
         return self.record.metrics.get(name)
 
-    @property
+    @cached_property
     def population(self) -> tuple[object, ...]:
         """What two runs must share for one to be called better than the other."""
         scored = max((metric.n for metric in self.record.metrics.values()), default=0)

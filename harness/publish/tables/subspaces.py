@@ -63,7 +63,7 @@ def gaps(table: Table, sources: Sources, model: str | None) -> Iterator[Gap]:
 
 
 def _runs(records: Sequence[RunRecord], model: str | None) -> Iterator[Run]:
-    """The latest of each model and task, those by the paper's retrieval before others."""
+    """Of each model and task the run by the paper's retrieval, at its block, on all users; of equals on most users, the latest."""
     found: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
         config = record.config
@@ -71,8 +71,18 @@ def _runs(records: Sequence[RunRecord], model: str | None) -> Iterator[Run]:
         if of_users and model in (None, config.model.name) and not is_another_method(record):
             found.setdefault((config.model.name, _task(record)), []).append(record)
     for runs in found.values():
-        best = max(runs, key=lambda run: (-len(changed_options(run, OPTIONS)), not _other_k(run), run.started or ""))
-        yield Run(best, (), len(runs) - 1)
+        yield Run(max(runs, key=_preference), (), len(runs) - 1)
+
+
+def _preference(record: RunRecord) -> tuple[int, bool, bool, bool, int, str]:
+    return (
+        -len(changed_options(record, OPTIONS)),
+        not _other_k(record),
+        "layer" not in record.config.task.options,
+        not why_incomplete(record),
+        max(metric.n for metric in record.metrics.values()),
+        record.started or "",
+    )
 
 
 def _task(record: RunRecord) -> str:

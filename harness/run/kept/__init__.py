@@ -84,6 +84,25 @@ def is_finished(record: RunRecord, settings: Settings) -> bool:
     return record.status == "complete" or (record.status == "partial" and not settings.retry_failed)
 
 
+def other_servers(record: RunRecord, config: RunConfig) -> list[str]:
+    """What to know where answers or ratings of the record are of another address, whose weights nobody here can compare."""
+    found = [note for note in record.notes if _ELSEWHERE in note]
+    was, now = record.config, config
+    asked = [("answers", was.model.id, now.model.id)] if was.model.name.startswith(ENDPOINT) else []
+    if was.judge is not None and now.judge is not None:
+        asked.append(("ratings", was.judge.base_url, now.judge.base_url))
+    for what, before, address in asked:
+        note = (
+            f"{what} {_ELSEWHERE} {before}, and this command says {address}; another --output_path keeps the two apart"
+        )
+        if before != address and note not in found:
+            found.append(note)
+    return found
+
+
+_ELSEWHERE = "here are of"
+
+
 def say_kept(record: RunRecord, folder: Path, console: Console) -> None:
     failed = record.health.errors + (record.health.unsettled or record.health.unjudged or 0)
     again = f"; {failed} samples failed, --retry_failed tries them again"

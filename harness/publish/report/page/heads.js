@@ -1,8 +1,7 @@
 // The head atlas: what every head of a model contributes to a method's score, and whether methods and clusters agree on the best.
 "use strict";
 
-/** What a method ranks heads by. */
-// what they are, page.js says in WORDS
+/** What a method ranks heads by; what these are, WORDS say. */
 const MEASURES = { dps: "PCS", decore: "retrieval score" };
 
 report.views.push({
@@ -118,7 +117,7 @@ function atlas(record, beside) {
   return h(
     "section",
     {},
-    h("p", { class: "note" }, `${measure} of every head (rows: layers, from 0; columns: heads). Filled: positive; hatched: negative. Framed: the ${chosen.size} chosen.`),
+    h("p", { class: "note" }, `${measure} of every head (rows: layers, from 0; columns: heads). Filled: positive; hatched: negative. Framed: the ${chosen.size} chosen.`, meaning(measure) ? h("br") : null, meaning(measure)),
     h("div", { class: "wide" }, grid),
     detail,
   );

@@ -59,39 +59,26 @@ report.views.push({
       const words = state.method.toLowerCase().split(/[\s,]+/).filter(Boolean);
       const without = words.filter((word) => word[0] === "-" && word[1]).map((word) => word.slice(1));
       const any = words.filter((word) => word[0] !== "-");
-      const wanted = (row) => {
-        const label = report.data.get("runs").runs[row.run].label.toLowerCase();
+      const wanted = (ranking) => (row) => {
+        const own = ranking.control === "none" ? "" : ` control ${ranking.control}`;
+        const label = report.data.get("runs").runs[row.run].label.toLowerCase() + own;
         if (row.variant && state.variants !== "shown" && !any.length) return false;
         return (!any.length || any.some((word) => label.includes(word))) && !without.some((word) => label.includes(word));
       };
       const shown = rankings
         .filter((ranking) => [ranking.model, ""].includes(state.model) && [ranking.task, ""].includes(state.task))
         .filter((ranking) => state.controls !== "no" || ranking.control === "none")
-        .map((ranking) => ({ ...ranking, rows: ranking.rows.filter(wanted) }))
+        .map((ranking) => ({ ...ranking, rows: ranking.rows.filter(wanted(ranking)) }))
         .filter((ranking) => ranking.rows.length);
       const sections = shown.map((ranking) => rankingTable(ranking, state.sort, sortBy));
-      tables.replaceChildren(...(shown.length > 3 ? [contents(sections)] : []), ...sections, ...(shown.length ? [legend(tables, sections)] : []));
+      tables.replaceChildren(...(shown.length > 3 ? [contents("Rankings", sections)] : []), ...sections, legend(columnTitles(sections)));
       if (!shown.length) tables.append(h("p", { class: "empty" }, "No run fits these filters."));
     }
   },
 });
 
-/** Where each ranking of a long page is. */
-function contents(sections) {
-  const jump = (section) => (event) => {
-    event.preventDefault();
-    section.scrollIntoView();
-    section.querySelector("th button").focus({ preventScroll: true });
-  };
-  return h("nav", { class: "contents", "aria-label": "Rankings" }, h("ul", {}, sections.map((section) =>
-    h("li", {}, h("a", { href: location.hash, onclick: jump(section) }, section.querySelector("h2").textContent)))));
-}
-
-/** What the words of the columns mean, those that are shown. */
-function legend(tables, sections) {
-  const titles = new Set(sections.flatMap((section) => [...section.querySelectorAll("th button")].map((button) => button.textContent)));
-  const words = Object.entries(WORDS).filter(([word]) => [...titles].some((title) => title.includes(word)));
-  return h("details", { class: "legend" }, h("summary", {}, "What the columns say"), h("dl", {}, words.map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])));
+function columnTitles(sections) {
+  return sections.flatMap((section) => [...section.querySelectorAll("th button")].map((button) => button.textContent));
 }
 
 /** Columns of a ranking: [name, title, value of a row to sort by, cell]. Those that no row fills are left out. */

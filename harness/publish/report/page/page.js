@@ -69,10 +69,31 @@ const WORDS = {
   health: "What to know before quoting a number. Unchanged answers: those the model gives without the method too (where a method only changes the prompt: with the plain prompt), of the first 32.",
   gain: "The number less that of the same run with another user's history; a plus where the user's own helps.",
   PCS: "Preference contribution score: how much worse the model predicts what the user wrote when the head is masked, in nats a token.",
+  "retrieval score": "Share of what the model copied from its prompt that the head looked at most while it was copied.",
   "kl to base": "How far the method moves the next token's distribution from that without it: mean Kullback-Leibler divergence in nats.",
   "identical to base": "Share of the first 32 answers that the model gives without the method too.",
   "forward passes": "Of whole batches, so they depend on the batch size; operations do not.",
 };
+
+/** Where each section of a long view is. */
+function contents(label, sections) {
+  const jump = (section) => (event) => {
+    event.preventDefault();
+    section.scrollIntoView();
+    const inside = section.querySelector("th button");
+    if (inside) inside.focus({ preventScroll: true });
+  };
+  return h("nav", { class: "contents", "aria-label": label }, h("ul", {}, sections.map((section) =>
+    h("li", {}, h("a", { href: location.hash, onclick: jump(section) }, section.querySelector("h2, figcaption b").textContent)))));
+}
+
+/** What the words in these titles mean; nothing where no word needs it. */
+function legend(titles) {
+  const words = Object.entries(WORDS).filter(([word]) => titles.some((title) => (word.length > 1 ? title.includes(word) : title === word)));
+  return words.length
+    ? h("details", { class: "legend" }, h("summary", {}, "What the words say"), h("dl", {}, words.map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])))
+    : h("div");
+}
 
 function meaning(title) {
   const found = Object.entries(WORDS).find(([word]) => title === word || (word.length > 1 && title.includes(word)));

@@ -52,7 +52,7 @@ function metricsTable(metrics) {
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, name, metric.higher_is_better ? " ↑" : " ↓"),
+      h("th", { scope: "row", title: meaning(name.replaceAll("_", " ")) }, name, metric.higher_is_better ? " ↑" : " ↓"),
       h("td", { class: "number" }, number(metric.value)),
       h("td", { class: "number" }, metric.low === null ? DASH : `${number(metric.low)} – ${number(metric.high)}`),
       h("td", { class: "number" }, String(metric.n)),

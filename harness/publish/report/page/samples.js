@@ -198,8 +198,8 @@ report.views.push({
             "table",
             { class: "answers" },
             h("thead", {}, h("tr", {},
-              ["method", "answer", "history", "tokens"].map((head) => h("th", { scope: "col" }, head)),
-              metrics.map((metric) => h("th", { scope: "col" }, metric.title.replaceAll("_", " "), { true: " ↑", false: " ↓", null: "" }[metric.higher_is_better])),
+              [["method"], ["answer"], ["history", "Items of history in the prompt"], ["tokens", "Read + written"]].map(([head, title]) => h("th", { scope: "col", title }, head)),
+              metrics.map((metric) => h("th", { scope: "col", title: meaning(metric.title) }, metric.title.replaceAll("_", " "), { true: " ↑", false: " ↓", null: "" }[metric.higher_is_better])),
             )),
             h(
               "tbody",
@@ -225,6 +225,7 @@ report.views.push({
           ),
         ),
         h("p", { class: "note" }, h("ins", {}, "added"), " and ", h("del", {}, "missing"), ` words, against ${state.diff ? nameOf(state.diff) : "the reference"}.`),
+        legend(metrics.map((metric) => metric.title)),
       ].flat().filter(Boolean);
     }
 

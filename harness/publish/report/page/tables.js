@@ -66,20 +66,17 @@ report.views.push({
   name: "figures",
   title: "Figures",
   async show(main) {
-    const figures = await report.load("figures");
-    for (const figure of figures) {
-      add(
-        main,
-        h(
-          "figure",
-          { class: "figure" },
-          h("figcaption", {}, h("b", {}, `${figure.id}: ${figure.title}`), ` (${figure.place})`),
-          figure.file ? h("img", { src: figure.file, alt: figure.title, loading: "lazy" }) : null,
-          figure.file ? null : h("p", { class: "note" }, "No records to draw it from. These make them:"),
-          figure.commands.map((command) => h("pre", {}, command)),
-        ),
-      );
-    }
+    const figures = (await report.load("figures")).map((figure) =>
+      h(
+        "figure",
+        { class: "figure" },
+        h("figcaption", {}, h("b", {}, `${figure.id}: ${figure.title}`), ` (${figure.place})`),
+        figure.file ? h("img", { src: figure.file, alt: figure.title, loading: "lazy" }) : null,
+        figure.file ? null : h("p", { class: "note" }, "No records to draw it from. These make them:"),
+        figure.commands.map((command) => h("pre", {}, command)),
+      ),
+    );
+    add(main, contents("Figures", figures), ...figures);
   },
 });
 
