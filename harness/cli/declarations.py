@@ -282,9 +282,9 @@ def check_model(model: str, given: Options, *, served: bool = True) -> None:
     if model.startswith(ENDPOINT):
         server_of(model.removeprefix(ENDPOINT), "model", asked["model_base_url"])
     else:
-        for option in ("model_base_url", "model_set"):
-            if asked[option]:  # type: ignore[literal-required]
-                raise UsageError(f"--{option} is about the server of an {ENDPOINT}<name> model; {model} has no server")
+        for option, said in (("--model_base_url", asked["model_base_url"]), ("--model_set", asked["model_set"])):
+            if said:
+                raise UsageError(f"{option} is about the server of an {ENDPOINT}<name> model; {model} has no server")
         model_row(model, path_text(asked["model_path"]))
     if asked["dtype"] not in DTYPES:
         hint = did_you_mean(asked["dtype"], DTYPES)
