@@ -55,6 +55,7 @@ from harness.tasks.users_lines import (
     records,
     rendered,
     text_or_file,
+    with_answers,
 )
 
 Kind: TypeAlias = Literal["text", "choice", "number"]
@@ -83,6 +84,8 @@ class Users(Task):
     """Its metrics, the main one first, where the option does not name any; empty = those of the kind."""
     per_sample = {"mae": "abs_error"}
     ranges = {"judge": (0, 100), **dict.fromkeys(TEXT, UNIT)}
+    _unanswered: Sequence[str] = ()
+    """Splits that are there and have no targets."""
 
     def __init__(
         self,
@@ -145,6 +148,10 @@ class Users(Task):
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
         found = [line for line in self._lines if line.split == selection.split]
+        if not found and selection.split in self._unanswered:
+            raise DataMissing(
+                f"{self._where}: no line of split {selection.split!r} has a target, so nothing can be scored there"
+            )
         if not found:
             there = ", ".join(sorted({line.split for line in self._lines}))
             raise DataMissing(
@@ -167,7 +174,8 @@ class Users(Task):
 
     def describe_data(self) -> str:
         users = len({line.user for line in self._lines})
-        return f"{self.name}: {users} users with {len(self._lines)} lines in {Path(self._where).name}, kind {self.kind}"
+        left = f"; without split {', '.join(self._unanswered)}, which has no targets" if self._unanswered else ""
+        return f"{self.name}: {users} users with {len(self._lines)} lines in {Path(self._where).name}, kind {self.kind}{left}"
 
     @cached_property
     def kind(self) -> Kind:
@@ -289,10 +297,13 @@ class Users(Task):
 
     @cached_property
     def _rows(self) -> list[Row]:
-        """What the file or `read` gives, with places."""
+        """What the file or `read` gives, with places; without splits that have no answers."""
         if type(self).read is Users.read:
-            return rows_of(self.source, self.config, self._lists)
-        return [Row(number, value) for number, value in enumerate(self.read(), start=1)]
+            found = rows_of(self.source, self.config, self._lists)
+        else:
+            found = [Row(number, value) for number, value in enumerate(self.read(), start=1)]
+        rows, self._unanswered = with_answers(found, self.columns["target"])
+        return rows
 
     @cached_property
     def _places(self) -> list[int]:

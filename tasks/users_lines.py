@@ -238,6 +238,24 @@ def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mappin
     return found
 
 
+def with_answers(rows: Sequence[Row], column: str | None) -> tuple[list[Row], list[str]]:
+    """The rows without those of splits in which none has a target, as many a test split has it; and the names of these splits."""
+    answered: dict[str, bool] = {}
+    for _, row in rows:
+        if isinstance(row, Mapping):
+            says = any(row.get(name) is not None for name in ((column,) if column else ALIASES["target"]))
+            answered[_split(row)] = answered.get(_split(row), False) or says
+    without = [split for split, says in answered.items() if not says]
+    if len(without) == len(answered):
+        return list(rows), []
+    return [row for row in rows if not isinstance(row.value, Mapping) or _split(row.value) not in without], without
+
+
+def _split(row: Mapping[str, Any]) -> str:
+    name = str(row.get("split", "dev"))
+    return SPLITS.get(name, name)
+
+
 def _chosen(path: str, rows: Sequence[Row], columns: Mapping[str, str | None]) -> dict[str, str]:
     """Field -> the column it is read from on all lines: where one is empty on a line, no other is taken for it."""
     there = dict.fromkeys(str(name) for _, row in rows if isinstance(row, Mapping) for name in row)

@@ -264,9 +264,10 @@ def folder_text(option: str, given: AnyPath | None) -> str | None:
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
-def check_model(model: str, given: Options) -> None:
+def check_model(model: str, given: Options, *, served: bool = True) -> None:
     """What can be told of the model, its precision and device, and of where to write, before any data is read and without torch.
 
+    One behind a server is taken only where it is `served` that can be used.
     Raises UsageError for a name, word or address that is none, DataMissing where weights or a server are not there.
     """
     from harness.plugins.registry import model_row
@@ -274,9 +275,16 @@ def check_model(model: str, given: Options) -> None:
     from harness.servers.endpoint import server_of
 
     asked = with_defaults(given)
+    if model.startswith(ENDPOINT) and not served:
+        raise UsageError(f"{model} is behind a server, which only 'harness run' can ask; name a model on this machine")
+    if model == ENDPOINT:
+        raise UsageError(f"--model {ENDPOINT} names no model; give one as in {ENDPOINT}gpt-4.1-mini")
     if model.startswith(ENDPOINT):
         server_of(model.removeprefix(ENDPOINT), "model", asked["model_base_url"])
     else:
+        for option, said in (("--model_base_url", asked["model_base_url"]), ("--model_set", asked["model_set"])):
+            if said:
+                raise UsageError(f"{option} is about the server of an {ENDPOINT}<name> model; {model} has no server")
         model_row(model, path_text(asked["model_path"]))
     if asked["dtype"] not in DTYPES:
         hint = did_you_mean(asked["dtype"], DTYPES)

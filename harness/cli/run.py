@@ -220,7 +220,7 @@ def fit(**given: Unpack[Command]) -> None:
     from harness.run.cell import check_fit
     from harness.run.console import Terminal
 
-    check_model(given["model"], given)
+    check_model(given["model"], given, served=False)
     cells = cells_of(given["method"], given["task"], given)
     console, store = Terminal(), ArtifactStore()
 
@@ -389,16 +389,10 @@ def load(model: str, given: Options, console: Console, *, served: bool = False) 
     from harness.engine.loading import load_model
     from harness.plugins.registry import model_row
 
+    check_model(model, given, served=served)
     asked = with_defaults(given)
     if model.startswith(ENDPOINT):
-        if not served:
-            raise UsageError(
-                f"{model} is behind a server, which only 'harness run' can ask; name a model on this machine"
-            )
         return _served(model.removeprefix(ENDPOINT), asked["model_base_url"], pairs(asked["model_set"]), console)
-    for option in ("model_base_url", "model_set"):
-        if asked[option]:
-            raise UsageError(f"--{option} is about the server of an {ENDPOINT}<name> model; {model} has no server")
     row = model_row(model, path_text(asked["model_path"]))
     console.say(f"loading {row.name}")
     lm = load_model(row, dtype=asked["dtype"], device=asked["device"], device_map=asked["device_map"])  # type: ignore[arg-type]
@@ -415,8 +409,6 @@ def _served(name: str, base_url: str | None, settings: Sequence[str], console: C
     """A model behind a server, which answers where it stands for one with weights what it can."""
     from harness.servers.model import ServedModel
 
-    if not name:
-        raise UsageError(f"--model {ENDPOINT} names no model; give one as in {ENDPOINT}gpt-4.1-mini")
     served = ServedModel.open(name, base_url, settings)
     console.say(f"asking {served.source}")
     served.check()

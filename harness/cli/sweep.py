@@ -49,7 +49,7 @@ def sweep(
 
     method = given["method"][0]
     by_task: dict[str, dict[str, object]] = {}
-    check_model(given["model"], given)
+    check_model(given["model"], given, served=False)
     cells = cells_by_point(given)
     console = Terminal()
     everything = [cell for part in cells.values() for cell in part]

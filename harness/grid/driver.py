@@ -25,6 +25,7 @@ from harness.records.schema import Serving
 from harness.run.answers import Effect
 from harness.run.batches import Batching
 from harness.run.cell import Cell
+from harness.run.compared import Compared
 from harness.run.console import Console
 from harness.run.steps import Answered, Hands, config_of
 
@@ -130,7 +131,8 @@ class Remote(Hands):
     def serving(self, batches: Mapping[str, Mapping[str, int | float]], before: Serving | None) -> Serving | None:
         return None
 
-    def effect(self, samples: Sequence[tuple[Example, str]]) -> Generator[None, None, Effect | None]:
+    def effect(self, samples: Sequence[tuple[Example, str]], kept: Compared) -> Generator[None, None, Effect | None]:
+        """One worker's chore, given out again whole where it dies, so that `kept` is left alone."""
         asked = [(example.id, response) for example, response in samples]
         chore = self.pool.ask("effect", self.job, self.point, samples=asked, largest=self.largest)
         found = yield from self.pool.wait(chore)

@@ -22,7 +22,7 @@ from harness.files.shown import markdown, one_line
 from harness.publish.labels import further, method_label, selected, usual
 from harness.publish.show import ceiling_line
 from harness.records.schema import MetricValue, RunRecord
-from harness.records.select import Places, places_of
+from harness.records.select import PUBLISHED, Places, places_of, said
 from harness.records.store import find_runs, models_first_to_last
 from harness.statistics.answer import aligned, shortened
 from harness.tasks import STUDIES
@@ -155,8 +155,11 @@ def write(results: Places, path: Path) -> None:
     first = text.partition("records in ")[2].partition(";")[0]
     if path.is_file() and (old := path.read_text("utf-8")).startswith("# Leaderboard"):
         theirs = old.partition("records in ")[2].partition(";")[0]
-        if theirs != first:
-            raise UsageError(f"{path} is the leaderboard of {theirs}, not of {first}; give --output_path another file")
+        beside = [(root / PUBLISHED).resolve() for root in (path.resolve().parent, Path.cwd())]
+        here = theirs != f"`{PUBLISHED}/`" or all(place.resolve() in beside for place in places_of(results))
+        if theirs != first or not here:
+            mine = first if theirs != first else said(results)
+            raise UsageError(f"{path} is the leaderboard of {theirs}, not of {mine}; give --output_path another file")
     replace_file(path, text.encode(errors="replace"))
 
 

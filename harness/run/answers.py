@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -26,6 +26,17 @@ RULED_OUT = (
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One response under a method and under its base."""
+
+    kl_nats: float
+    """Sum over its tokens."""
+    changed: int
+    tokens: int
+    identical: bool
+
+
+@dataclass(frozen=True)
 class Effect:
     """What a method changes against the unedited model, teacher-forced on its own responses."""
 
@@ -36,6 +47,16 @@ class Effect:
     """Share of response positions whose most likely token differs."""
     identical: float
     """Share of responses the base gives word for word."""
+
+    @classmethod
+    def of(cls, found: Sequence[Difference]) -> Self:
+        tokens = sum(one.tokens for one in found)
+        return cls(
+            samples=len(found),
+            kl_nats=max(0.0, sum(one.kl_nats for one in found) / tokens),
+            changed_tokens=sum(one.changed for one in found) / tokens,
+            identical=sum(one.identical for one in found) / len(found),
+        )
 
     def nothing(self, dtype: str) -> bool:
         """Whether all of it is rounding of that type, as in "float32"."""
@@ -127,16 +148,6 @@ def given(answer: str, choices: Sequence[str]) -> Asked:
         return Asked((), given=Generated((), (), answer, "given"))
     is_it = [choice == answer for choice in choices]
     return Asked((), given=Chosen(tuple(Scored((0.0 if it else -math.inf,), (it,)) for it in is_it)))
-
-
-class Difference(NamedTuple):
-    """One response under a method and under its base."""
-
-    kl_nats: float
-    """Sum over its tokens."""
-    changed: int
-    tokens: int
-    identical: bool
 
 
 def different(request: Request) -> Iterable[CutPrompt]:

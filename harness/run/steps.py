@@ -36,6 +36,7 @@ from harness.records.store import (
 from harness.run.answers import Effect, by_value, without_mix
 from harness.run.batches import Batching
 from harness.run.cell import Cell, generation_of_cell
+from harness.run.compared import Compared, ComparedIn
 from harness.run.console import Console
 from harness.run.kept import config_of as config_of
 from harness.run.kept import exit_code, is_finished, kept_outcome, other_servers, say_kept
@@ -103,10 +104,10 @@ class Hands:
         """Of a model behind a server; see `System.serving`."""
         return self.system.serving(batches.values(), before)
 
-    def effect(self, samples: Sequence[tuple[Example, str]]) -> Generator[None, None, Effect | None]:
+    def effect(self, samples: Sequence[tuple[Example, str]], kept: Compared) -> Generator[None, None, Effect | None]:
         """`System.effect` of examples and the responses to them."""
         yield from ()
-        return self.system.effect([example for example, _ in samples], [response for _, response in samples])
+        return self.system.effect([example for example, _ in samples], [response for _, response in samples], kept)
 
 
 def answered(cell: Cell, system: ModelSystem, items: Sequence[Labelled] | None = None) -> Iterator[Answered]:
@@ -383,7 +384,9 @@ def _measure(hands: Hands, cell: Cell, folder: RunFolder, record: RunRecord) -> 
         record.notes.append("no answer was compared with the unedited model's (--effect_samples 0)")
         return
     compared, start = answered[: cell.settings.effect_samples], time.perf_counter()
-    effect = yield from hands.effect([(example, sample.response or "") for example, sample in compared])
+    kept = ComparedIn(folder.path)
+    effect = yield from hands.effect([(example, sample.response or "") for example, sample in compared], kept)
+    kept.drop()
     if effect is not None:
         cost.effect_seconds = time.perf_counter() - start
         health.kl_to_base = effect.kl_nats

@@ -43,6 +43,7 @@ from harness.run.answers import (
     response_of,
 )
 from harness.run.batches import Batching, longest_first
+from harness.run.compared import Compared
 from harness.run.sizes import order_window, plan_windows
 from harness.task import TOO_LARGE, Generation, Sample, System
 
@@ -326,7 +327,9 @@ class ModelSystem:
         """Of a model behind a server: what a run paid for, from the costs of its batches and what an earlier sitting knew."""
         return None
 
-    def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
+    def effect(
+        self, examples: Sequence[Example], responses: Sequence[str], kept: Compared = Compared()
+    ) -> Effect | None:
         """The method against the unedited model on its own responses; None where there is nothing to compare.
 
         A plan that edits, contrasts, adapts or draws several responses is compared with its own bare prompt, a prompt-only one
@@ -341,18 +344,14 @@ class ModelSystem:
         if not pairs:
             return None
         size = min(EFFECT_BATCH, max(self.batching.sizes(), default=EFFECT_BATCH))
-        found: list[Difference] = []
-        self.progress(COMPARING, 0, len(pairs))
-        for difference in self._in_pieces(pairs, size, self._compare):
+        found = kept.read([(example.id, response) for example, response, *_ in pairs], size)
+        self.progress(COMPARING, len(found), len(pairs))
+        for difference in self._in_pieces(pairs[len(found) :], size, self._compare):
+            example, response, *_ = pairs[len(found)]
+            kept.add(example.id, response, difference)
             found.append(difference)
             self.progress(COMPARING, len(found), len(pairs))
-        tokens = sum(difference.tokens for difference in found)
-        return Effect(
-            samples=len(found),
-            kl_nats=max(0.0, sum(difference.kl_nats for difference in found) / tokens),
-            changed_tokens=sum(difference.changed for difference in found) / tokens,
-            identical=sum(difference.identical for difference in found) / len(found),
-        )
+        return Effect.of(found)
 
     def _compare(self, pairs: Sequence[tuple[Example, str, Plan, Plan]]) -> list[Difference]:
         """The response under the plan and under its base, for each (example, response, plan, base).

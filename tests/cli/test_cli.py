@@ -68,6 +68,8 @@ USAGE = {
     "run --method rag --task lamp4 --device tpu --data nowhere": "unknown device 'tpu'; allowed: auto, cpu, cuda, cuda:N",
     "run --method rag --task lamp4 --output_path /etc/hostname/runs": "--output_path /etc/hostname/runs: /etc/hostname is a file",
     "sweep --method rag --task lamp4 --set k=1..2 --model README --data nowhere": "unknown model 'README'",
+    "fit --method dps --task lamp4 --model openai/x": "openai/x is behind a server, which only 'harness run' can ask",
+    "sweep --method rag --task lamp4 --set k=1..2 --model openai/x": "openai/x is behind a server, which only 'harness run'",
     "fit --method dps --task lamp4 --dtype half": "unknown dtype 'half'",
     "show /etc --data /etc/hostname": "--data /etc/hostname is a file",
     "table dps-5 --data /etc/hostname": "--data /etc/hostname is a file",

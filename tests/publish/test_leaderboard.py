@@ -316,3 +316,7 @@ def test_the_leaderboard_of_other_records_never_overwrites_the_published_one(
     done = harness("leaderboard runs --output_path leaderboard.md")
     assert done.code == 2 and Path("leaderboard.md").read_text() == before
     assert "leaderboard.md is the leaderboard of `results/`, not of `runs/`" in done.error()
+    Path("elsewhere").mkdir()
+    shutil.copytree("runs", "elsewhere/results")
+    done = harness("leaderboard elsewhere/results --output_path leaderboard.md")
+    assert "not of elsewhere/results; give --output_path another file" in done.error()

@@ -194,6 +194,42 @@ def test_a_run_cut_at_any_byte_of_its_files_ends_like_an_unbroken_one(
         assert sorted(path.name for path in folder.iterdir()) == ["run.json", "samples.jsonl"]
 
 
+def test_a_comparison_that_was_killed_goes_on_behind_its_last_whole_piece(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, asked = ModelSystem._compare, list[int]()
+
+    def dying(system: ModelSystem, pairs: Sequence[Any]) -> Any:
+        asked.append(len(pairs))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return compare(system, pairs)
+
+    settings: dict[str, Any] = {"method": "rag", "task": "lamp4", "batch_size": 2, "limit": 7, "max_new_tokens": 3}
+    whole = outcome(run_cell(lm, cells(tmp_path / "whole", **settings)).folder)
+    monkeypatch.setattr(ModelSystem, "_compare", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(lm, cells(tmp_path / "killed", **settings))
+    (folder,) = (tmp_path / "killed").glob("*/*/*")
+    kept = folder / "compared.jsonl"
+    lines = kept.read_bytes().splitlines(keepends=True)
+    assert asked == [2, 2, 2] and len(lines) == 4
+    for left, again in (
+        (lines, [2, 1]),
+        (lines[:3], [2, 2, 1]),  # half a piece is computed whole: its last bits depend on both
+        ([*lines[:3], lines[3][:20]], [2, 2, 1]),
+        ([*lines[:2], lines[3], lines[2]], [2, 2, 1]),
+        ([lines[0].replace(b'"response": "', b'"response": "x'), *lines[1:]], [2, 2, 2, 1]),
+    ):
+        shutil.copytree(folder, tmp_path / "left" / folder.relative_to(tmp_path / "killed"))
+        (tmp_path / "left" / kept.relative_to(tmp_path / "killed")).write_bytes(b"".join(left))
+        asked[:] = [0] * 3
+        done = run_cell(lm, cells(tmp_path / "left", **settings)).folder
+        assert outcome(done) == whole and asked[3:] == again
+        assert sorted(path.name for path in done.iterdir()) == ["run.json", "samples.jsonl"]
+        shutil.rmtree(tmp_path / "left")
+
+
 def test_the_bar_moves_while_a_batch_is_written(lm: LanguageModel, tmp_path: Path) -> None:
     class Watching(Console):
         told: ClassVar[list[int]] = []

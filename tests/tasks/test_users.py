@@ -262,6 +262,17 @@ def test_a_label_that_is_not_there_is_named(tmp_path: Path, label: int | None) -
         task(Path(f"hf:{tmp_path}/set")).items(Selection())
 
 
+def test_a_split_without_answers_is_left_out_and_said_and_one_that_lacks_some_is_not(tmp_path: Path) -> None:
+    lines = [{"user": "ann", "text": "a", "label": "yes"}, {"user": "bob", "text": "b", "split": "test"}]
+    made = task(write(tmp_path, lines))
+    assert [item.targets for item in made.items(Selection())] == [("yes",)]
+    assert made.describe_data().endswith("; without split test, which has no targets")
+    with pytest.raises(DataMissing, match="no line of split 'test' has a target"):
+        made.items(Selection("test"))
+    with pytest.raises(DataMissing, match="line 2: field target: Field required"):
+        task(write(tmp_path, [*lines, {**lines[1], "label": "no"}])).items(Selection())
+
+
 def test_names_of_files_say_their_kind_shortly() -> None:
     assert task_name("csv:mine.csv") == "users:mine.csv" and task_name("./mine.jsonl") == "users:./mine.jsonl"
     assert task_name("hf:org/name") == "users:hf:org/name"

@@ -27,6 +27,7 @@ from harness.mix import First
 from harness.plan import Plan
 from harness.records.schema import Serving
 from harness.run.answers import RULED_OUT, Effect, given, response_of
+from harness.run.compared import Compared
 from harness.run.served.choices import chosen, why_not_mixed
 from harness.run.system import ModelSystem
 from harness.servers.chat import COMPLETE, Ask, NoReply, Reply
@@ -211,7 +212,9 @@ class ServedSystem(ModelSystem):
             found[ident] = self._read(parts, plans[ident])
         return [found[example.id] for example in examples]
 
-    def effect(self, examples: Sequence[Example], responses: Sequence[str]) -> Effect | None:
+    def effect(
+        self, examples: Sequence[Example], responses: Sequence[str], kept: Compared = Compared()
+    ) -> Effect | None:
         return None
 
     def spent(self) -> dict[str, int | float]:
