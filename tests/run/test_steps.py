@@ -682,7 +682,7 @@ def test_metrics_are_those_of_a_straightforward_computation_on_the_saved_samples
 def test_a_train_example_that_does_not_fit_is_passed_over_and_every_run_says_so(
     lm: LanguageModel, tmp_path: Path, store: ArtifactStore
 ) -> None:
-    train = _TASKS["lamp3"].train_items()
+    train = cells(tmp_path).task.train_items()
     long = replace(train[0], example=replace(train[0].example, text="very long " * 100))
     kit = ModelKit(lm, store=store)
     assert kit.sample([long, *train[:3]], 3) == list(train[:3])
