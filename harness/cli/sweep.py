@@ -83,8 +83,8 @@ def sweep(
         )
         coherent = [name for name, found in metrics.items() if _coherent(found)]
         down = lowest or any(found[first].higher_is_better is False for found in metrics.values() if first in found)
-        number = next(iter(here.values())).task.per_sample.get(first, first)  # what a sample calls it
-        best = peak({name: done[name] for name in coherent}, number, lowest=down)
+        of_samples = next(iter(here.values())).task.per_sample.get(first, first)  # what a sample calls it
+        best = peak({name: done[name] for name in coherent}, of_samples, lowest=down)
         best = replace(best, metric=first) if best else None
         by_task[task_name] = {
             "points": {

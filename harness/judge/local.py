@@ -87,7 +87,8 @@ class LocalModel:
                 self._at_once = (len(batch) + 1) // 2
                 continue
             waiting = waiting[len(batch) :]
-            for number, reply in zip(batch, replies or [self._too_large()], strict=True):
+            rated: Sequence[Reply | NoReply] = replies or [self._too_large()]
+            for number, reply in zip(batch, rated, strict=True):
                 keep(number, reply)
         return [found[number] for number in range(len(asks))]
 

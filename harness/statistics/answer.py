@@ -125,8 +125,8 @@ def sentence(comparison: Comparison) -> str:
             parts.append(f"{labels[cheapest]} costs least")
     users = max(row.effect.users for row in comparison.rows)
     of = f"Of {users} {comparison.unit}s{_with_history(comparison)}: " if comparison.min_history else ""
-    said = f"{of}{'; '.join(parts)}."
-    return f"{said[0].upper()}{said[1:]}" if said.startswith("nothing ") else said
+    text = f"{of}{'; '.join(parts)}."
+    return f"{text[0].upper()}{text[1:]}" if text.startswith("nothing ") else text
 
 
 def names(sides: Sequence[Side]) -> dict[str, str]:

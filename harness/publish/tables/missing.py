@@ -18,8 +18,7 @@ from harness.plugins.registry import task_class
 from harness.publish.tables.published import Table
 from harness.publish.tables.sources import Sources
 from harness.records.select import places_of, select
-from harness.servers.address import ENDPOINT
-from harness.servers.endpoint import OPENAI
+from harness.servers.address import ENDPOINT, OPENAI
 from harness.servers.prices import price_of
 
 Options = tuple[tuple[str, str], ...]

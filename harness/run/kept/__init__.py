@@ -88,7 +88,9 @@ def other_servers(record: RunRecord, config: RunConfig) -> list[str]:
     """What to know where answers or ratings of the record are of another address, whose weights nobody here can compare."""
     found = [note for note in record.notes if _ELSEWHERE in note]
     was, now = record.config, config
-    asked = [("answers", was.model.id, now.model.id)] if was.model.name.startswith(ENDPOINT) else []
+    asked: list[tuple[str, str | None, str | None]] = []
+    if was.model.name.startswith(ENDPOINT):
+        asked.append(("answers", was.model.id, now.model.id))
     if was.judge is not None and now.judge is not None:
         asked.append(("ratings", was.judge.base_url, now.judge.base_url))
     for what, before, address in asked:
