@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def ranked(records: Sequence[RunRecord], task: str | None) -> Figure | None:
                 ax.axvline(_value(run, ranking.metric), color="black", ls=":", lw=1)
         ax.set_yticks(range(len(rows)), [run.config.method.name for run in rows])
         of = " · ".join([ranking.task, *selected(rows[0])])
-        ax.set_title(f"{of}: {ranking.metric}, n = {max(map(answers, rows))}")
+        ax.set_title(fill(f"{of}: {ranking.metric}, n = {max(map(answers, rows))}", 44))
         ax.set_xlim(left=0)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
