@@ -228,6 +228,10 @@ def _side(letter: str, folder: Path) -> Side:
         raise DataMissing(
             f"{folder} has no samples.jsonl to compare; delete the folder and run the same command again to get it back"
         )
+    if not record.metrics:
+        raise DataMissing(
+            f"{folder} is {record.status} and has no metrics yet; the command that made it goes on with it"
+        )
     answered = {(sample.user, sample.id): sample for sample in samples if sample.error is None and sample.metrics}
     return Side(letter, folder, record, answered, len(samples) - len(answered))
 

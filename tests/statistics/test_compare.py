@@ -264,6 +264,16 @@ def test_a_run_without_samples_or_control_says_how_to_get_them(harness, tmp_path
         control_of(RAG, "shuffled")
 
 
+def test_a_run_that_is_not_done_is_named_and_not_taken_for_one_without_a_mean(harness, tmp_path):
+    folder = tmp_path / "rag-running"
+    shutil.copytree(RAG, folder)
+    record = read_record(folder)
+    record.status, record.metrics, record.hash = "running", {}, "0" * 8
+    (folder / "run.json").write_text(record.to_json())
+    done = harness(f"compare {DPS} {folder}")
+    assert done.code == 4 and "rag-running is running and has no metrics yet" in done.error()
+
+
 def test_every_format_says_the_same_numbers(harness):
     command = f"compare {RAG} {DPS} --metric accuracy"
     content = json.loads(harness(f"{command} --format json").out)
