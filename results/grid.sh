@@ -56,12 +56,13 @@ vector="--set k=0 --set rollouts=1"
 # what one core of a CPU does in about half an hour a line
 cpu="$lamp --batch_size 8"
 some7="$longest7 --limit 50"
+some4="$longest4 --limit 20"
 a_few="--fit_split train:0.02"
 # the comparison with the unedited model takes as long as answering, so there of four answers
 brief="--effect_samples 4"
 mmlu="--data $SHARED/mmlu --batch_size 64"
 of_personas="--max_new_tokens 64 $vector"
-patching="--task_set subjects=global_facts,philosophy,sociology,world_religions --task_set per_subject=4
+patching="--task_set subjects=global_facts,philosophy,sociology,world_religions
  --task_set groups=attitude,colour,role --task_set lead=( --task_set smallest=0.001"
 shared=$SHARED
 
