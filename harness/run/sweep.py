@@ -87,7 +87,7 @@ class Peak:
     high: str
     """The points between which 95 % of the resampled peaks lie."""
     wins: Mapping[str, float]
-    """Share of the resamples in which a point is it; points that never are are left out."""
+    """Share of the resamples in which a point is it; points that never are are left out. Empty where all points are equal."""
 
 
 def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
@@ -117,5 +117,7 @@ def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) 
     tops = np.sort(means.argmax(axis=0))
     low, high = tops[int(0.025 * RESAMPLES)], tops[int(0.975 * RESAMPLES) - 1]
     wins = {names[i]: float((tops == i).mean()) for i in np.unique(tops)}
-    best = (values.sum(axis=1) / rated.sum(axis=1)).argmax()
-    return Peak(metric, names[int(best)], names[low], names[high], wins)
+    whole = values.sum(axis=1) / rated.sum(axis=1)
+    if len(names) > 1 and np.allclose(whole, whole[0], rtol=0, atol=1e-12):
+        return Peak(metric, names[0], names[0], names[-1], {})
+    return Peak(metric, names[int(whole.argmax())], names[low], names[high], wins)

@@ -173,6 +173,11 @@ def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(swept:
     assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
 
 
+def test_where_all_points_are_equal_none_is_the_peak(swept: Callable[..., Any]) -> None:
+    found = peak(swept({"a": [0.0, 0.0], "b": [0.0, 0.0], "c": [0.0, 0.0]}), "trait")
+    assert found is not None and (found.low, found.high, found.wins) == ("a", "c", {})
+
+
 @pytest.mark.parametrize(("lowest", "point"), [(False, "a"), (True, "b")])
 def test_an_answer_that_no_judge_rated_is_left_out_of_the_peak(
     swept: Callable[..., Any], lowest: bool, point: str
