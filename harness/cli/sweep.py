@@ -106,9 +106,7 @@ def sweep(
         ]
         say(f"{method} on {task_name} with {next(iter(done.values())).record.config.model.name}")
         say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
-        if best and not best.wins:
-            say(f"{best.metric} is the same at every point")
-        elif best:
+        if best:
             among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
             where = "is lowest" if down else "peaks"
             say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")

@@ -85,9 +85,9 @@ class Peak:
     point: str
     low: str
     high: str
-    """The points between which 95 % of the resampled peaks lie."""
+    """The points between which 95 % of the resampled peaks lie; of equal points all are the peak."""
     wins: Mapping[str, float]
-    """Share of the resamples in which a point is it; points that never are are left out. Empty where all points are equal."""
+    """Share of the resamples in which a point is it; points that never are are left out."""
 
 
 def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
@@ -114,10 +114,8 @@ def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) 
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     above, below = sums[:, draws].sum(axis=-1), sizes[:, draws].sum(axis=-1)
     means = np.divide(above, below, out=np.full_like(above, -np.inf), where=below > 0)
-    tops = np.sort(means.argmax(axis=0))
-    low, high = tops[int(0.025 * RESAMPLES)], tops[int(0.975 * RESAMPLES) - 1]
+    tops, lasts = means.argmax(axis=0), len(names) - 1 - means[::-1].argmax(axis=0)
+    low, high = np.sort(tops)[int(0.025 * RESAMPLES)], np.sort(lasts)[int(0.975 * RESAMPLES) - 1]
     wins = {names[i]: float((tops == i).mean()) for i in np.unique(tops)}
-    whole = values.sum(axis=1) / rated.sum(axis=1)
-    if len(names) > 1 and np.allclose(whole, whole[0], rtol=0, atol=1e-12):
-        return Peak(metric, names[0], names[0], names[-1], {})
-    return Peak(metric, names[int(whole.argmax())], names[low], names[high], wins)
+    best = (values.sum(axis=1) / rated.sum(axis=1)).argmax()
+    return Peak(metric, names[int(best)], names[low], names[high], wins)

@@ -173,9 +173,9 @@ def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(swept:
     assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
 
 
-def test_where_all_points_are_equal_none_is_the_peak(swept: Callable[..., Any]) -> None:
+def test_where_all_points_are_equal_the_peak_may_lie_at_any(swept: Callable[..., Any]) -> None:
     found = peak(swept({"a": [0.0, 0.0], "b": [0.0, 0.0], "c": [0.0, 0.0]}), "trait")
-    assert found is not None and (found.low, found.high, found.wins) == ("a", "c", {})
+    assert found is not None and (found.low, found.high) == ("a", "c")
 
 
 @pytest.mark.parametrize(("lowest", "point"), [(False, "a"), (True, "b")])
