@@ -104,11 +104,13 @@ class Patching(Task):
         contrast: Literal["answer", "switch"] | None = None,
         lead: str | None = None,
         smallest: float = 0.1,
+        heads: bool = True,
     ) -> None:
         """`contrast=answer`: logit of the right letter minus the mean of the others (default where there is a right one).
 
         `switch`: of the clean run's choice minus the corrupted run's, on questions where they differ. `lead` is what
-        every answer begins with, as in `lead="The answer is "`.
+        every answer begins with, as in `lead="The answer is "`. `heads=false` patches whole MLPs and attentions alone: of
+        30 blocks with 9 heads each that is a fifth of the work.
         """
         if smallest <= 0:
             raise UsageError(
@@ -121,6 +123,7 @@ class Patching(Task):
         self.contrast = contrast or ("switch" if self.everyday else "answer")
         self.lead = lead if lead is not None else LEAD if self.everyday else ""
         self.smallest = smallest
+        self.heads = heads
         self.questions: Task = task_class("mmlu")(
             self.data,  # type: ignore[call-arg]
             subjects,
@@ -326,7 +329,7 @@ class Patching(Task):
         sample = replace(sample, response=chosen[0], finish="choice", extra=extra)
         if abs(d[0] - d[1]) < self.smallest or not any(weights):
             return sample
-        found = patching.experiment(lm, *decisions, at, cost)
+        found = patching.experiment(lm, *decisions, at, cost, heads=self.heads)
         checks = {"denoised": found.denoised.checks(), "noised": found.noised.checks()}
         worst = {name: max(check[name] for check in checks.values()) for name in checks["noised"]}
         allowed = patching.tolerance_nats(lm.model.dtype)

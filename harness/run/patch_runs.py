@@ -32,7 +32,8 @@ from harness.plan import ALL, LAST_PROMPT, At, Edit, Layout, Part, Plan, Site, W
 from harness.run.system import whole
 from harness.task import System
 
-PARTS: tuple[Part, ...] = ("mlp_out", "attn_out", "heads_out")
+WHOLE_PARTS: tuple[Part, ...] = ("mlp_out", "attn_out")
+PARTS: tuple[Part, ...] = (*WHOLE_PARTS, "heads_out")
 POSITIONS = ("all", "identity", "last")
 TOLERANCE_NATS: Mapping[torch.dtype, float] = {torch.float64: 1e-8, torch.float32: 1e-3}
 """How far an identity that holds in exact arithmetic may be off; 16-bit numbers may be off by `COARSE_NATS`."""
@@ -75,18 +76,19 @@ class Patched:
     """[C], what enters block 0 replaced at the identity alone."""
     stream: Tensor
     """[layers, C], what leaves a block replaced at all positions (those before the identity are the same in both)."""
-    all_heads: Tensor
-    """[layers, C], each head of a block replaced on its own, all at once."""
+    all_heads: Tensor | None
+    """[layers, C], each head of a block replaced on its own, all at once; None where no heads are patched."""
 
     def checks(self) -> dict[str, float]:
         """Identities of patching, each with the most that a difference of two tokens is off, in nats."""
-        attention = self.sites["attn_out", "all"]
-        return {
+        found = {
             "self_patch_is_0": _off(self.itself, self.base),
             "identity_embedding_is_1": _off(self.embedding, self.source),
             "residual_stream_is_1": _off(self.stream, self.source),
-            "all_heads_are_attention": _off(self.all_heads, attention),
         }
+        if self.all_heads is not None:
+            found["all_heads_are_attention"] = _off(self.all_heads, self.sites["attn_out", "all"])
+        return found
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,17 @@ def unpatched(lm: LanguageModel, decision: Decision, cost: Cost) -> Tensor:
 
 
 def experiment(
-    lm: LanguageModel, clean: Decision, corrupted: Decision, identity: Sequence[int], cost: Cost
+    lm: LanguageModel,
+    clean: Decision,
+    corrupted: Decision,
+    identity: Sequence[int],
+    cost: Cost,
+    *,
+    heads: bool = True,
 ) -> Experiment:
-    """Every site patched in both directions; what the passes take is added to `cost`."""
-    layers = range(lm.sites.layers)
-    sites = [Site(0, "block_in"), *(Site(n, part) for n in layers for part in (*PARTS, "block_out"))]
+    """Every site patched in both directions; what the passes take is added to `cost`. Without `heads`, whole parts alone."""
+    read: tuple[Part, ...] = (*(PARTS if heads else WHOLE_PARTS), "block_out")
+    sites = [Site(0, "block_in"), *(Site(n, part) for n in range(lm.sites.layers) for part in read)]
     theirs, own = capture(lm, [clean.request, corrupted.request], sites, ALL)
     first, at = Site(0, "mlp_out"), At(tuple(identity))
     requests = {
@@ -167,8 +175,8 @@ def experiment(
     cost.forward_passes += 2
     cost.prefill_tokens += (2 + len(requests)) * tokens
     cost.flops += (2 + len(requests)) * lm.sizes.blocks(tokens)
-    denoised = _scores(lm, corrupted, variants(lm, theirs, own, identity), cost)
-    noised = _scores(lm, clean, variants(lm, own, theirs, identity), cost)
+    denoised = _scores(lm, corrupted, variants(lm, theirs, own, identity, heads=heads), cost)
+    noised = _scores(lm, clean, variants(lm, own, theirs, identity, heads=heads), cost)
     return Experiment(
         _patched(lm, denoised, noised["base",][0]),
         _patched(lm, noised, denoised["base",][0]),
@@ -177,7 +185,7 @@ def experiment(
 
 
 def variants(
-    lm: LanguageModel, source: Activations, own: Activations, identity: Sequence[int]
+    lm: LanguageModel, source: Activations, own: Activations, identity: Sequence[int], *, heads: bool = True
 ) -> dict[tuple[str, ...], list[tuple[Edit, ...]]]:
     """What is replaced in each run of one direction: by (part, positions), block by block; nothing (`base`); by check."""
     layers, width = range(lm.sites.layers), lm.sites.head_dim
@@ -191,16 +199,18 @@ def variants(
     places: dict[str, Where] = {"all": everywhere, "identity": At(tuple(identity)), "last": LAST_PROMPT}
     found: dict[tuple[str, ...], list[tuple[Edit, ...]]] = {("base",): [()]}
     for name, where in places.items():
-        for part in ("mlp_out", "attn_out"):
+        for part in WHOLE_PARTS:
             whole = [Site(n, part) for n in layers]
             found[part, name] = [(Replace(site, source[site], where),) for site in whole]
-        found["heads_out", name] = [(head(n, h, where),) for n in layers for h in range(lm.sites.heads)]
+        if heads:
+            found["heads_out", name] = [(head(n, h, where),) for n in layers for h in range(lm.sites.heads)]
     itself = [Site(n, part) for n in layers for part in ("attn_out", "mlp_out")]
     entry, leaving = Site(0, "block_in"), [Site(n, "block_out") for n in layers]
     found["itself",] = [tuple(Replace(site, own[site], everywhere) for site in itself)]
     found["embedding",] = [(Replace(entry, source[entry], places["identity"]),)]
     found["stream",] = [(Replace(site, source[site], everywhere),) for site in leaving]
-    found["all_heads",] = [tuple(head(n, h, everywhere) for h in range(lm.sites.heads)) for n in layers]
+    if heads:
+        found["all_heads",] = [tuple(head(n, h, everywhere) for h in range(lm.sites.heads)) for n in layers]
     return found
 
 
@@ -216,11 +226,13 @@ def _scores(
 def _patched(lm: LanguageModel, found: Mapping[tuple[str, ...], Tensor], source: Tensor) -> Patched:
     sites: dict[tuple[Part, str], Tensor] = {}
     for part in PARTS:
-        for name in POSITIONS:
+        for name in (name for name in POSITIONS if (part, name) in found):
             rows = found[part, name]
             sites[part, name] = rows.unflatten(0, (-1, lm.sites.heads)) if part == "heads_out" else rows
     one = {name: found[name,][0] for name in ("base", "itself", "embedding")}
-    return Patched(one["base"], source, sites, one["itself"], one["embedding"], found["stream",], found["all_heads",])
+    return Patched(
+        one["base"], source, sites, one["itself"], one["embedding"], found["stream",], found.get(("all_heads",))
+    )
 
 
 def tolerance_nats(dtype: torch.dtype) -> float:

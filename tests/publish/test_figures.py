@@ -388,6 +388,8 @@ def test_patching_maps_show_effects_and_mark_those_whose_interval_leaves_0_out()
     assert "n = 12 samples, 1 pairs of personas, 6 questions" in draw("patching-attention", [record]).get_suptitle()
     labels = [tick.get_text() for tick in draw("patching-pairs", [record]).axes[0].get_yticklabels()]
     assert labels == ["good > bad (n 6)"]
+    del run["heads_out"]  # as heads=false leaves it
+    assert draw("patching-heads", [record]) is None and draw("patching-blocks", [record]) is not None
 
 
 def test_methods_stand_beside_copying_and_beside_another_users_history(

@@ -27,7 +27,7 @@ from harness.methods.plain import Plain
 from harness.plan import ALL, At, Plan, Site
 from harness.run import patch_runs as patching
 from harness.run.contract import random_lm
-from harness.run.patch_runs import PARTS, POSITIONS, Decision, Experiment, decide, experiment, identity
+from harness.run.patch_runs import PARTS, POSITIONS, WHOLE_PARTS, Decision, Experiment, decide, experiment, identity
 from harness.run.system import ModelSystem
 from harness.task import Generation, Sample, Selection
 from harness.tasks.patching import Patching
@@ -167,6 +167,20 @@ def test_a_head_replaced_is_what_a_plain_hook_makes_of_it() -> None:
     logits = lm.model(torch.tensor([corrupted.encoded.ids])).logits[0, -1].log_softmax(-1)
     hook.remove()
     assert torch.allclose(logits[list(corrupted.tokens)], found.denoised.sites["heads_out", "all"][1, 2], atol=1e-10)
+
+
+def test_without_heads_the_rest_is_the_same_and_takes_less() -> None:
+    lm = random_lm()
+    clean, corrupted, at, whole = patched(lm)
+    cost, all_cost = Cost(), Cost()
+    experiment(lm, clean, corrupted, at, all_cost)
+    found = experiment(lm, clean, corrupted, at, cost, heads=False)
+    assert cost.flops < all_cost.flops
+    for side, other in ((found.denoised, whole.denoised), (found.noised, whole.noised)):
+        assert set(side.sites) == {(part, name) for part in WHOLE_PARTS for name in POSITIONS}
+        assert all(torch.allclose(scores, other.sites[key], atol=1e-12) for key, scores in side.sites.items())
+        assert max(side.checks().values()) < 1e-10
+        assert set(other.checks()) - set(side.checks()) == {"all_heads_are_attention"}
 
 
 def test_a_sweep_takes_fewer_passes_than_it_has_runs() -> None:

@@ -52,7 +52,7 @@ def blocks(records: Sequence[RunRecord], task: str | None) -> Figure | None:
 
 def heads(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     """Effects of every head, by the positions patched, in both directions."""
-    record = _patched(records)
+    record = _patched(records, heads=True)
     if record is None:
         return None
     found = record.analysis["patching"]
@@ -113,13 +113,15 @@ def pairs(records: Sequence[RunRecord], task: str | None) -> Figure | None:
     return figure
 
 
-def _patched(records: Sequence[RunRecord]) -> RunRecord | None:
-    """The run with most samples of those that patched something without a method of their own."""
+def _patched(records: Sequence[RunRecord], *, heads: bool = False) -> RunRecord | None:
+    """The run with most samples of those that patched something, or each of the `heads`, without a method of their own."""
     found = [
         record
         for record in records
         if record.config.method.name == "plain" and record.analysis.get("patching", {}).get("sets")
     ]
+    if heads:
+        found = [record for record in found if "heads_out" in record.analysis["patching"]["sets"]["all"]["denoised"]]
     return max(found, key=lambda r: (r.analysis["patching"]["sets"]["all"]["n"], r.started or ""), default=None)
 
 
