@@ -26,6 +26,7 @@ import csv
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ import numpy as np
 from harness.data import Example, Labelled
 from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.run.lm_eval.contexts import MINI, ContextTemplate, UserPool, written
-from harness.statistics.intervals import mean_interval
+from harness.statistics.intervals import mean_interval, ratio_intervals
 from harness.statistics.metrics import known
 from harness.task import GenerationDefaults, Metric, Sample, Selection, System, Task
 
@@ -92,7 +93,7 @@ class Row(NamedTuple):
 
 
 class MMLU(Task):
-    """Questions of 57 subjects with four choices (accuracy overall, a category, a subject)."""
+    """Questions of 57 subjects with four choices (accuracy overall, a category, a subject, the mean of subjects)."""
 
     name = "mmlu"
     default_split = "test"
@@ -160,7 +161,7 @@ class MMLU(Task):
         return replace(sample, parsed=sample.response.strip(), metrics={"accuracy": correct})
 
     def aggregate(self, samples: Sequence[Sample]) -> Mapping[str, Metric]:
-        """Means over questions, as lm-eval's; intervals over questions, whoever their users are."""
+        """Means over questions, as lm-eval's, and of subjects, as lighteval's; intervals over questions, whoever their users are."""
         graded = [sample for sample in samples if sample.metrics]
         cut = sum(sample.cut_tokens > 0 for sample in graded)
         note = f"{cut} of {len(graded)} contexts cut from the left" if cut else ""
@@ -168,6 +169,8 @@ class MMLU(Task):
         for category, subjects in CATEGORIES.items():
             if set(subjects) & set(self.subjects):
                 found[f"accuracy_{category}"] = _accuracy([s for s in graded if _subject(s.id) in subjects])
+        if len(self.subjects) > 1:
+            found["accuracy_macro"] = _macro(graded)
         for subject in self.subjects:
             found[f"accuracy/{subject}"] = _accuracy([s for s in graded if _subject(s.id) == subject])
         return found
@@ -288,3 +291,15 @@ def _accuracy(graded: Sequence[Sample]) -> Metric:
         return Metric(None, 0, note="no graded answer")
     values = np.array([sample.metrics["accuracy"] for sample in graded], dtype=float)
     return Metric(float(values.mean()), len(graded), *known(mean_interval(values, [sample.id for sample in graded])))
+
+
+def _macro(graded: Sequence[Sample]) -> Metric:
+    """The mean of the subjects' accuracies, whatever their size: each question weighs one over its subject's questions."""
+    if not graded:
+        return Metric(None, 0, note="no graded answer")
+    sizes = Counter(_subject(sample.id) for sample in graded)
+    weights = np.array([1 / sizes[_subject(sample.id)] for sample in graded])
+    values = np.array([sample.metrics["accuracy"] for sample in graded])
+    low, high = ratio_intervals((weights * values)[:, None], weights, [sample.id for sample in graded])
+    note = f"the mean of {len(sizes)} subjects, whatever their size"
+    return Metric(float((weights * values).sum() / weights.sum()), len(graded), *known((low[0], high[0])), note=note)

@@ -250,6 +250,10 @@ def test_metrics_are_means_over_questions_with_intervals_over_questions() -> Non
     other = [value for name, value in right.items() if not name.startswith("sociology")]
     assert (found["accuracy_other"].value, found["accuracy_other"].n) == (pytest.approx(np.mean(other)), 50)
     assert found["accuracy/sociology"].n == 10
+    subjects = [found[f"accuracy/{name}"].value for name in ("virology", "sociology", "marketing")]
+    macro = found["accuracy_macro"]
+    assert macro.value == pytest.approx(np.mean(subjects)) and macro.value != pytest.approx(found["accuracy"].value)
+    assert macro.low < macro.value < macro.high and macro.n == 60
     assert list(found)[:3] == ["accuracy", "accuracy_social_sciences", "accuracy_other"]
     assert {sample.parsed for sample in samples} <= set(LETTERS)
 
@@ -298,7 +302,7 @@ def test_a_run_evaluates_test_and_records_the_user_of_every_question(harness: Ca
     for record in records.values():
         assert record["config"]["data"]["split"] == "test"
         assert record["metrics"]["accuracy"]["n"] == 30
-        assert len(record["metrics"]) == 1 + 4 + 5
+        assert len(record["metrics"]) == 1 + 4 + 1 + 5
         assert record["health"]["unparsed"] == 0
     assert records["rag"]["health"]["kl_to_base"] > 0
     assert harness("leaderboard runs --output_path leaderboard.md").code == 0
