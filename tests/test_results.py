@@ -127,3 +127,42 @@ def test_the_tables_of_the_embedded_model_say_what_its_records_say(ranked: dict[
         }
     shown = {name: re.sub(r"\b0\.", ".", expected[name]) for name in printed if "random heads" not in name}
     assert {name: printed[name] for name in shown} == shown and len(shown) > 15
+
+
+REAL = {
+    "LaMP-1": 'lamp1 · answers="scored" · --limit 100 only',
+    "LaMP-2M": 'lamp2m · answers="scored" · --limit 100 only',
+    "LaMP-3": 'lamp3 · answers="scored"',
+    "LaMP-4": "lamp4 · --limit 200 only",
+    "LaMP-5": "lamp5 · --limit 40 only",
+    "LaMP-7": "lamp7 · complete=true · --limit 400 only",
+}
+"""The rankings of the real users' tables."""
+STARS = "LaMP-3"
+METHODS = {"copy", "plain", "rag", "pag", "cad", "cos", "dola", "decore", "dps"}
+
+
+@pytest.mark.parametrize(
+    ("page", "begins", "columns"),
+    [
+        ("README.md", "| Method |", {"Headlines": "LaMP-4", "Tweets": "LaMP-7"}),
+        ("results/README.md", "| | LaMP-1, pairs", {}),
+    ],
+)
+def test_the_tables_of_real_users_say_what_the_records_say(
+    ranked: dict[str, Ranking], page: str, begins: str, columns: dict[str, str]
+) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    head, *rows = text[text.index(begins) :].partition("\n\n")[0].splitlines()
+    names = [cell.strip() for cell in head.strip("|").split("|")]
+    said = {row[0].strip("`"): dict(zip(names[1:], row[1:], strict=True)) for row in _rows("\n".join(rows))}
+    for name in names[1:]:
+        task = columns.get(name, name.partition(",")[0])
+        if task not in REAL:
+            continue  # what a method does, what it costs
+        ranking = ranked[f"smollm2-135m · {REAL[task]}"]
+        found = {row.run.config.method.name: row.run.metrics[ranking.metric] for row in ranking.rows if not row.variant}
+        places = 2 if task == STARS else 3
+        expected = {method: f"{metric.value:.{places}f}".removeprefix("0") for method, metric in found.items()}
+        shown = {method: cells[name] for method, cells in said.items() if method in METHODS and cells[name]}
+        assert shown == {method: value for method, value in expected.items() if method in METHODS}, (page, name)
