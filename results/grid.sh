@@ -62,7 +62,7 @@ a_few="--fit_split train:0.02"
 brief="--effect_samples 4"
 mmlu="--data $SHARED/mmlu --batch_size 64"
 of_personas="--max_new_tokens 64 $vector"
-patching="--data $SHARED/mmlu --task_set groups=attitude,colour,role --task_set lead=( --task_set smallest=0.001"
+patching="--data $SHARED/mmlu --task_set lead=( --task_set smallest=0.001"
 
 best() { # the point of a sweep that was best, as options; an option nobody knows where there is none
     python -c 'import json, sys
