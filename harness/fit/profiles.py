@@ -8,6 +8,7 @@ The fitted state is numbers only, so that users who were not there at the fit ar
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def cluster_users(users: Sequence[User], count: int, embedding: Embedding, seed:
     points = embed(users, tensors, meta)
     import torch
 
-    means = KMeans(count, n_init=10, random_state=seed).fit(points)
+    means = KMeans(count, n_init=10, random_state=_seed32(seed)).fit(points)
     return UserClusters(
         labels=tuple(int(label) for label in means.labels_),
         tensors={
@@ -102,9 +103,14 @@ def _fit(users: Sequence[User], embedding: Embedding, seed: int) -> tuple[dict[s
     size = min(_DIMENSIONS, min(counts.shape) - 1)
     if size < 1:
         raise HarnessError("profiles cannot be embedded: they hold fewer than two different words")
-    svd = TruncatedSVD(size, random_state=seed).fit(counts.multiply(idf[None]).tocsr())
+    svd = TruncatedSVD(size, random_state=_seed32(seed)).fit(counts.multiply(idf[None]).tocsr())
     tensors = {"idf": idf.astype(np.float32), "components": svd.components_.astype(np.float32)}
     return tensors, {"embedding": "tfidf", "vocabulary": list(counter.get_feature_names_out())}
+
+
+def _seed32(seed: int) -> int:
+    """A seed as scikit-learn takes it, below 2^32: itself where it is that already, else hashed."""
+    return seed if seed < 2**32 else int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "little")
 
 
 def _vectorizer(vocabulary: dict[str, int] | None) -> Any:

@@ -114,6 +114,9 @@ def test_users_who_write_about_the_same_things_share_a_cluster_and_a_newcomer_jo
     far = distances([user("new", "seeds and soil"), User("empty")], dict(made.tensors), dict(made.meta))
     assert far[0].argmin() == made.labels[0]
     assert far.shape == (2, 2)
+    for seed in (2**32 - 1, 2**32, 2**63 - 1):  # every seed that --seed takes
+        labels = cluster_users([*gardeners, *sailors], 2, "tfidf", seed).labels
+        assert len(set(labels[:4])) == len(set(labels[4:])) == 1 != len(set(labels))
 
 
 def test_users_are_placed_by_the_encoder_that_made_the_centroids_and_the_record_names_it(monkeypatch):
