@@ -250,6 +250,9 @@ class Task(ABC):
     """Of data that `harness data get` does not fetch: its licence, and a command."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
+    grades_with_data: ClassVar[bool] = False
+    """Whether grading, metrics or `to_judge` read the data again, beside the samples: then a record is graded again over its own
+    data alone."""
     reads_model: ClassVar[bool] = False
     """Whether it reads activations or edits them itself: then a model behind a server cannot run it."""
     per_sample: ClassVar[Mapping[str, str]] = {}

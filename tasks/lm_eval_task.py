@@ -42,6 +42,7 @@ class LmEvalTask(Task):
     name = "lm_eval"
     default_split = "test"
     independent = "item"
+    grades_with_data = True
     source: ClassVar[str] = ""
     """lm-eval's name of the task or group."""
 

@@ -89,6 +89,7 @@ class Persona(Task):
 
     name = "persona"
     judged = True
+    grades_with_data = True
     ranges = {"trait": (0, 100), "coherence": (0, 100), "refused": (0, 1), "lexicon_share": (0, 1)}
     train_ignores = frozenset({"condition", "pairs", "rollouts"})
     source: ClassVar[str] = "all"

@@ -83,6 +83,7 @@ class Users(Task):
     measured: ClassVar[tuple[str, ...]] = ()
     """Its metrics, the main one first, where the option does not name any; empty = those of the kind."""
     per_sample = {"mae": "abs_error"}
+    grades_with_data = True
     ranges = {"judge": (0, 100), **dict.fromkeys(TEXT, UNIT)}
     _unanswered: Sequence[str] = ()
     """Splits that are there and have no targets."""

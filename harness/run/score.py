@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge, open_judge
-from harness.plugins.options import rebuild_task
+from harness.plugins.options import rebuild_task, takes_data
 from harness.plugins.registry import task_class, task_source
-from harness.plugins.returned import graded
+from harness.plugins.returned import described, fingerprint_of, graded
 from harness.records import provenance
 from harness.records.schema import RunRecord
 from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
 from harness.run.console import Console
 from harness.servers.address import with_credentials
-from harness.task import Task
+from harness.task import Selection, Task
 
 
 def score(
@@ -34,7 +34,7 @@ def score(
 ) -> Outcome:
     """Judge the record in `folder` (by its own judge where none is named), grade it, and write its metrics.
 
-    Raises UsageError where it was not answered to the end, or by another version of the task.
+    Raises UsageError where it was not answered to the end, or by another version of the task, or over other data.
     """
     console, record = console or Console(), read_record(folder)
     task = task_of(record, data)
@@ -59,7 +59,8 @@ def score(
 
 
 def task_of(record: RunRecord, data: str | None) -> Task:
-    """The task that made the record. Raises UsageError where it is of another version now, or its file is another one."""
+    """The task that made the record. Raises UsageError where it is of another version now, or its file or data are others;
+    HarnessError where it grades with data that cannot be read."""
     config = record.config.task
     task = rebuild_task(task_class(config.name), config.options, data)
     if task.version != config.version:
@@ -69,7 +70,32 @@ def task_of(record: RunRecord, data: str | None) -> Task:
         )
     if task_source(config.name) != config.options.get("source_sha256"):
         raise UsageError(f"{record.folder}: {config.name} has changed since; run it again, or put the file back")
+    _check_data(record, task, data)
     return task
+
+
+def _check_data(record: RunRecord, task: Task, data: str | None) -> None:
+    """Raises UsageError where the data at hand is not what was answered."""
+    config, read_from = record.config, takes_data(type(task))
+    if read_from and data is None and not task.grades_with_data:
+        return  # which folder was read no record says, and samples hold all that is graded
+    chosen, held_out = config.selection, frozenset(record.held_out_users)
+    try:
+        found = fingerprint_of(task, Selection(config.data.split, chosen.limit, chosen.users, held_out))
+    except (HarnessError, OSError):
+        if task.grades_with_data:
+            raise
+        return
+    if found == config.data.fingerprint:
+        return
+    if read_from:
+        raise UsageError(f"{record.folder} read other data ({config.data.description}); give its folder as --data")
+    named = [config.task.name.partition(":")[2], *map(str, config.task.options.values())]
+    files = " or ".join(name for name in named if Path(name).is_file()) or "its data"
+    raise UsageError(
+        f"{record.folder}: {files} has changed since (then {config.data.description}; now {described(task)}); run it again, or "
+        "put the file back"
+    )
 
 
 def _judge(

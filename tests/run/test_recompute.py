@@ -95,3 +95,59 @@ def test_a_record_is_not_graded_by_another_file_than_made_it(harness, toy: Path)
         assert done.code in (1, 2) and "has changed since; run it again, or put the file back" in done.out + done.err
         assert read_record(record.folder).metrics["points"].value == 1.0
     assert json.loads((record.folder / "run.json").read_bytes())["config"] == json.loads(before)["config"]
+
+
+NUMBERS = "user,text,reply\nann,a b,1\nann,c d,2\nben,e f,0\nben,g h,3\n"
+CHOICES = "".join(
+    f'{{"user": "{user}", "input": "pick", "target": "red", "choices": ["red", "blue"], "history": ["x"]}}\n'
+    for user in ("ann", "ben", "cho")
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "content", "options", "edited", "change"),
+    [
+        ("csv:mine.csv", NUMBERS, "", "mine.csv", (",0\n", ",zero\n")),
+        ("users:./mine.jsonl", CHOICES, "", "mine.jsonl", ('"blue"]', '"blue", "green"]')),
+        ("users:./mine.jsonl", CHOICES, "--task_set rubric=./rubric.txt", "rubric.txt", ("polite", "rude")),
+    ],
+)
+def test_a_record_is_not_graded_over_other_data_than_was_answered(
+    harness, toy: Path, given: str, content: str, options: str, edited: str, change: tuple[str, str]
+) -> None:
+    """Its fingerprint says of which data its numbers are."""
+    Path(given.partition(":")[2]).write_text(content)
+    Path("rubric.txt").write_text("How polite is this? {{ response }}")
+    run = harness(f"run --method copy --task {given} {options} --model {toy} --output_path out")
+    (record,) = find_runs(Path("out"))
+    assert run.code == 0, run.err
+    assert harness(f"score {record.folder}").code == 0
+    kept, file = [(record.folder / name).read_bytes() for name in ("run.json", "samples.jsonl")], Path(edited)
+    was = file.read_text()
+    file.write_text(was.replace(*change))
+    judge = "--judge openai/gpt-x --judge_base_url http://127.0.0.1:1" if options else ""
+    for command, code in ((f"score {record.folder} {judge}", 2), ("recompute out", 1), (f"certify {record.folder}", 2)):
+        done = harness(command)
+        said = done.out + done.err
+        assert done.code == code and f"{edited} has changed since" in said and "put the file back" in said, said
+        assert "Traceback" not in said
+    if edited != "rubric.txt":  # the rubric's text is read when the task is made
+        file.unlink()
+        assert (harness(f"score {record.folder}").code, harness("recompute out").code) == (4, 1)
+    assert [(record.folder / name).read_bytes() for name in ("run.json", "samples.jsonl")] == kept
+    file.write_text(was)
+    assert harness(f"score {record.folder}").code == 0 and harness("recompute out").code == 0
+
+
+def test_a_folder_of_data_is_held_against_the_record_only_where_it_is_given(harness, toy: Path) -> None:
+    """Samples hold all that LaMP's grading reads, and the folder that a run read may be elsewhere."""
+    assert harness(f"run --method copy --task lamp3 --model {toy} --limit 4 --output_path out").code == 0
+    (record,) = find_runs(Path("out"))
+    Path("other").mkdir()
+    asked = "What is the score of the following review on a scale of 1 to 5? review: a"
+    item = {"id": "1", "input": asked, "profile": [{"id": "2", "text": "b", "score": "5"}]}
+    Path("other/dev_questions.json").write_text(json.dumps([item]))
+    Path("other/dev_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": [{"id": "1", "output": "4"}]}))
+    assert harness(f"score {record.folder}").code == 0
+    done = harness(f"score {record.folder} --data other")
+    assert done.code == 2 and "read other data (lamp3: lamp-mini" in done.err and "--data" in done.err
