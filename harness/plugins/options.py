@@ -149,6 +149,12 @@ def check_read(cls: type[Task], data: str) -> None:
         raise UsageError(f"--data {data}: {cls.name} reads no folder of files; leave it out")
 
 
+def defaults_of(cls: type[Task]) -> dict[str, Any]:
+    """The task's options where nobody gives them; `data` is none that a record keeps."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {one.name: one.default for one in parameters if one.name != "data" and one.default is not one.empty}
+
+
 def takes_data(cls: type[Task]) -> bool:
     """Whether the task reads a folder of files (`--data`)."""
     return "data" in inspect.signature(cls).parameters

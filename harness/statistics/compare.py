@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import DataMissing, UsageError, did_you_mean
-from harness.plugins.options import rebuild_task
+from harness.plugins.options import defaults_of, rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.schema import RunConfig, RunRecord
 from harness.records.store import folder_of, read_record, read_samples
@@ -199,14 +199,31 @@ def control_of(folder: Path, control: str) -> Path:
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """Where b is not configured as a, as `selection.control wrong_user -> none`; options of one of them alone are left out.
+    """Where b is not configured as a, as `selection.control wrong_user -> none`; method options of one of them alone are left out.
 
-    The revision is said where the names of the models do not tell their weights apart.
+    A record has the options of its task that the command gave: one that it lacks is the task's default. The revision is said
+    where the names of the models do not tell their weights apart.
     """
     models = {"id"} if a.model.name == b.model.name else {"id", "revision"}
     unsaid: Any = {"model": models, "data": {"description", "fit_fingerprint"}, "judge": {"base_url"}}
     first, second = (_flat(config.model_dump(mode="json", exclude=unsaid)) for config in (a, b))
+    for options, one, other in (
+        ("task.options.", a.task.name, b.task.name),
+        ("data.fit_options.", a.data.fit_task, b.data.fit_task),
+    ):
+        if one is not None and one == other:
+            first, second = _completed(first, second, options, one), _completed(second, first, options, one)
     return [f"{key} {first[key]} -> {second[key]}" for key in first if key in second and first[key] != second[key]]
+
+
+def _completed(mine: Mapping[str, Any], its: Mapping[str, Any], options: str, task: str) -> dict[str, Any]:
+    """`mine` with what it lacks of the task's options that `its` has: the task's defaults; `default` where they are not known."""
+    lacking = [key for key in its if key.startswith(options) and key not in mine]
+    try:
+        defaults = defaults_of(task_class(task)) if lacking else {}
+    except UsageError:  # its file is not here
+        defaults = {}
+    return {**mine, **{key: defaults.get(key.removeprefix(options), "default") for key in lacking}}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

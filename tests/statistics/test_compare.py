@@ -448,3 +448,33 @@ def test_what_a_search_leaves_out_is_said(harness, tmp_path):
 def test_a_run_that_took_no_operations_has_a_known_cost():
     found = compare([PLAIN, committed("lamp4", "copy")], [MAIN])
     assert found.sides[1].record.operations == 0 and " 0.00x" in brief(found)
+
+
+def test_an_option_of_the_task_that_one_run_was_not_given_is_its_default(run_config):
+    def asked(task="mmlu", fit_task=None, **options):
+        config = run_config(task=task)
+        data = config.data.model_copy(update={"fit_task": fit_task, "fit_options": options if fit_task else {}})
+        mine = config.task.model_copy(update={"options": {} if fit_task else options})
+        return config.model_copy(update={"task": mine, "data": data})
+
+    bare, cloze = asked(subjects="virology"), asked(subjects="virology", format="cloze")
+    assert differences(bare, cloze) == ["task.options.format letters -> cloze"]
+    assert differences(cloze, bare) == ["task.options.format cloze -> letters"]
+    assert differences(bare, asked(subjects="virology", format="letters")) == []
+    both = differences(asked(num_fewshot=5), asked(format="cloze"))
+    assert set(both) == {"task.options.num_fewshot 5 -> 0", "task.options.format letters -> cloze"}
+    fitted = differences(asked(fit_task="lamp2m"), asked(fit_task="lamp2m", answers="scored"))
+    assert fitted == ["data.fit_options.answers written -> scored"]
+    gone = differences(asked(fit_task="./gone.py"), asked(fit_task="./gone.py", flavour="b"))
+    assert gone == ["data.fit_options.flavour default -> b"]
+
+
+def test_a_comparison_says_which_task_option_sets_its_runs_apart(harness, tmp_path):
+    other = _copy(RAG, tmp_path / "rag-scored", lambda line: line)
+    record = read_record(other)
+    task = record.config.task.model_copy(update={"options": {"answers": "scored"}})
+    record.config = record.config.model_copy(update={"task": task})
+    (other / "run.json").write_text(record.to_json())
+    for form in ("--details", "--format json", ""):
+        said = harness(f"compare {TAGS} {other} --metric accuracy {form}").out
+        assert "task.options.answers written -> scored" in " ".join(said.split())
