@@ -5,7 +5,7 @@ Personalization gain = a method with the user's own history minus the same metho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NoReturn, overload
@@ -19,7 +19,8 @@ Control = Literal["none", "wrong_user", "shuffled"]
 def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequence[Labelled]:
     """The items with their users' histories changed: `wrong_user` gives everyone the history of another user of the
     selection, `shuffled` puts the own history in another order. Users keep their ids; who has no history is given none, and is
-    still not the owner of what was learnt elsewhere under their id. Raises UsageError for one user.
+    still not the owner of what was learnt elsewhere under their id. Where a user's history grows from item to item, an item is
+    given the other's as it was when it was as long, or nearly. Raises UsageError for one user.
 
     A shuffled history has no (input, output) pairs: whoever reads them raises UsageError, since what is learnt from a set of
     pairs does not depend on their order, and the control would be the run it is to be compared with.
@@ -30,18 +31,34 @@ def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequen
         own = {id(item.example.user): item.example.user for item in items}
         orders = {name: _shuffled(user, seed) for name, user in own.items()}
         return [replace(item, example=replace(item.example, user=orders[id(item.example.user)])) for item in items]
-    users = {item.example.user.id: item.example.user for item in items}
-    changed = _exchanged([user for user in users.values() if user.history], seed)
-    givers, without = list(changed), [user for user in users.values() if not user.history]
-    changed |= {user.id: GivenUser(user.id, giver=givers[n % len(givers)]) for n, user in enumerate(without)}
+    own: dict[str, dict[int, User]] = {}
+    for item in items:
+        own.setdefault(item.example.user.id, {})[len(item.example.user.history)] = item.example.user
+    longest = [histories[max(histories)] for histories in own.values()]
+    giver_of = _exchanged([user for user in longest if user.history], seed)
+    givers, without = list(giver_of), [user.id for user in longest if not user.history]
+    giver_of |= {user: givers[n % len(givers)] for n, user in enumerate(without)}
+    given = {
+        (user, size): _given(user, size, giver_of[user], own[giver_of[user]])
+        for user, histories in own.items()
+        for size in histories
+    }
     return [
-        replace(item, example=replace(item.example, user=changed.get(item.example.user.id, item.example.user)))
+        replace(item, example=replace(item.example, user=given[item.example.user.id, len(item.example.user.history)]))
         for item in items
     ]
 
 
-def _exchanged(users: Sequence[User], seed: int) -> dict[str, GivenUser]:
-    """In a seeded circle everyone gets the history of the next: where that would be one like their own, of the next who has another.
+def _given(user: str, size: int, giver: str, histories: Mapping[int, User]) -> GivenUser:
+    """In place of a history of that size the giver's of the nearest, which has an item at least; in place of none, none."""
+    if not size:
+        return GivenUser(user, giver=giver)
+    other = histories[min(filter(None, histories), key=lambda theirs: (abs(theirs - size), theirs))]
+    return GivenUser(user, other.history, other.pairs, other.owner)
+
+
+def _exchanged(users: Sequence[User], seed: int) -> dict[str, str]:
+    """User -> who gives theirs: in a seeded circle the next, or where that history is one like their own, the next who has another.
 
     Raises UsageError where there is no circle in which everyone gets another.
     """
@@ -65,10 +82,7 @@ def _exchanged(users: Sequence[User], seed: int) -> dict[str, GivenUser]:
             )
         circle = [user for group in groups for user in group]
         givers = [*circle[most:], *circle[:most]]
-    return {
-        user.id: GivenUser(user.id, other.history, other.pairs, other.owner)
-        for user, other in zip(circle, givers, strict=True)
-    }
+    return {user.id: other.id for user, other in zip(circle, givers, strict=True)}
 
 
 def _alike(one: User, other: User) -> bool:

@@ -1,22 +1,29 @@
 """Controls change histories and nothing else."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.data import User
+from harness.data import User, each_once
+from harness.engine.loading import load_model
 from harness.errors import UsageError
 from harness.fit.kit import ModelKit
 from harness.method import Retrieval
-from harness.plugins.options import build_method
-from harness.plugins.registry import method_class
+from harness.plugins.options import build_method, rebuild_method
+from harness.plugins.registry import method_class, model_row, task_class
+from harness.records.store import find_runs, read_samples
 from harness.run.cell import Cell, Settings
 from harness.run.contract import random_lm, toy_examples
 from harness.run.control import controlled
 from harness.run.steps import run_cell
-from harness.task import Selection
+from harness.run.system import ModelSystem
+from harness.task import Generation, Selection
 from harness.tasks.lamp import Lamp4
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,35 @@ def test_who_has_no_history_reads_no_adapter_of_their_own_either(items):
     assert [user.history for user in given[1:3]] == [(), ()]
     assert all(user.owner not in ("", user.id) for user in given)
     assert given[1].owner != given[2].owner
+
+
+def test_an_item_is_given_as_much_history_as_it_has(tmp_path):
+    """Of one's own users each item's history is what its user asked before it; each_once learns from the shortest."""
+    lines = [{"user": f"u{user}", "input": f"mail {user} {n}", "target": "yes"} for n in range(4) for user in range(3)]
+    lines += [{"user": "u0", "input": f"mail 0 {n}", "target": "yes"} for n in range(4, 7)]
+    (tmp_path / "grow.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = task_class(f"users:{tmp_path}/grow.jsonl")().items(Selection("dev"))
+    given = controlled(own, "wrong_user", 0)
+    for before, after in zip(own, given, strict=True):
+        mine, theirs = before.example.user, after.example.user
+        assert (theirs.id, len(theirs.history)) == (mine.id, min(len(mine.history), 3)), "nobody else has more than 3"
+        assert [len(theirs.pairs), theirs.owner != mine.id] == [len(theirs.history), True]
+        assert all(item.document not in {one.document for one in mine.history} for item in theirs.history)
+    assert [len(user.history) for user in each_once(item.example.user for item in given)] == [0, 0, 0]
+
+
+def test_the_published_controls_ask_what_they_asked():
+    """Where every user has one history, the whole of another's is given, whatever its length."""
+    lm = load_model(model_row("tiny"), device="cpu")
+    for task in ("lamp2m", "lamp4"):
+        runs = find_runs(RESULTS, model="tiny", task=task, method="rag")
+        (run,) = (run for run in runs if run.config.selection.control == "wrong_user")
+        method = rebuild_method(method_class("rag"), run.config.method.options)
+        system = ModelSystem(lm, method, Generation(run.config.sampling.max_new_tokens))
+        given = controlled(task_class(task)().items(Selection("dev")), "wrong_user", run.config.sampling.seed)
+        asked = {item.example.id: system.encode(item.example).ids for item in given[:20]}
+        hashes = {id: hashlib.sha256(repr(ids).encode()).hexdigest()[:16] for id, ids in asked.items()}
+        assert hashes == {sample.id: sample.prompt_hash for sample in read_samples(run.folder) if sample.id in asked}
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 2, 1), (1, 4, 2, 1), (1, 1, 1), (3, 1, 1)])
