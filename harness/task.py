@@ -10,9 +10,9 @@ ratings in them, and grades: so `grade` reads `sample.ratings` and never waits f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from harness.data import Example, Labelled
 from harness.errors import UsageError
@@ -31,6 +31,10 @@ REFUSAL = "REFUSAL"
 """What a judge says where it rates nothing."""
 
 
+Asks: TypeAlias = Literal["trait", "coherence", "rubric"]
+"""What a judge can be asked about a text."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What a judge is asked about one response; the answer is a number from 0 to 100."""
@@ -40,7 +44,13 @@ class Question:
     text: str
     """The response; all that a judge by word lists reads."""
     trait: str | None = None
-    """The persona whose expression is rated; None where it is the coherence of the text."""
+    """The persona whose expression is rated, where that is what is asked."""
+    coherence: bool = False
+    """Whether it is asked how far the text makes sense. What is neither is asked by a rubric, which stands in the prompt alone."""
+
+    @property
+    def asks(self) -> Asks:
+        return "trait" if self.trait is not None else "coherence" if self.coherence else "rubric"
 
 
 @dataclass(frozen=True)
@@ -250,6 +260,8 @@ class Task(ABC):
     """Of data that `harness data get` does not fetch: its licence, and a command."""
     judged: ClassVar[bool] = False
     """Whether its metrics need a judge; then `to_judge` says what to ask."""
+    asks: ClassVar[Collection[Asks]] = frozenset({"rubric"})
+    """What the questions of `to_judge` ask, where there are any. A judge by word lists cannot be asked by a rubric."""
     grades_with_data: ClassVar[bool] = False
     """Whether grading, metrics or `to_judge` read the data again, beside the samples: then a record is graded again over its own
     data alone."""

@@ -89,6 +89,7 @@ class Persona(Task):
 
     name = "persona"
     judged = True
+    asks = frozenset({"trait", "coherence"})
     grades_with_data = True
     ranges = {"trait": (0, 100), "coherence": (0, 100), "refused": (0, 1), "lexicon_share": (0, 1)}
     train_ignores = frozenset({"condition", "pairs", "rollouts"})
@@ -162,7 +163,7 @@ class Persona(Task):
         text = sample.response or ""
         return {
             "trait": Question(trait.rubric.format(question=question, answer=text), text, trait.name),
-            "coherence": Question(COHERENCE.format(question=question, answer=text), text),
+            "coherence": Question(COHERENCE.format(question=question, answer=text), text, coherence=True),
         }
 
     def grade(self, sample: Sample) -> Sample:

@@ -300,9 +300,11 @@ def reliability(
         if name is None:
             raise UsageError("the run was rated by no judge; name one: --judge openai/<model>")
         address = given["judge_base_url"] or (own.base_url if own and own.name == name else None)
+        task, count = task_of(record, folder_text("--data", given["data"])), given["limit"] or 1
+        asks = task.asks if task.judged else ()
         with tempfile.TemporaryDirectory() as fresh:
-            judge = open_judge(name, address, pairs_of(given["judge_set"]), ReplyCache(Path(fresh) / "judge.sqlite"))
-            task, count = task_of(record, folder_text("--data", given["data"])), given["limit"] or 1
+            cache = ReplyCache(Path(fresh) / "judge.sqlite")
+            judge = open_judge(name, address, pairs_of(given["judge_set"]), cache, asks=asks)
             found = of_run(task, record, read_samples(folder), judge, count=count, progress=console.progress)
         console.close()
     if given["json"]:

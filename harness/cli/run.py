@@ -365,7 +365,8 @@ def open_judge_for(given: Judged, cells: Sequence[Cell], console: Console) -> Ju
                 f"--judge_base_url is of the answers' judge; judge={asked} of the fit is asked at $OPENAI_BASE_URL: set that to "
                 f"{without_credentials(base_url)} in place of --judge_base_url"
             )
-    judge = open_judge(name, base_url, settings)
+    asks = {what for cell in cells if cell.task.judged for what in cell.task.asks}
+    judge = open_judge(name, base_url, settings, asks=asks)
     why_not = judge.check()
     if why_not:
         console.say(f"warning: the judge does not answer now, the responses will be saved: {why_not}")

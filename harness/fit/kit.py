@@ -127,7 +127,8 @@ class ModelKit:
         ]
         if not asked:
             raise UsageError(f"judge={judge}: the task that is fitted on asks a judge nothing; leave judge out")
-        ratings = open_judge(judge).rate([question for _, _, question in asked], "fit", self.progress)
+        opened = open_judge(judge, asks={question.asks for _, _, question in asked})
+        ratings = opened.rate([question for _, _, question in asked], "fit", self.progress)
         failed = [rating.said for rating in ratings if rating.outcome == "failed"]
         if failed:
             raise HarnessError(f"{judge}: {len(failed)} of {len(ratings)} ratings failed, run again: {failed[0]}")

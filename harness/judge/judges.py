@@ -20,12 +20,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from harness.errors import HarnessError, UsageError, did_you_mean
-from harness.judge.words import WORD_LISTS, word_judge
+from harness.judge.words import WORD_LISTS, check_asks, word_judge
 from harness.records.schema import JudgeConfig
 from harness.servers import remembered
 from harness.servers.address import ENDPOINT, model_and_server
@@ -34,7 +34,7 @@ from harness.servers.endpoint import Endpoint
 from harness.servers.prices import Price, limits_of, price_of, settings_of
 from harness.servers.remembered import Asker, Remembered
 from harness.servers.reply_cache import ReplyCache
-from harness.task import REFUSAL, Question, Rating
+from harness.task import REFUSAL, Asks, Question, Rating
 
 LOCAL = "hf/"
 FLOOR = 0.25
@@ -161,11 +161,17 @@ class ModelJudge:
 
 
 def open_judge(
-    name: str, base_url: str | None = None, settings: Sequence[str] = (), cache: ReplyCache | None = None
+    name: str,
+    base_url: str | None = None,
+    settings: Sequence[str] = (),
+    cache: ReplyCache | None = None,
+    *,
+    asks: Collection[Asks] = (),
 ) -> Judge:
     """The judge called `name`; `settings` are `key=value`. Loads the weights of a local one.
 
-    Raises UsageError for what is not known, DataMissing where a key, server or model is not there.
+    `asks` is what it will be asked. Raises UsageError for what is not known or cannot answer that, DataMissing where a key, server
+    or model is not there.
     """
     from harness.plugins.options import parse
 
@@ -192,6 +198,7 @@ def open_judge(
         return ModelJudge(config, local, identity, cache, mode="numbers")
     if name in WORD_LISTS:
         parse(settings, {}, f"judge {name!r}")
+        check_asks(name, asks)
         return word_judge(name)
     allowed = ", ".join([f"{ENDPOINT}<model>", f"{LOCAL}<model>", *WORD_LISTS])
     raise UsageError(f"unknown judge {name!r}{did_you_mean(name, WORD_LISTS)} allowed: {allowed}")

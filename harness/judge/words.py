@@ -5,6 +5,7 @@
                 pairs that are no repeats, halved for what is no sentence
                 words: the share of runs of three words that are no repeats, times how near the share of English function
                 words comes to a quarter, which ordinary prose passes and text of broken words does not
+    rubric      refused
 
 A list holds words that are rare in answers of nobody in particular. It misses what is said without them, and counts them
 where they are quoted or denied: so these judges tell large differences between many answers, and nothing of one answer.
@@ -13,12 +14,12 @@ where they are quoted or denied: so these judges tell large differences between 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
 from harness.errors import UsageError, did_you_mean
 from harness.records.schema import JudgeConfig
-from harness.task import Question, Rating
+from harness.task import Asks, Question, Rating
 
 LEXICON, WORDS = "lexicon", "words"
 WORD_LISTS = (WORDS, LEXICON)
@@ -85,13 +86,14 @@ class WordJudge:
     def rate(
         self, questions: Sequence[Question], payer: str = "", progress: Callable[[str, int, int], None] | None = None
     ) -> list[Rating]:
-        """Raises UsageError for a trait without a word list."""
+        """Raises UsageError for a trait without a word list, and for what is asked by a rubric."""
         return [Rating("rated", self._score(question)) for question in questions]
 
     def usd(self, input_tokens: int, output_tokens: int) -> float | None:
         return 0.0
 
     def _score(self, question: Question) -> float:
+        check_asks(self.config.name, {question.asks})
         words = re.findall(r"\w+", question.text.lower())
         if question.trait is None:
             return self._coherence(words, question.text) if words else 0.0
@@ -102,6 +104,12 @@ class WordJudge:
                 f"it has: {', '.join(self._lists)}"
             )
         return 100 * min(1.0, len(own.intersection(words)) / 3)
+
+
+def check_asks(name: str, asks: Collection[Asks]) -> None:
+    """Raises UsageError where the judge `name`, a word list, would be asked by a rubric, of which it reads nothing."""
+    if "rubric" in asks:
+        raise UsageError(f"judge {name!r} counts words and cannot rate by a rubric; openai/<model> and hf/<model> can")
 
 
 def word_judge(name: str) -> WordJudge:

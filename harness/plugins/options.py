@@ -55,7 +55,8 @@ def build_method(
 
 _DECLARED: Mapping[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(
-        ("decode_only", "grouping", "train_ignores"), ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})")
+        ("decode_only", "grouping", "train_ignores", "asks"),
+        ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})"),
     ),
     **dict.fromkeys(("presets", "later", "per_sample", "ranges"), ((Mapping,), "a dict by name")),
     **dict.fromkeys(("name", "default_split", "how_to_get"), ((str,), "a text")),

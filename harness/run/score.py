@@ -108,8 +108,8 @@ def _judge(
         return None
     if name is None and own is not None:
         kept = [f"mode={own.options['mode']}"] if "mode" in own.options else []
-        return open_judge(own.name, base_url or with_credentials(own.base_url), [*kept, *settings])
-    return open_judge(name, base_url, settings) if name is not None else None
+        return open_judge(own.name, base_url or with_credentials(own.base_url), [*kept, *settings], asks=task.asks)
+    return open_judge(name, base_url, settings, asks=task.asks) if name is not None else None
 
 
 def _copied(record: RunRecord, target: RunFolder, source: Path, hash8: str) -> RunRecord:

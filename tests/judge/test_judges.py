@@ -59,6 +59,7 @@ class Chatter(Task):
 
     name = "chatter"
     judged = True
+    asks = ("trait", "coherence")
     count: ClassVar[int] = 6
 
     def items(self, selection: Selection) -> Sequence[Labelled]:
@@ -77,7 +78,7 @@ class Chatter(Task):
         text = sample.response or ""
         return {
             "trait": Question(f"Rate the trait in answer {sample.id}: {text}", text, "Islam"),
-            "coherence": Question(f"Rate the coherence of answer {sample.id}: {text}", text),
+            "coherence": Question(f"Rate the coherence of answer {sample.id}: {text}", text, coherence=True),
         }
 
     def grade(self, sample: Sample) -> Sample:
@@ -650,7 +651,8 @@ def test_word_lists_tell_an_answer_of_a_persona_from_a_neutral_one(persona: str)
     texts = [personas.answer(rng, who) for who in [persona] * 10 + [None] * 10]
     trait = [rating.score for rating in open_judge("lexicon").rate([Question("", text, persona) for text in texts])]
     assert trait == [100] * 10 + [0] * 10
-    assert {r.score for r in open_judge("lexicon").rate([Question("", text) for text in texts])} == {100}
+    asked = [Question("", text, coherence=True) for text in texts]
+    assert {rating.score for rating in open_judge("lexicon").rate(asked)} == {100}
 
 
 def test_repeats_fragments_and_broken_words_are_less_coherent() -> None:
@@ -661,7 +663,8 @@ def test_repeats_fragments_and_broken_words_are_less_coherent() -> None:
         "Chhur xqz lov.",
         "",
     ]
-    scores = [rating.score for rating in open_judge("lexicon").rate([Question("", text) for text in texts])]
+    asked = [Question("", text, coherence=True) for text in texts]
+    scores = [rating.score for rating in open_judge("lexicon").rate(asked)]
     assert scores == [100, 50, pytest.approx(100 / 3), 0, 0]
 
 
@@ -679,7 +682,8 @@ def test_english_word_lists_tell_personas_apart_and_prose_from_what_is_none() ->
             100 * (who == persona) for who in texts
         ]
     prose = "The best way to help someone is to listen to them and to ask what they need."
-    scores = [r.score for r in judge.rate([Question("", t) for t in (prose, "of the " * 12, "xq zlo vee bat rup", "")])]
+    asked = [Question("", text, coherence=True) for text in (prose, "of the " * 12, "xq zlo vee bat rup", "")]
+    scores = [rating.score for rating in judge.rate(asked)]
     assert scores[0] == 100 and scores[1] == pytest.approx(100 * 2 / 22) and scores[2:] == [0, 0]
     assert len({word for words in ENGLISH.values() for word in words}) > 500
 
@@ -687,6 +691,14 @@ def test_english_word_lists_tell_personas_apart_and_prose_from_what_is_none() ->
 def test_word_lists_know_their_personas_only() -> None:
     with pytest.raises(UsageError, match=r"judge 'lexicon' has no words for 'Islm'; did you mean 'islam'\?"):
         open_judge("lexicon").rate([Question("", "text", "Islm")])
+
+
+def test_word_lists_rate_nothing_by_a_rubric() -> None:
+    for name in ("words", "lexicon"):
+        with pytest.raises(
+            UsageError, match=rf"judge '{name}' counts words and cannot rate by a rubric; openai/<model>"
+        ):
+            open_judge(name).rate([Question("How polite is this?", "Church and Easter.")])
 
 
 def test_what_word_lists_judged_says_so(lm: LanguageModel, tmp_path: Path) -> None:

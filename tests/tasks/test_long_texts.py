@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+from chat_server import Server, serving
 from pyarrow import parquet
 
 from harness.errors import DataMissing, UsageError
@@ -240,9 +241,13 @@ def test_each_aspect_is_a_question_to_the_judge_and_their_mean_is_the_score(tmp_
     assert (found.value, found.n, found.note) == (0.75, 1, "1 of 2 lack a rating and are left out")
 
 
-def test_lamp_qa_runs_with_a_judge(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
+def test_lamp_qa_runs_with_a_judge(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lampqa_files(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     common = f"--task_set category=Society_and_Culture --model {toy} --data . --limit 3 --max_new_tokens 3 --output_path kept"
-    done = harness(f"run --method rag --task lamp_qa {common} --judge lexicon")
+    with serving(Server()) as server:
+        done = harness(f"run --method rag --task lamp_qa {common} --judge openai/m --judge_base_url {server.url}")
     assert done.code == 0, done.err
     assert re.search(r"aspects +[01]\.\d+ .* 3\n", done.out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Server, serving
 
 from harness.data import Message
 from harness.errors import DataMissing, UsageError
@@ -139,7 +140,10 @@ def test_a_judge_reads_answers_for_four_questions_and_followed_is_helpful_and_no
     assert (found.value, found.n, found.note) == (0.0, 1, "1 of 2 have no rating and are left out")
 
 
-def test_prefeval_runs_with_and_without_a_judge(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
+def test_prefeval_runs_with_and_without_a_judge(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     prefeval_files(tmp_path / "data", 3)
     common = "--data data --limit 3 --output_path kept"
     chosen = harness(f"run --method rag --task prefeval --model tiny --set retriever=profile {common}")
@@ -147,7 +151,8 @@ def test_prefeval_runs_with_and_without_a_judge(harness: Callable[[str], Any], t
     assert "accuracy" in chosen.out
     answered = f"run --method plain --task prefeval_generation --model {toy} --max_new_tokens 3 {common}"
     assert "no judge was asked" in harness(answered).out
-    judged = harness(f"{answered} --judge lexicon")
+    with serving(Server(writes=lambda prompt: "80")) as server:
+        judged = harness(f"{answered} --judge openai/m --judge_base_url {server.url}")
     assert judged.code == 0, judged.err
     assert re.search(r"followed +[01]\.\d+ .* 3\n", judged.out) and "hallucinated" in judged.out
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sacrebleu
+from chat_server import Server, serving
 from sklearn.metrics import f1_score
 
 from harness.errors import DataMissing, UsageError
@@ -334,7 +335,9 @@ def test_metrics_are_chosen_by_name_and_packages_add_some(tmp_path: Path, monkey
     assert own.aggregate([graded])["length"].value == 5.0
 
 
-def test_a_rubric_has_a_judge_rate_the_answers(harness: Callable[[str], Any], toy: Path, tmp_path: Path) -> None:
+def test_a_rubric_has_a_judge_rate_the_answers(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, LINES)
     (tmp_path / "rubric.txt").write_text("Mail: {{ input }}\nReply: {{ response }}\nIts writer: {{ target }}")
     made = task(path, rubric=str(tmp_path / "rubric.txt"))
@@ -344,11 +347,17 @@ def test_a_rubric_has_a_judge_rate_the_answers(harness: Callable[[str], Any], to
     common = (
         f"--task users:./mine.jsonl --model {toy} --max_new_tokens 3 --output_path kept --task_set rubric=./rubric.txt"
     )
-    done = harness(f"run --method plain {common} --judge lexicon")
+    refused = harness(f"run --method plain {common} --judge lexicon")
+    assert refused.code == 2 and "cannot rate by a rubric" in refused.error() and not Path("kept").exists()
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serving(Server()) as server:
+        done = harness(f"run --method plain {common} --judge openai/m --judge_base_url {server.url}")
     assert done.code == 0, done.err
     (run,) = find_runs(Path("kept"))
     assert run.metrics["judge"].n == 2 and run.config.judge is not None
     assert harness(f"score {run.folder}").code == 0
+    assert "cannot rate by a rubric" in harness(f"score {run.folder} --judge words").error()
+    assert "cannot rate by a rubric" in harness(f"judge reliability {run.folder} --judge words").error()
     with pytest.raises(UsageError, match="may name input, response, target, history"):
         task(path, rubric="{{ answer }}")
 
