@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 from unicodedata import normalize
 
 from harness.errors import HarnessError, UsageError
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+Compared: TypeAlias = Literal["sum", "token", "character"]
 
 
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -73,14 +76,21 @@ class Prompt:
     def render(self) -> Rendered:
         """Raises HarnessError where the template gives something else."""
         found: object = self.template(self.text, self.items, self.summary)
-        if isinstance(found, str | Joint):
+        if isinstance(found, str):
             return found
-        if isinstance(found, tuple | list) and found and all(isinstance(one, Message) for one in found):
-            return tuple(found)
-        raise HarnessError(
-            f"template {type(self.template).__name__} gave {' '.join(repr(found).split())[:60]}; expected a text, or a tuple of one "
-            "Message(role, content) or more"
-        )
+        turns = found.content if isinstance(found, Joint) else found
+        if isinstance(turns, tuple | list) and turns and all(isinstance(one, Message) for one in turns):
+            for one in turns:
+                if one.role not in get_args(Role) or not isinstance(one.content, str):
+                    raise self._wrong(one, f"a role of {', '.join(get_args(Role))} and a text")
+            return found if isinstance(found, Joint) else tuple(turns)
+        if isinstance(found, Joint) and isinstance(turns, str):
+            return found
+        raise self._wrong(found, "a text, or a tuple of one Message(role, content) or more")
+
+    def _wrong(self, found: object, expected: str) -> HarnessError:
+        shown = " ".join(repr(found).split())[:60]
+        return HarnessError(f"template {type(self.template).__name__} gave {shown}; expected {expected}")
 
     def first(self, n: int) -> Prompt:
         """The same prompt with only the n best items."""
@@ -131,7 +141,7 @@ class Example:
     template: Template
     choices: tuple[str, ...] = ()
     """The answers there are: the most likely one is the response. Empty = the response is generated."""
-    compared: Literal["sum", "token", "character"] = "sum"
+    compared: Compared = "sum"
     """How choices are compared: by the sum of their tokens' log-probabilities, its mean a token, or a character, where a
     space before them is not counted."""
     labels: tuple[str, ...] = ()

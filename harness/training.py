@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from harness.edits import LowRankShift
 from harness.errors import UsageError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Start = Literal["identity", "random"]
 """`identity` changes nothing before the first step; `random` is pyreft's start, a change of relative size sqrt(4 r / 3 D)."""
+Schedule = Literal["linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Shifts:
     rank: int
     wheres: tuple[Where, ...] = (ALL,)
     start: Start = "identity"
+
+    def __post_init__(self) -> None:
+        _check_word("start", self.start, get_args(Start))
 
     @property
     def places(self) -> list[tuple[Site, Where]]:
@@ -111,12 +115,13 @@ class Recipe:
     weight_decay: float = 1e-2
     clip: float = 0.3
     """Largest norm of a user's gradient, over all their parameters; 0 is no limit."""
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Schedule = "linear"
     """After the warm-up the learning rate falls towards 0, or stays."""
     warmup: float = 0.1
     """Share of a user's steps in which it rises from 0."""
 
     def __post_init__(self) -> None:
+        _check_word("schedule", self.schedule, get_args(Schedule))
         for name, least, most in (
             ("epochs", 0, 100_000),
             ("batch_size", 1, None),
@@ -139,6 +144,11 @@ class Recipe:
             * ((n + 1) / (rising + 1) if n < rising else 1 - (n - rising) / falling if self.schedule == "linear" else 1)
             for n in range(steps)
         ]
+
+
+def _check_word(name: str, word: str, allowed: Sequence[str]) -> None:
+    if word not in allowed:
+        raise UsageError(f"{name} {word!r} is not valid; allowed: {', '.join(allowed)}")
 
 
 def positions(text: str, *, shared: bool = True) -> tuple[Where, ...]:

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -114,6 +114,13 @@ class Users(Task):
         if max_new_tokens < 1:
             raise UsageError(f"users: max_new_tokens={max_new_tokens} leaves no room for an answer; allowed: >= 1")
         self.asked_kind = self.answers if kind == "auto" else kind
+        kinds = ("auto", *get_args(Kind))
+        if self.asked_kind not in kinds:
+            raise UsageError(f"{self.name}: kind {self.asked_kind!r} is not valid; allowed: {', '.join(kinds)}")
+        if not isinstance(self.measured, tuple | list):
+            raise UsageError(
+                f"{self.name}: measured is {self.measured!r}; expected a tuple of metrics' names, as in ('exact',)"
+            )
         self.histories, self.compared, self.config, self.max_new_tokens = histories, compared, config, max_new_tokens
         self.columns = {"user": user_column, "input": input_column, "target": target_column}
         self.columns |= {"history": history_column, "choices": choices_column}

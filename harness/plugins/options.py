@@ -7,16 +7,15 @@ import inspect
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence, Set
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Lt
 
 from harness.errors import UsageError, did_you_mean
 from harness.method import Method, Retrieval, RetrieverName
+from harness.plugins.declared import check_declared
 from harness.plugins.entry_points import added
-from harness.plugins.returned import shown_as
 from harness.task import Task
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def build_method(
     cls: type[Method], name: str, preset: str | None, settings: Sequence[str], made: Method | None = None
 ) -> Method:
     """The method (at its defaults, or `made`) with its preset, then its settings. Raises UsageError naming what is allowed."""
-    _check_declared(cls, f"method {name!r}")
+    check_declared(cls, f"method {name!r}")
     allowed = _allowed(cls)
     options: dict[str, Any] = {}
     if preset is not None:
@@ -53,28 +52,6 @@ def build_method(
     return method
 
 
-_DECLARED: Mapping[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(
-        ("decode_only", "grouping", "train_ignores", "asks"),
-        ((Set, tuple, list), "a set of names, as in frozenset({'gamma'})"),
-    ),
-    **dict.fromkeys(("presets", "later", "per_sample", "ranges"), ((Mapping,), "a dict by name")),
-    **dict.fromkeys(("name", "default_split", "how_to_get"), ((str,), "a text")),
-    "version": ((int,), "a whole number"),
-}
-"""What a class says of itself -> its types, and these in words."""
-
-
-def _check_declared(cls: type[Method] | type[Task], whose: str) -> None:
-    """Raises UsageError where an attribute of a stranger's class is of another type than its base says."""
-    base = Task if issubclass(cls, Task) else Method
-    for name in base.__annotations__.keys() & _DECLARED.keys():
-        value = inspect.getattr_static(cls, name, None)
-        types, words = _DECLARED[name]
-        if not isinstance(value, (*types, property, cached_property)):
-            raise UsageError(f"{whose}: {name} of class {cls.__name__} is {shown_as(value)}; expected {words}")
-
-
 def _allowed(cls: type[Method]) -> dict[str, Any]:
     """Option -> its type, with the range that the type says."""
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -86,12 +63,12 @@ def _allowed(cls: type[Method]) -> dict[str, Any]:
 
 
 def _check(method: Method, allowed: Mapping[str, Any], name: str) -> None:
-    """What a preset or a caller in Python set is in its range too."""
+    """What a preset, a class or a caller in Python set is in its range, or one of its words, too."""
     from pydantic import TypeAdapter, ValidationError
 
     values = {**vars(method.retrieval), **vars(method)}
     for option, hint in allowed.items():
-        if _ranges(hint):
+        if _ranges(hint) or _choices(hint):
             try:
                 TypeAdapter(hint).validate_python(values[option])
             except ValidationError:
@@ -136,12 +113,14 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise UsageError(f"task {name!r}: class {cls.__name__} lacks {', '.join(missing)} (see harness/task.py)")
-    _check_declared(cls, f"task {name!r}")
+    check_declared(cls, f"task {name!r}")
     hints = typing.get_type_hints(cls.__init__)
     allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")
     given = {"data": data} if data is not None and takes_data(cls) else {}
-    return cls(**options, **given), options
+    task = cls(**options, **given)
+    check_declared(task, f"task {name!r}")
+    return task, options
 
 
 def check_read(cls: type[Task], data: str) -> None:

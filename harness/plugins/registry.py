@@ -20,6 +20,7 @@ from harness.errors import DataMissing, UsageError, did_you_mean
 from harness.files.rows import HUB, SUFFIXES
 from harness.method import Method
 from harness.methods import METHODS
+from harness.plugins.declared import check_declared
 from harness.task import Task
 from harness.tasks import TASKS
 
@@ -268,7 +269,9 @@ def task_name(name: str) -> str:
 def task_class(name: str) -> type[Task]:
     """The class behind a registered name, a member of a family, or `file.py:Class`."""
     if name.partition(":")[0].endswith(".py"):
-        return from_file(name, Task)
+        theirs = from_file(name, Task)
+        check_declared(theirs, f"task {name!r}")
+        return theirs
     family, colon, member = task_name(name).partition(":")
     cls: type[Task] = _load(TASKS[family])
     return cls.member(member) if colon else cls

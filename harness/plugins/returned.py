@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass, replace
 from os import PathLike
 from typing import Any
 
-from harness.data import Example, HistoryItem, Labelled, Prompt, User, written_twice
+from harness.data import HistoryItem, Labelled, Prompt, User
 from harness.errors import HarnessError, UsageError, UserFailed
 from harness.method import Fitted, Method
 from harness.plan import Draws, Edit, Exit, LoRA, Plan, Stream
@@ -53,36 +53,37 @@ def plan_of(method: Method, plan: object) -> Plan:
     """What `Method.plan` returned."""
     who = f"method {type(method).__name__}: plan"
     if not isinstance(plan, Plan):
-        raise _wrong(f"{who} returned", plan, "a Plan, as in Plan((Stream(prompt),))")
+        raise wrong(f"{who} returned", plan, "a Plan, as in Plan((Stream(prompt),))")
     if not isinstance(plan.streams, tuple | list) or not plan.streams:
-        raise _wrong(f"{who}: streams is", plan.streams, "a tuple of Stream, as in Plan((Stream(prompt),))")
+        raise wrong(f"{who}: streams is", plan.streams, "a tuple of Stream, as in Plan((Stream(prompt),))")
     for stream in plan.streams:
         if not isinstance(stream, Stream):
-            raise _wrong(f"{who}: a stream is", stream, "a Stream, as in Plan((Stream(prompt),))")
+            raise wrong(f"{who}: a stream is", stream, "a Stream, as in Plan((Stream(prompt),))")
         if not isinstance(stream.prompt, Prompt):
-            raise _wrong(
+            raise wrong(
                 f"{who}: a stream's prompt is", stream.prompt, "a Prompt, as self.retrieval.prompt(example) gives"
             )
         for name, text in (("text", stream.prompt.text), ("summary", stream.prompt.summary)):
             if not isinstance(text, str):
-                raise _wrong(f"{who}: {name} of a prompt is", text, "a text")
-        if not all(isinstance(item, HistoryItem) for item in stream.prompt.items):
-            raise _wrong(f"{who}: items of a prompt are", stream.prompt.items, "a tuple of HistoryItem")
+                raise wrong(f"{who}: {name} of a prompt is", text, "a text")
+        items = stream.prompt.items
+        if not isinstance(items, tuple | list) or not all(isinstance(item, HistoryItem) for item in items):
+            raise wrong(f"{who}: items of a prompt are", items, "a tuple of HistoryItem")
         for name, kind in (("edits", Edit), ("adapters", LoRA), ("exits", Exit)):
             values = getattr(stream, name)
             if not isinstance(values, tuple):
-                raise _wrong(f"{who}: {name} of a stream is", values, f"a tuple of {kind.__name__}")
+                raise wrong(f"{who}: {name} of a stream is", values, f"a tuple of {kind.__name__}")
             for value in values:
                 if not isinstance(value, kind) or isinstance(value, type):
-                    raise _wrong(f"{who}: {name} of a stream hold", value, f"{kind.__name__} alone")
+                    raise wrong(f"{who}: {name} of a stream hold", value, f"{kind.__name__} alone")
         if stream.early is not None and not callable(stream.early):
-            raise _wrong(f"{who}: early of a stream is", stream.early, "an ExitRule, a function of the model's depth")
+            raise wrong(f"{who}: early of a stream is", stream.early, "an ExitRule, a function of the model's depth")
     if plan.answer is not None and not isinstance(plan.answer, str):
-        raise _wrong(f"{who}: answer is", plan.answer, "a text, or None where the model answers")
+        raise wrong(f"{who}: answer is", plan.answer, "a text, or None where the model answers")
     _check_value(f"{who}: mix", plan.mix)
     if plan.draws is not None:
         if not isinstance(plan.draws, Draws):
-            raise _wrong(f"{who}: draws is", plan.draws, "Draws(count, choose)")
+            raise wrong(f"{who}: draws is", plan.draws, "Draws(count, choose)")
         _check_value(f"{who}: choose", plan.draws.choose)
     return plan
 
@@ -90,7 +91,7 @@ def plan_of(method: Method, plan: object) -> Plan:
 def chosen_of(choose: object, number: object, count: int) -> int:
     """What `Draws.choose` returned for `count` responses."""
     if isinstance(number, bool) or not isinstance(number, numbers.Integral) or not 0 <= int(number) < count:
-        raise _wrong(f"{type(choose).__name__} chose", number, f"the place of a response, 0 to {count - 1}")
+        raise wrong(f"{type(choose).__name__} chose", number, f"the place of a response, 0 to {count - 1}")
     return int(number)
 
 
@@ -98,7 +99,7 @@ def _check_value(what: str, value: object) -> None:
     """A mix, or who chooses among drawn responses: what is called, and is compared by value."""
     expected = "a value that is called, as a frozen dataclass with __call__ (see harness/mix.py)"
     if not callable(value) or isinstance(value, type):
-        raise _wrong(f"{what} is", value, expected)
+        raise wrong(f"{what} is", value, expected)
     name = getattr(value, "__qualname__", "")
     if "<lambda>" in name or "<locals>" in name:  # a new one in each call, so that no two plans have the same one
         raise HarnessError(
@@ -147,22 +148,24 @@ def fitted(method: Method, state: object, function: str = "fit") -> Fitted | Non
     if state is None:
         return None
     if not isinstance(state, Fitted):
-        raise _wrong(f"{who} returned", state, "a Fitted of named tensors and JSON values, or None")
+        raise wrong(f"{who} returned", state, "a Fitted of named tensors and JSON values, or None")
     for name, tensor in _items(f"{who}: tensors", state.tensors):
         if not hasattr(tensor, "contiguous"):
-            raise _wrong(f"{who}: tensors[{name!r}] is", tensor, "a torch.Tensor; other values go into meta")
+            raise wrong(f"{who}: tensors[{name!r}] is", tensor, "a torch.Tensor; other values go into meta")
         if getattr(tensor, "is_sparse", False):
-            raise _wrong(f"{who}: tensors[{name!r}] is", tensor, "a dense tensor, as to_dense() gives")
-    for part in ("meta", "cost"):
-        for name, value in _items(f"{who}: {part}", getattr(state, part)):
-            if not _kept(value):
-                raise _wrong(
-                    f"{who}: {part}[{name!r}] is",
-                    value,
-                    "what JSON gives back as it was: finite numbers, texts, lists and dicts",
-                )
-    if isinstance(state.notes, str):
-        raise _wrong(f"{who}: notes is", state.notes, "a list of texts")
+            raise wrong(f"{who}: tensors[{name!r}] is", tensor, "a dense tensor, as to_dense() gives")
+    for name, value in _items(f"{who}: meta", state.meta):
+        if not _kept(value):
+            raise wrong(
+                f"{who}: meta[{name!r}] is",
+                value,
+                "what JSON gives back as it was: finite numbers, texts, lists and dicts",
+            )
+    for name, value in _items(f"{who}: cost", state.cost):
+        if not is_number(value) or not _kept(value):
+            raise wrong(f"{who}: cost[{name!r}] is", value, "a finite int or float; leave out what is not known")
+    if not isinstance(state.notes, tuple | list) or not all(isinstance(note, str) for note in state.notes):
+        raise wrong(f"{who}: notes is", state.notes, "a list of texts")
     return state
 
 
@@ -171,7 +174,7 @@ def adapted(method: Method, states: object, users: Sequence[User]) -> list[Fitte
     who = f"method {type(method).__name__}: adapt"
     expected = f"a list of {len(users)} states, one a user in their order, each a Fitted, a UserFailed or None"
     if not isinstance(states, Sequence) or isinstance(states, str | bytes):
-        raise _wrong(f"{who} returned", states, expected)
+        raise wrong(f"{who} returned", states, expected)
     if len(states) != len(users):
         raise HarnessError(f"{who} returned {len(states)} states for {len(users)} users; expected {expected}")
     return [state if isinstance(state, UserFailed) else fitted(method, state, "adapt") for state in states]
@@ -181,16 +184,16 @@ def reviewed(method: Method, notes: object) -> list[str]:
     """What `Method.review` returned."""
     who = f"method {type(method).__name__}: review"
     if not isinstance(notes, Sequence) or isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
-        raise _wrong(f"{who} returned", notes, "a list of texts")
+        raise wrong(f"{who} returned", notes, "a list of texts")
     return list(notes)
 
 
 def analysis_of(given: Method | Task, found: object) -> dict[str, Any]:
     """What `analysis` of a method or a task returned."""
-    who = f"{_whose(given)}: analysis"
+    who = f"{whose(given)}: analysis"
     for name, value in (found := _items(f"{who} returned", found)):
         if not _plain(value):
-            raise _wrong(f"{who}: {name!r} is", value, "what JSON holds: numbers, texts, and lists or dicts of them")
+            raise wrong(f"{who}: {name!r} is", value, "what JSON holds: numbers, texts, and lists or dicts of them")
     return dict(found)
 
 
@@ -198,8 +201,8 @@ def fingerprint_of(task: Task, selection: Selection) -> str:
     """What `Task.fingerprint` gives: it names the data in a record, so that an empty one would be any data."""
     found: object = task.fingerprint(selection)
     if not isinstance(found, str) or not found.strip():
-        raise _wrong(
-            f"{_whose(task)}: fingerprint returned", found, "a text, as hashlib.sha256(content).hexdigest() gives"
+        raise wrong(
+            f"{whose(task)}: fingerprint returned", found, "a text, as hashlib.sha256(content).hexdigest() gives"
         )
     return found
 
@@ -208,62 +211,8 @@ def described(task: Task) -> str:
     """What `Task.describe_data` gives."""
     found: object = task.describe_data()
     if not isinstance(found, str):
-        raise _wrong(f"{_whose(task)}: describe_data returned", found, "a text")
+        raise wrong(f"{whose(task)}: describe_data returned", found, "a text")
     return found
-
-
-def items_of(task: Task, selection: Selection) -> Sequence[Labelled]:
-    """What `Task.items` gives for a selection, which it must have kept to. Raises UsageError where it has not."""
-    items = task.items(selection)
-    who = f"task {_task_name(task)}: items"
-    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
-        raise _wrong(f"{who} returned", items, "a list of Labelled, as selection.of(...) gives")
-    for item in items:
-        _check_item(who, item)
-    users = dict.fromkeys(item.example.user.id for item in items)
-    if twice := written_twice(users):
-        raise UsageError(
-            f"{who} gave users {twice[0]!r} and {twice[1]!r}, one but for how it is written; write a user one way"
-        )
-    held_out = [user for user in users if user in selection.exclude_users]
-    kept_to = "; it keeps to the selection where it returns selection.of(all items of the split)"
-    if selection.limit is not None and len(items) > selection.limit:
-        raise UsageError(f"{who} gave {len(items)} items for --limit {selection.limit}{kept_to}")
-    if selection.users is not None and len(users) > selection.users:
-        raise UsageError(f"{who} gave items of {len(users)} users for --users {selection.users}{kept_to}")
-    if held_out:
-        raise UsageError(f"{who} gave items of user {held_out[0]!r}, who is held out for fitting{kept_to}")
-    return items
-
-
-def _check_item(who: str, item: object) -> None:
-    if not isinstance(item, Labelled):
-        raise _wrong(f"{who} hold", item, "Labelled(example, targets) alone")
-    example = item.example
-    if not isinstance(example, Example) or not isinstance(example.user, User):
-        raise _wrong(f"{who}: example or its user is", example, "an Example with a User")
-    for name, value in (("id", example.id), ("user id", example.user.id)):
-        if not isinstance(value, str) or not value:
-            raise _wrong(f"{who}: {name} of example {example.id!r} is", value, "a text that names it")
-    where = f"{who}: example {example.id!r}"
-    for name, value in (("text", example.text), ("query", example.query)):
-        if not isinstance(value, str):
-            raise _wrong(f"{where}: {name} is", value, "a text")
-    for name, values in (("targets", item.targets), ("choices", example.choices)):
-        if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
-            raise _wrong(f"{where}: {name} is", values, "a tuple of texts, as in ('gold answer',)")
-    history = example.user.history
-    seen = (
-        history if isinstance(history, tuple | list) else ()
-    )  # others read a file when they are looked at, as LaMP's do
-    if (
-        not isinstance(history, Sequence)
-        or isinstance(history, str)
-        or not all(isinstance(record, HistoryItem) for record in seen)
-    ):
-        raise _wrong(f"{where}: its user's history is", history, "a tuple of HistoryItem")
-    if not callable(example.template):
-        raise _wrong(f"{where}: template is", example.template, "a Template, called with text, items and summary")
 
 
 def generation_of(task: Task) -> GenerationDefaults:
@@ -276,7 +225,7 @@ def generation_of(task: Task) -> GenerationDefaults:
         or isinstance(found.stop, str)
         or not all(isinstance(text, str) for text in found.stop)
     ):
-        raise _wrong(
+        raise wrong(
             f"task {_task_name(task)}: generation returned", found, "GenerationDefaults(max_new_tokens, stop=(...,))"
         )
     return found
@@ -299,10 +248,10 @@ def samples_of(
     seen: set[str] = set()
     batch: list[Sample] = []
     if isinstance(samples, Sample | str) or not isinstance(samples, Iterable):
-        raise _wrong(f"{who} returned", samples, "an iterator of Sample, as system.respond(examples) gives")
+        raise wrong(f"{who} returned", samples, "an iterator of Sample, as system.respond(examples) gives")
     for sample in samples:
         if not isinstance(sample, Sample):
-            raise _wrong(f"{who} yielded", sample, "a Sample, as system.respond(examples) gives")
+            raise wrong(f"{who} yielded", sample, "a Sample, as system.respond(examples) gives")
         name = f"{who} yielded sample {sample.id!r}"
         if sample.id not in targets or sample.id in seen:
             why = "a second time" if sample.id in seen else "which is none of its items"
@@ -314,7 +263,7 @@ def samples_of(
         if batch and batch[0].batch != sample.batch:
             raise HarnessError(f"{name} before batch {batch[0].batch} was whole; yield samples as system.respond does")
         if sample.response is not None and not isinstance(sample.response, str):
-            raise _wrong(f"{name}, its response", sample.response, "a text, or None where it failed")
+            raise wrong(f"{name}, its response", sample.response, "a text, or None where it failed")
         if sample.response is None and sample.error is None:
             raise HarnessError(f"{name} without a response and without an error; expected one of them")
         if sample.targets and tuple(sample.targets) != targets[sample.id]:
@@ -342,31 +291,31 @@ def graded(task: Task, sample: Sample) -> Sample:
     found: object = task.grade(sample)
     who = f"task {_task_name(task)}: grade"
     if not isinstance(found, Sample):
-        raise _wrong(
+        raise wrong(
             f"{who} returned", found, "the Sample with its metrics, as in replace(sample, metrics={'accuracy': 1.0})"
         )
     if found.id != sample.id:
         raise HarnessError(f"{who} returned sample {found.id!r} for {sample.id!r}; expected the same one")
     for field in fields(Sample):
         if field.name not in _GRADED and getattr(found, field.name) != getattr(sample, field.name):
-            raise _wrong(
+            raise wrong(
                 f"{who} changed {field.name} of sample {sample.id!r}, which is now",
                 getattr(found, field.name),
                 "only parsed, metrics and extra to be filled in",
             )
     if found.error is not None and found.metrics:
-        raise _wrong(f"{who}: metrics of sample {sample.id!r}, which failed, is", found.metrics, "none: it is counted")
+        raise wrong(f"{who}: metrics of sample {sample.id!r}, which failed, is", found.metrics, "none: it is counted")
     where = f"of sample {sample.id!r} is"
     if isinstance(found.parsed, bool) or not (found.parsed is None or isinstance(found.parsed, str | numbers.Real)):
-        raise _wrong(f"{who}: parsed {where}", found.parsed, "a text or a number, or None where nothing could be read")
+        raise wrong(f"{who}: parsed {where}", found.parsed, "a text or a number, or None where nothing could be read")
     for name, value in _items(f"{who}: extra", found.extra):
         if not _plain(value):
-            raise _wrong(
+            raise wrong(
                 f"{who}: extra {name!r} {where}", value, "what JSON holds: numbers, texts, and lists or dicts of them"
             )
     for name, value in _items(f"{who}: metrics", found.metrics):
         if value is not None and not _finite(value):
-            raise _wrong(f"{who}: metric {name!r} {where}", value, "a finite number, or None where there is none")
+            raise wrong(f"{who}: metric {name!r} {where}", value, "a finite number, or None where there is none")
     if any(isinstance(value, bool) for value in found.metrics.values()):  # as in {"accuracy": answer == target}
         said = {name: int(value) if isinstance(value, bool) else value for name, value in found.metrics.items()}
         return replace(found, metrics=said)
@@ -379,7 +328,7 @@ def questions_of(task: Task, sample: Sample) -> dict[str, Question]:
     asked = _items(f"{who} returned", task.to_judge(sample))
     for name, question in asked:
         if not isinstance(question, Question) or not isinstance(question.prompt, str):
-            raise _wrong(f"{who}: {name!r} is", question, "a Question(prompt, text)")
+            raise wrong(f"{who}: {name!r} is", question, "a Question(prompt, text)")
     return dict(asked)
 
 
@@ -395,20 +344,20 @@ def metrics_of(task: Task, samples: Sequence[Sample]) -> dict[str, Metric]:
         )
     for name, metric in found:
         if not isinstance(metric, Metric):
-            raise _wrong(f"{who}: {name!r} is", metric, "a Metric, as in Metric(value, n)")
+            raise wrong(f"{who}: {name!r} is", metric, "a Metric, as in Metric(value, n)")
         for part in ("value", "low", "high"):
             number = getattr(metric, part)
             none = number is None or (
                 part != "value" and number != number
             )  # an interval that says nothing has NaN ends
-            if isinstance(number, bool) or not (none or _finite(number)):
-                raise _wrong(f"{who}: {part} of {name!r} is", number, "a finite number, or None (a value with a note)")
+            if not (none or is_number(number)):
+                raise wrong(f"{who}: {part} of {name!r} is", number, "a finite number, or None (a value with a note)")
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
-            raise _wrong(f"{who}: low of {name!r} is", metric.low, f"no more than high, which is {metric.high}")
+            raise wrong(f"{who}: low of {name!r} is", metric.low, f"no more than high, which is {metric.high}")
         if isinstance(metric.n, bool) or not isinstance(metric.n, numbers.Integral) or metric.n < 0:
-            raise _wrong(f"{who}: n of {name!r} is", metric.n, "how many samples it is of")
+            raise wrong(f"{who}: n of {name!r} is", metric.n, "how many samples it is of")
         if not isinstance(metric.note, str):
-            raise _wrong(f"{who}: note of {name!r} is", metric.note, "a text")
+            raise wrong(f"{who}: note of {name!r} is", metric.note, "a text")
     return dict(found)
 
 
@@ -417,16 +366,22 @@ def _finite(value: object) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
+def is_number(value: object) -> bool:
+    """Whether it is finite, and no truth value."""
+    return not isinstance(value, bool) and _finite(value)
+
+
 def _items(what: str, values: object, expected: str = "a dict by name") -> list[tuple[str, Any]]:
     if not isinstance(values, Mapping):
-        raise _wrong(what if what.endswith("returned") else f"{what} is", values, expected)
+        raise wrong(what if what.endswith("returned") else f"{what} is", values, expected)
     for name in values:
         if not isinstance(name, str):
-            raise _wrong(f"{what}: a name is", name, "a text")
+            raise wrong(f"{what}: a name is", name, "a text")
     return list(values.items())
 
 
-def _whose(given: Method | Task) -> str:
+def whose(given: Method | Task) -> str:
+    """`task lamp4`, `method Dps`."""
     return f"task {_task_name(given)}" if isinstance(given, Task) else f"method {type(given).__name__}"
 
 
@@ -434,7 +389,8 @@ def _task_name(task: Task) -> str:
     return getattr(task, "name", None) or type(task).__name__
 
 
-def _wrong(what: str, given: object, expected: str) -> HarnessError:
+def wrong(what: str, given: object, expected: str) -> HarnessError:
+    """What was given, and what is allowed."""
     return HarnessError(f"{what} {shown_as(given)}; expected {expected}")
 
 

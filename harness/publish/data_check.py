@@ -9,9 +9,9 @@ from statistics import median
 
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
+from harness.plugins.items import items_of
 from harness.plugins.options import build_task, check_read
 from harness.plugins.registry import task_class, task_name
-from harness.plugins.returned import items_of
 from harness.run.leaks import leaks, said
 from harness.statistics.paired_tests import FEWEST, smallest_effect
 from harness.task import Selection, Task

@@ -17,9 +17,10 @@ from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
 from harness.method import Method
 from harness.plan import TEMPERATURES, Sampling, sane_temperature
+from harness.plugins.items import items_of
 from harness.plugins.options import build_method, build_task, takes_data
 from harness.plugins.registry import method_row, task_class, task_name, task_source
-from harness.plugins.returned import described, fingerprint_of, generation_of, items_of
+from harness.plugins.returned import described, fingerprint_of, generation_of
 from harness.records.select import OWN
 from harness.run.control import Control, controlled
 from harness.run.leaks import check_apart, without_leaks

@@ -363,3 +363,10 @@ def test_adapters_below_and_above_the_trunk_stay_frozen_and_act() -> None:
     merged = train(lm, [_learner("ann", 3), _learner("bob", 2)], [SHIFTS], QUICK)
     for a, b in zip(kept, merged, strict=True):
         assert _difference(a, b) < 1e-9
+
+
+def test_a_word_of_a_recipe_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="schedule 'cosine' is not valid; allowed: linear, constant"):
+        Recipe(schedule="cosine")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="start 'zero' is not valid; allowed: identity, random"):
+        Shifts("shift", (0,), 1, start="zero")  # type: ignore[arg-type]

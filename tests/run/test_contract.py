@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from harness.edits import AddVector
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
 from harness.fit.artifacts import ArtifactStore
-from harness.method import Fitted, Method
+from harness.method import Fitted, Method, Retrieval
 from harness.methods import METHODS
 from harness.methods.plain import Plain
 from harness.mix import Contrast
@@ -140,6 +140,14 @@ PLANS: Mapping[str, tuple[Callable[[Stream], Any], str]] = {
         lambda s: Plan((Stream(replace(s.prompt, items=("a", "b"))),)),  # type: ignore[arg-type]
         r"items of a prompt are a tuple \(\('a', 'b'\)\); expected a tuple of HistoryItem",
     ),
+    "an iterator of a history": (
+        lambda s: Plan((Stream(replace(s.prompt, items=reversed(s.prompt.items))),)),  # type: ignore[arg-type]
+        "items of a prompt are a reversed .*; expected a tuple of HistoryItem",
+    ),
+    "no part of a block": (
+        lambda s: Plan((Stream(s.prompt, (AddVector(Site(0, "blok"), torch.ones(32)),)),)),  # type: ignore[arg-type]
+        "part 'blok' does not exist; parts: block_in",
+    ),
     "summary": (
         lambda s: Plan((Stream(replace(s.prompt, summary=None)),)),  # type: ignore[arg-type]
         "summary of a prompt is None; expected a text",
@@ -247,9 +255,42 @@ def test_names_of_options_that_are_one_text_are_no_names() -> None:
         build_method(theirs, "theirs", None, ())
 
 
+@dataclass(frozen=True)
+class Worded(Plain):
+    presets: ClassVar[Any] = {"typo": {"mode": "loud"}}
+    mode: Literal["calm", "strong"] = "calm"
+
+
+def test_a_word_of_an_option_is_one_of_those_that_its_type_lists_whoever_gives_it() -> None:
+    says = "method 'worded': mode=loud is not valid; allowed: 'calm' or 'strong'"
+    for preset, made in (("typo", None), (None, Worded(mode="loud"))):  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=says):
+            build_method(Worded, "worded", preset, (), made)
+    with pytest.raises(UsageError, match="retriever=bm26 is not valid; allowed: 'bm25' or"):
+        build_method(Worded, "worded", None, (), Worded(retrieval=Retrieval("bm26")))  # type: ignore[arg-type]
+    assert build_method(Worded, "worded", None, ("mode=strong",)) == Worded(mode="strong")
+
+
+def test_presets_that_are_no_options_by_name_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"presets of class Theirs is a dict .*; expected a dict by name, of options"):
+        build_method(type("Theirs", (Plain,), {"presets": {"released": 5}}), "theirs", "released", ())
+
+
 @pytest.mark.parametrize(
     ("method", "words"),
     [
+        (
+            _like(Adapting, states=staticmethod(lambda users: [Fitted(cost={"seconds": "fast"}) for _ in users])),
+            r"adapt: cost\['seconds'\] is a str \('fast'\); expected a finite int or float; leave out what is not known",
+        ),
+        (
+            _like(Adapting, states=staticmethod(lambda users: [Fitted(cost={"flops": None}) for _ in users])),
+            r"adapt: cost\['flops'\] is None; expected a finite int or float",
+        ),
+        (
+            _like(Adapting, states=staticmethod(lambda users: [Fitted(notes=(1,)) for _ in users])),  # type: ignore[arg-type]
+            r"adapt: notes is a tuple \(\(1,\)\); expected a list of texts",
+        ),
         (
             _like(Adapting, states=staticmethod(lambda users: [])),
             "adapt returned 0 states for . users; expected a list of . states, one a user",

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import HistoryItem, User
+from harness.data import HistoryItem, Joint, Message, User
 from harness.engine.model import LanguageModel
 from harness.errors import HarnessError, UsageError
+from harness.method import Method
 from harness.methods.plain import Plain
+from harness.plugins.declared import DECLARED
 from harness.plugins.options import build_task
 from harness.plugins.registry import task_class
 from harness.run.cell import Cell, Settings
 from harness.run.contract.tasks import check_task
 from harness.run.steps import run_cell
-from harness.task import GenerationDefaults, Metric, Sample
+from harness.task import GenerationDefaults, Metric, Sample, Task
 from harness.tasks.lamp import Lamp3
+from harness.tasks.users import Users
 
 
 def _run(lm: LanguageModel, tmp_path: Path, **changed: Callable[..., Any]) -> Any:
@@ -45,6 +48,14 @@ def _items(change: Callable[[Any], Any]) -> Callable[..., Any]:
 
 def _of(item: Any, **changed: Any) -> Any:
     return replace(item, example=replace(item.example, **changed))
+
+
+def _user(item: Any, **changed: Any) -> Any:
+    return _of(item, user=replace(item.example.user, **changed))
+
+
+def _record(item: Any, **changed: Any) -> Any:
+    return _user(item, history=(replace(HistoryItem("r", {"text": "x"}, "x"), **changed),))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,15 @@ def _of(item: Any, **changed: Any) -> Any:
         ({"items": _items(lambda i: _of(i, id=5))}, "id of example 5 is an int"),
         ({"items": _items(lambda i: _of(i, user=replace(i.example.user, id=None)))}, "user id of example .* is None"),
         ({"items": _items(lambda i: _of(i, user=replace(i.example.user, history="ab")))}, "history is a str .*; expected a tuple"),
+        ({"items": _items(lambda i: _of(i, compared="mean"))}, r"compared is a str \('mean'\); expected 'sum' or 'token' or 'char"),
+        ({"items": _items(lambda i: _of(i, labels="ab"))}, "labels is a str .*; expected a tuple of texts"),
+        ({"items": _items(lambda i: _user(i, pairs=(p for p in ())))}, "its user's pairs are a generator .*; expected a tuple of Lab"),
+        ({"items": _items(lambda i: _user(i, pairs=("a",)))}, r"its user's pairs hold a str \('a'\); expected Labelled"),
+        ({"items": _items(lambda i: _user(i, history=iter(())))}, "its user's history is a tuple_iterator .*; expected a tuple of"),
+        ({"items": _items(lambda i: _record(i, id=7))}, r"its user's history: item 7: id is an int \(7\); expected a text"),
+        ({"items": _items(lambda i: _record(i, document=None))}, "history: item 'r': document is None; expected a text"),
+        ({"items": _items(lambda i: _record(i, date=2020))}, r"item 'r': date is an int \(2020\); expected a text as in '2014-07-31'"),
+        ({"items": _items(lambda i: _record(i, fields={"score": 3}))}, r"item 'r': fields is a dict \({'score': 3}\); expected a dic"),
         ({"grade": lambda self, s: replace(s, response="better")}, r"grade changed response of sample .* a str \('better'\); expect"),
         ({"grade": lambda self, s: replace(s, error="bad")}, "grade changed error of sample .*; expected only parsed, metrics and"),
         ({"grade": lambda self, s: replace(s, user="x")}, "grade changed user of sample"),
@@ -122,6 +142,12 @@ def test_what_a_task_gives_back_that_is_not_what_belongs_there_is_one_line(
             lambda *_: [{"role": "user", "content": "x"}],
             "template function gave .*; expected a text, or a tuple of one Message",
         ),
+        (
+            lambda *_: (Message("bot", "x"),),  # type: ignore[arg-type]
+            r"template function gave Message\(role='bot', content='x'\); expected a role of system, user, assistant and",
+        ),
+        (lambda *_: (Message("user", None),), "template function gave Message.*; expected a role of .* and a text"),  # type: ignore[arg-type]
+        (lambda *_: Joint(()), "template function gave Joint.*; expected a text, or a tuple of one Message"),
         (lambda *_: "half \ud800 of one", "a prompt holds half a character .*; mend it in the data"),
     ],
 )
@@ -173,12 +199,68 @@ def test_an_interval_that_says_nothing_is_none_and_a_run_that_failed_whole_needs
         ({"train_ignores": "size"}, r"train_ignores of class Theirs is a str \('size'\); expected a set of names"),
         ({"ranges": [0, 1]}, "ranges of class Theirs is a list .*; expected a dict by name"),
         ({"version": "1"}, r"version of class Theirs is a str \('1'\); expected a whole number"),
+        ({"version": True}, "version of class Theirs is True; expected a whole number"),
         ({"name": None}, "name of class Theirs is None; expected a text"),
+        ({"independent": "users"}, r"independent of class Theirs is a str \('users'\); expected 'user' or 'item'"),
+        ({"independent": ["user"]}, "independent of class Theirs is a list .*; expected 'user' or 'item'"),
+        (
+            {"ranges": {"mae": 4}},
+            r"ranges of class Theirs is a dict .*; expected a dict by name, of \(least, greatest\)",
+        ),
+        (
+            {"ranges": {"mae": (4, 0)}},
+            "ranges of class Theirs is a dict .*; expected a dict by name, of .least, greatest",
+        ),
+        ({"ranges": {"mae": (0, math.inf)}}, "ranges of class Theirs is a dict .*; expected a dict by name, of .least"),
+        ({"per_sample": {"mae": None}}, "per_sample of class Theirs is a dict .*; expected a dict by name, of texts"),
+        (
+            {"asks": {"tone"}},
+            "asks of class Theirs is a set .*; expected a set of names out of 'trait', 'coherence', 'rub",
+        ),
+        ({"closed": "no"}, r"closed of class Theirs is a str \('no'\); expected True or False"),
+        (
+            {"__init__": lambda self: setattr(self, "independent", "users")},
+            "independent of class Theirs is a str .*; exp",
+        ),
     ],
 )
 def test_what_a_task_says_of_itself_has_the_type_it_should(declared: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=f"task 'theirs': {words}"):
         build_task(type("Theirs", (Lamp3,), declared), "theirs", (), None)
+
+
+def test_all_that_a_base_declares_of_its_classes_is_checked() -> None:
+    for base in (Method, Task):
+        named = {name for name, hint in base.__annotations__.items() if str(hint).startswith("ClassVar")}
+        assert named == set(DECLARED[base])
+
+
+def test_what_a_task_of_a_file_says_of_itself_is_checked_wherever_its_class_is_read(
+    harness: Callable[[str], Any],
+) -> None:
+    lines = "from harness.tasks.lamp import Lamp3\nclass Theirs(Lamp3):\n    independent = 'users'\n"
+    Path("theirs.py").write_text(lines)
+    for command in ("check ./theirs.py", "run --method plain --task ./theirs.py --model tiny --limit 1"):
+        done = harness(command)
+        assert (
+            done.code == 2 and "independent of class Theirs is a str ('users'); expected 'user' or 'item'" in done.err
+        )
+    with pytest.raises(
+        UsageError, match=r"task './theirs.py': independent of class Theirs"
+    ):  # as a comparison reads it
+        task_class("./theirs.py")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"answers": "txt"}, "kind 'txt' is not valid; allowed: auto, text, choice, number"),
+        ({"measured": "exact"}, "measured is 'exact'; expected a tuple of metrics' names"),
+    ],
+)
+def test_what_ones_own_users_say_of_their_answers_is_checked(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        type("Theirs", (Users,), {"read": lambda self: [], **said})()
 
 
 def _histories(of: Callable[[int], str]) -> Callable[..., Any]:

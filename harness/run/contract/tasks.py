@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.data import Labelled
 from harness.errors import DataMissing, UsageError
+from harness.plugins.items import items_of
 from harness.plugins.registry import method_class
 from harness.plugins.returned import (
     described,
     fingerprint_of,
     generation_of,
     graded,
-    items_of,
     metrics_of,
     samples_of,
 )
