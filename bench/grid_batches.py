@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def timed(
     asked = cells(args, folder)
     assert all(cell.items for cell in asked)
     start = time.perf_counter()
-    runs = (
+    runs: Sequence[Callable[[], Outcome]] = (
         run_grid(lm, asked, store=store) if together else [partial(run_cell, lm, cell, store=store) for cell in asked]
     )
     done = [run() for run in runs]

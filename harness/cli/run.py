@@ -134,7 +134,11 @@ def run(
 
     def read(cell: Cell) -> int:
         """Before the model is loaded: a mistake in the data shows at once."""
+        from harness.plugins.returned import fingerprint_of
+
         assert cell.items
+        if place:  # workers are told
+            fingerprint_of(cell.task, cell.selection)
         return 0
 
     def answer(cell: Cell) -> int:
@@ -144,7 +148,7 @@ def run(
         if several:
             console.say(f"{cell.method_name} on {cell.task_name}")
         done = outcomes(cell) if outcomes else kept[id(cell)] if id(cell) in kept else runs[id(cell)]()
-        if id(cell) in kept:
+        if id(cell) in kept or done.folder in finished:
             say_kept(done.record, done.folder, console)
         console.close()
         report(done, console, as_json=given["json"])
@@ -152,7 +156,8 @@ def run(
             export_lamp(done, console)
         if export == "peft":
             export_peft(lm, cell, done, console)
-        finished.append(done.folder)
+        if done.folder not in finished:
+            finished.append(done.folder)
         return done.exit_code
 
     def describe(cell: Cell) -> int:

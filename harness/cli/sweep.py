@@ -45,7 +45,7 @@ def sweep(
     """
     from harness.grid.executors import place_of
     from harness.run.console import Terminal
-    from harness.run.sweep import peak, run_sweep
+    from harness.run.sweep import peak, run_sweep, twice
 
     method = given["method"][0]
     by_task: dict[str, dict[str, object]] = {}
@@ -55,8 +55,12 @@ def sweep(
     everything = [cell for part in cells.values() for cell in part]
 
     def prepare() -> tuple[list[list[Cell]], range, Judge | None]:
+        from harness.plugins.returned import fingerprint_of
+
         for cell in everything:
             assert cell.items
+            if place:  # workers are told
+                fingerprint_of(cell.task, cell.selection)
         jobs = [list(points) for points in zip(*cells.values(), strict=True)]
         return jobs, range(len(jobs)), open_judge_for(given, everything, console)
 
@@ -76,6 +80,8 @@ def sweep(
         else:
             done = {name: outcomes(cell) for name, cell in here.items()}
         console.close()
+        for name, first in twice(done).items():
+            console.say(f"{name} is the same record as {first}: the options say the same")
         codes += [outcome.exit_code for outcome in done.values()]
         metrics = {name: outcome.record.metrics for name, outcome in done.items()}
         first = next(

@@ -19,6 +19,7 @@ from harness.judge.judges import Judge
 from harness.records.select import OWN
 from harness.run.cell import Cell
 from harness.run.console import Console
+from harness.run.kept import same_records
 from harness.run.steps import cell_steps
 
 Work = tuple[Jobs, Sequence[int], Judge | None]
@@ -63,8 +64,14 @@ def on_workers(
         if jobs:
             pool.give(jobs, chosen)
             lm = first_worker(pool)
-            steps = {(j, p): step(j, p) for j, job in enumerate(jobs) for p in range(len(job))}
-            done = drive(pool, steps, lambda key: pool.is_over(*key))
+            every = {(j, p): cell for j, job in enumerate(jobs) for p, cell in enumerate(job)}
+            firsts = {key: key for key in every} if command == "fit" else same_records(lm, every, judge)
+            for key, first in firsts.items():
+                if key != first:
+                    pool.is_over(*key)
+            steps = {key: step(*key) for key in dict.fromkeys(firsts.values())}
+            ended = drive(pool, steps, lambda key: pool.is_over(*key))
+            done = {key: ended[first] for key, first in firsts.items()}
             failed = any(isinstance(value, BaseException) for value in done.values())
             pool.finished = not failed or not names(pool.session.results)  # what is answered and in no record is kept
     by_cell = {id(cell): done.get((j, p)) for j, job in enumerate(jobs) for p, cell in enumerate(job)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from harness.judge.judges import Judge
 from harness.records.store import Outcome, read_samples
 from harness.run.cell import Cell
 from harness.run.console import Console
+from harness.run.kept import same_records
 from harness.run.together import Together
 
 MOST_POINTS = 10_000
@@ -69,12 +71,24 @@ def run_sweep(
     console: Console | None = None,
     judge: Judge | None = None,
 ) -> dict[str, Outcome]:
-    """Run, resume or reuse the record of every point. Raises as `run_cell` does, with every point's state saved."""
-    together = Together(lm, cells, store=store, consoles=dict.fromkeys(cells, console or Console()), judge=judge)
+    """Run, resume or reuse the record of every point. Raises as `run_cell` does, with every point's state saved.
+
+    Points with one record have one outcome.
+    """
+    firsts, consoles = same_records(lm, cells, judge), dict.fromkeys(cells, console or Console())
+    distinct = {name: cells[name] for name in firsts.values()}
+    together = Together(lm, distinct, store=store, consoles=consoles, judge=judge)
     try:
-        return {name: together.finish(name) for name in cells}
+        return {name: together.finish(first) for name, first in firsts.items()}
     finally:
         together.close()
+
+
+def twice(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Points whose record is that of an earlier one -> that one."""
+    firsts: dict[Path, str] = {}
+    found = {name: firsts.setdefault(outcome.folder, name) for name, outcome in outcomes.items()}
+    return {name: first for name, first in found.items() if name != first}
 
 
 @dataclass(frozen=True)
@@ -92,10 +106,13 @@ class Peak:
 
 def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
     """Of means over the samples that have the number, as the records' are: one that a judge refused to rate is left out.
+    Of points with one record the first alone is counted.
 
     None where a point has no such number at all, or answered other samples: then the points cannot be compared.
     """
     scores, asked = [], []
+    again = twice(outcomes)
+    outcomes = {name: outcome for name, outcome in outcomes.items() if name not in again}
     for outcome in outcomes.values():
         samples = sorted(read_samples(outcome.folder), key=lambda sample: sample.id)
         scores.append([sample.metrics.get(metric) for sample in samples])

@@ -58,6 +58,13 @@ def test_a_sweep_and_a_task_with_choices_are_the_same_on_workers(harness: Harnes
     same("one", "two")
 
 
+def test_cells_that_are_one_record_run_once_on_workers(harness: Harness, forked: Any, command: str) -> None:
+    for line in ("run --method plain --method plain", "sweep --method rag --set k=1|01 --task lamp2m"):
+        done = harness(f"{line} {command} --on local:2")
+        assert done.code == 0, done.err
+    assert len(records("runs")) == 2 and not (Path("runs") / ".grid").exists()
+
+
 def test_users_adapted_to_in_parts_are_the_same_on_workers(
     harness: Harness, forked: Any, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

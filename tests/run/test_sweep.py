@@ -126,6 +126,29 @@ def test_the_table_and_the_json_show_every_point(harness: Callable[[str], Any], 
     assert "lowest" in json.loads(harness(f"sweep {command} --set layer=0|2 --lowest --json").out)
 
 
+@pytest.mark.parametrize(
+    ("line", "names", "same"),
+    [
+        ("--method rag --set k=1|01|2", ["k=1", "k=01", "k=2"], "k=01 is the same record as k=1"),
+        (
+            "--method dps --set screen=auto|all --set samples=2 --set heads=2 --fit_split dev:0.1",
+            ["screen=auto", "screen=all"],
+            "screen=all is the same record as screen=auto",
+        ),
+    ],
+)
+def test_points_that_are_one_record_run_once_and_are_both_shown(
+    harness: Callable[[str], Any], toy: Path, line: str, names: list[str], same: str
+) -> None:
+    done = harness(f"sweep {line} --task lamp3 --model {toy} --limit 4 --max_new_tokens 2 --json")
+    assert done.code == 0, done.err
+    content = json.loads(done.out)
+    assert list(content["points"]) == names and content["points"][names[0]] == content["points"][names[1]]
+    assert len(find_runs(Path("runs"))) == len(names) - 1 and same in done.err
+    found = content["lowest"]
+    assert names[1] not in {found["point"], found["low"], found["high"], *found["wins"]}
+
+
 def test_where_less_is_better_the_lowest_point_is_named(harness: Callable[[str], Any], toy: Path) -> None:
     line = f"sweep --method cad --set k=1 --set alpha=0|4 --task lamp3 --limit 6 --max_new_tokens 2 --model {toy}"
     content = json.loads(harness(f"{line} --json").out)

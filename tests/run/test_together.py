@@ -116,7 +116,19 @@ def test_a_method_that_is_named_twice_runs_once(harness: Callable[[str], Any], t
     line = f"run --method rag --method cad --method rag --task lamp3 --model {toy} --limit 2 --max_new_tokens 2"
     done = harness(line)
     assert done.code == 0, done.err
-    assert "already there" in done.err and len(runs("runs")) == 2
+    assert done.err.count("already there") == 1 and done.out.count("rag on lamp3 with") == 2
+    assert len(runs("runs")) == 2
+
+
+def test_what_stops_a_method_that_is_named_twice_stops_it_once(harness: Callable[[str], Any], toy: Path) -> None:
+    counting = "            with open('tries', 'a') as tries:\n                tries.write('x')\n            raise"
+    Path("faulty.py").write_text(FAULTY.replace('"mix"\n', '"plan"\n').replace("            raise", counting))
+    line = f"--task lamp3 --model {toy} --limit 2 --max_new_tokens 2"
+    done = harness(f"run --method ./faulty.py --method ./faulty.py {line}")
+    assert done.code == 1 and done.err.count("a plan of its own") == 2
+    together = Path("tries").read_text()
+    assert harness(f"run --method ./faulty.py {line} --output_path alone").code == 1
+    assert Path("tries").read_text() == 2 * together
 
 
 def _count_prompt_tokens(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

@@ -6,10 +6,10 @@ So a command whose records are finished shows them at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from harness.engine.weights.identity import identity_of
 from harness.errors import HarnessError
@@ -31,6 +31,8 @@ from harness.records.store import Outcome, folder_of, read_record
 from harness.run.cell import Cell, Settings, generation_of_cell
 from harness.run.console import Console
 from harness.servers.address import ENDPOINT
+
+K = TypeVar("K", bound=Hashable)
 
 
 class Named(Protocol):
@@ -77,6 +79,21 @@ def kept_outcome(model: Named, cell: Cell, judge: Judge | None) -> Outcome | Non
     if not is_finished(record, cell.settings):
         return None
     return Outcome(record, folder, exit_code(record, cell.settings))
+
+
+def same_records(model: Named, cells: Mapping[K, Cell], judge: Judge | None) -> dict[K, K]:
+    """By name of a cell, the first one that has the same record: only that one runs, and its outcome is of both.
+
+    Options that are written in two ways, or decided by the model, can be one. Cells that have no configuration say why when they
+    run.
+    """
+    firsts: dict[Path, K] = {}
+    found = {name: name for name in cells}
+    for name, cell in cells.items():
+        with suppress(Exception):
+            folder = folder_of(Path(cell.settings.output_path), config_of(model, cell, judge))
+            found[name] = firsts.setdefault(folder, name)
+    return found
 
 
 def is_finished(record: RunRecord, settings: Settings) -> bool:

@@ -27,6 +27,7 @@ from harness.records.store import Outcome
 from harness.run.answers import Answer, Asked, Size
 from harness.run.cell import Cell
 from harness.run.console import Console, Named
+from harness.run.kept import same_records
 from harness.run.steps import cell_steps, run_cell
 from harness.run.system import ModelSystem
 from harness.servers.model import ServedModel
@@ -43,27 +44,45 @@ def run_grid(
     store: ArtifactStore | None = None,
     console: Console | None = None,
     judge: Judge | None = None,
-) -> list[partial[Outcome]]:
+) -> list[Callable[[], Outcome]]:
     """For each cell, what runs, resumes or reuses its record when it is called; raises as `run_cell` does.
 
     Cells of one task run together. Methods that train for each user run by themselves: what they learnt would have to be in
-    memory at once, and their prompts share nothing.
+    memory at once, and their prompts share nothing. Cells with one record have one outcome.
     """
     console = console or Console()
-    found = [partial(run_cell, lm, cell, store=store, console=console, judge=judge) for cell in cells]
+    found = [_Once(partial(run_cell, lm, cell, store=store, console=console, judge=judge)) for cell in cells]
+    firsts = same_records(lm, dict(enumerate(cells)), judge)
     for task in dict.fromkeys(cell.task_name for cell in cells):
         members: dict[int, Cell] = {}
         for number, cell in enumerate(cells):
-            same = any(cell.method == other.method for other in members.values())  # its record would be the same one
-            apart = same or isinstance(cell.method, TrainsUsers) or isinstance(lm, ServedModel)
-            if cell.task_name == task and not apart:
+            apart = isinstance(cell.method, TrainsUsers) or isinstance(lm, ServedModel)
+            if cell.task_name == task and firsts[number] == number and not apart:
                 members[number] = cell
         if len(members) > 1:
             consoles = {number: Named(console, cell.method_name) for number, cell in members.items()}
             together = Together(lm, members, store=store, consoles=consoles, judge=judge)
             for number in members:
-                found[number] = partial(together.finish, number)
-    return found
+                found[number] = _Once(partial(together.finish, number))
+    return [found[first] for first in firsts.values()]
+
+
+class _Once:
+    """What a cell gives, which is run when it is first asked for."""
+
+    def __init__(self, run: Callable[[], Outcome]) -> None:
+        self._run = run
+        self._end: Outcome | Exception | SystemExit | None = None
+
+    def __call__(self) -> Outcome:
+        if self._end is None:
+            try:
+                self._end = self._run()
+            except (Exception, SystemExit) as error:
+                self._end = error
+        if isinstance(self._end, Outcome):
+            return self._end
+        raise self._end
 
 
 class Together:
