@@ -193,6 +193,7 @@ def open_judge(
 
         parse(settings, {}, f"judge {name!r}")
         local = LocalModel.load(model)
+        name = f"{LOCAL}{local.lm.name}"  # where its folder lies is no part of it
         config = JudgeConfig(name=name, revision=local.lm.revision, options={"dtype": local.lm.dtype})
         identity = {"judge": name, "revision": local.lm.revision, "dtype": local.lm.dtype}
         return ModelJudge(config, local, identity, cache, mode="numbers")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from harness.errors import HarnessError, UsageError
 from harness.judge.grading import check_targets, judge_samples, settle
-from harness.judge.judges import Judge, open_judge
+from harness.judge.judges import LOCAL, Judge, open_judge
 from harness.plugins.options import rebuild_task, takes_data
-from harness.plugins.registry import task_class, task_source
+from harness.plugins.registry import MODELS, task_class, task_source
 from harness.plugins.returned import described, fingerprint_of, graded
 from harness.records import provenance
-from harness.records.schema import RunRecord
+from harness.records.schema import JudgeConfig, RunRecord
 from harness.records.store import Outcome, RunFolder, folder_of, read_record, read_samples
 from harness.run.console import Console
 from harness.servers.address import with_credentials
@@ -107,9 +107,19 @@ def _judge(
             raise UsageError(f"{record.config.task.name} asks no judge; leave --judge out to grade its responses again")
         return None
     if name is None and own is not None:
+        _check_found(own)
         kept = [f"mode={own.options['mode']}"] if "mode" in own.options else []
         return open_judge(own.name, base_url or with_credentials(own.base_url), [*kept, *settings], asks=task.asks)
     return open_judge(name, base_url, settings, asks=task.asks) if name is not None else None
+
+
+def _check_found(judge: JudgeConfig) -> None:
+    """Raises UsageError for a model of a folder, of which a record keeps the name and not where it lies."""
+    model = judge.name.removeprefix(LOCAL)
+    if judge.name.startswith(LOCAL) and model not in MODELS and "/" not in model and not Path(model).exists():
+        raise UsageError(
+            f"the record says of its judge that it is {model} and not where it lies; give --judge {LOCAL}FOLDER"
+        )
 
 
 def _copied(record: RunRecord, target: RunFolder, source: Path, hash8: str) -> RunRecord:

@@ -592,6 +592,9 @@ def test_a_local_judge_rates_by_name_and_its_replies_are_kept(
     done = judged(lm, open_judge(f"hf/{toy}"), tmp_path)
     assert done.exit_code == 0
     assert done.record.config.judge is not None and done.record.config.judge.revision
+    assert done.record.config.judge.name == "hf/toy"  # wherever its folder lies, on another machine too
+    with pytest.raises(UsageError, match="its judge that it is toy and not where it lies; give --judge hf/FOLDER"):
+        score(done.folder)
     assert done.record.judging is not None and done.record.judging.mode == "numbers"
     assert all(0 <= (s.metrics["trait"] or -1) <= 100 for s in read_samples(done.folder))
     monkeypatch.setattr(Decoder, "distributions", None)
