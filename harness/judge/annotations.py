@@ -1,7 +1,7 @@
 """People compare two runs: blind pairs as a CSV file, one filled-in copy of it an annotator, majority and agreement.
 
 The file names neither run. Which answer is whose stays in the comparison's folder, so that votes can be counted by whoever
-holds that and cast by whoever does not.
+holds that and cast by whoever does not. A pair's code (`p001-32c2`) is of one comparison, so that a vote counts in no other.
 Paper: Zhang et al., Preference Heads, section 6.7: final decisions by majority vote, ties among them.
 """
 
@@ -11,6 +11,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -50,31 +51,32 @@ def export(
     record = PairRecord(config=config, hash=config.hash8(), pairs=len(comparison.pairs), started=provenance.now())
     folder = record.folder(comparison.root)
     path = path or folder / "annotate.csv"
-    content = _blank(comparison, profile_items)
     with held(folder):
-        there = read_pairs(folder)  # votes that are there stay
+        there = read_pairs(folder)  # votes that are there stay, and codes that forms have already
         if there and [_drawn(pair) for pair in there] != [_drawn(pair) for pair in comparison.pairs]:
             raise UsageError(
                 f"{folder} has other pairs than the runs have now, since one of them has answered more; a vote would be counted "
                 "for another pair than was shown: use the file of the first export, or move that folder away and export anew"
             )
+        pairs = there or [replace(pair, code=f"{pair.code}-{record.hash[:4]}") for pair in comparison.pairs]
+        content = _blank(comparison, pairs, profile_items)
         if path.exists() and (not path.is_file() or path.read_bytes() != content):
             raise UsageError(
                 f"{path} is there and is no empty form of these pairs: it may hold somebody's votes; move it away, or give another "
                 "--output_path"
             )
         if not there:
-            write(folder, record, comparison.pairs)
+            write(folder, record, pairs)
     replace_file(path, content)
     return folder, path
 
 
-def _blank(comparison: Comparison, profile_items: int) -> bytes:
+def _blank(comparison: Comparison, pairs: Sequence[Pair], profile_items: int) -> bytes:
     """The file without votes, with the mark by which spreadsheets know UTF-8."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
-    for pair in comparison.pairs:
+    for pair in pairs:
         shown = comparison.shown[pair.id]
         lines = "\n".join(profile(shown.example, profile_items))
         shown_texts = (lines, shown.example.text, *shown.answers(pair.first))
@@ -82,8 +84,8 @@ def _blank(comparison: Comparison, profile_items: int) -> bytes:
     return text.getvalue().encode("utf-8-sig", errors="replace")
 
 
-def _drawn(pair: Pair) -> tuple[str, str, str]:
-    return pair.code, pair.id, pair.first
+def _drawn(pair: Pair) -> tuple[str, str]:
+    return pair.id, pair.first
 
 
 def import_votes(folder: Path, files: Sequence[Path]) -> PairRecord:
@@ -133,7 +135,9 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
         where = f"{file}, line {rows.line_num}"
         code = (row["pair"] or "").strip()
         if code not in pairs:
-            raise UsageError(f"{where}: pair {code!r} is not of this comparison; it has {len(pairs)}, p001 and so on")
+            raise UsageError(
+                f"{where}: pair {code!r} is not of this comparison; it has {len(pairs)}, {next(iter(pairs), 'none')} and so on"
+            )
         if code in found:
             raise UsageError(f"{where}: pair {code} has votes above already; keep one line of it")
         choices = {

@@ -308,7 +308,7 @@ def test_the_majority_decides_and_agreement_is_told(save: Save, tmp_path: Path) 
 def test_pairs_without_a_vote_are_missing(save: Save, tmp_path: Path) -> None:
     folder, file = export(save("cad"), save("dps"), profile_items=0)
     record = import_votes(
-        folder, [filled(file, lambda row: "tie" if row["pair"] == "p001" else "", tmp_path / "ann.csv")]
+        folder, [filled(file, lambda row: "tie" if row["pair"].startswith("p001-") else "", tmp_path / "ann.csv")]
     )
     assert (record.status, record.compared, record.metrics["both"]["tie"].n) == ("partial", 1, 1)
 
@@ -333,21 +333,44 @@ def test_a_vote_never_reaches_another_pair_than_the_one_that_was_shown(save: Sav
     a = save("cad", items=6)
     b = save("dps", items=12)
     folder, file = export(a, b, tmp_path / "annotate.csv", count=6)
-    shown = {pair.code: pair.id for pair in read_pairs(folder)}
+    shown = [pair.id for pair in read_pairs(folder)]
     with RunFolder.open(tmp_path / "results", read(folder).config.runs[0]) as run:  # answers what had failed before
         run.append([Sample(i.example.id, i.example.user.id, response="CAD late", targets=i.targets) for i in ITEMS[6:]])
-    assert {pair.code: pair.id for pair in draw(a, b, count=6, seed=0).pairs} != shown
+    assert [pair.id for pair in draw(a, b, count=6, seed=0).pairs] != shown
     with pytest.raises(UsageError, match="other pairs than the runs have now"):
         export(a, b, tmp_path / "again.csv", count=6)
-    assert not (tmp_path / "again.csv").exists() and {pair.code: pair.id for pair in read_pairs(folder)} == shown
+    assert not (tmp_path / "again.csv").exists() and [pair.id for pair in read_pairs(folder)] == shown
     assert import_votes(folder, [filled(file, fan_of("dps"), tmp_path / "ann.csv")]).metrics["b"]["win"].value == 1
+
+
+def test_a_vote_never_counts_in_another_comparison_than_it_was_cast_in(save: Save, tmp_path: Path) -> None:
+    a = save("cad")
+    (one, form), (other, other_form) = (export(a, save(name), tmp_path / f"{name}.csv") for name in ("dps", "rag"))
+    votes = filled(other_form, lambda row: "A", tmp_path / "ann.csv")
+    with pytest.raises(
+        UsageError, match=r"ann\.csv, line .*: pair 'p001-\w{4}' is not of this comparison; it has 12, p001-"
+    ):
+        import_votes(one, [votes])
+    assert not read(one).annotators and import_votes(other, [votes]).compared == 12
+    assert import_votes(one, [filled(form, lambda row: "A", tmp_path / "ann.csv")]).compared == 12
+
+
+def test_a_form_of_an_older_version_still_counts_where_it_belongs(save: Save, tmp_path: Path) -> None:
+    """Its codes are p001 and so on, as are those in the comparison's folder, and stay."""
+    a, b = save("cad"), save("dps")
+    folder, form = export(a, b, tmp_path / "annotate.csv")
+    for file in (form, folder / "pairs.jsonl"):
+        file.write_bytes(re.sub(rb"\b(p0\d\d)-\w{4}\b", rb"\1", file.read_bytes()))
+    before = form.read_bytes()
+    assert b"p001," in before and export(a, b, form) == (folder, form) and form.read_bytes() == before
+    assert import_votes(folder, [filled(form, fan_of("dps"), tmp_path / "ann.csv")]).metrics["b"]["win"].value == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("p003", "p999"), "line .*: pair 'p999' is not of this comparison; it has 12, p001 and so on"),
-        (("p003", "p002"), "pair p002 has votes above already"),
+        (("p003", "p999"), r"line .*: pair 'p999-(\w{4})' is not of this comparison; it has 12, p001-\1 and so on"),
+        (("p003", "p002"), r"pair p002-\w{4} has votes above already"),
         (("better_for_user", "better for user"), "has no column better_for_user; keep the columns that were exported"),
         ((",A,A,", ",A,first,"), "better_for_user: 'first' is no vote; allowed: A, B or tie, or nothing"),
     ],
@@ -374,7 +397,9 @@ def test_a_quote_that_is_not_closed_takes_no_votes_with_it(save: Save, tmp_path:
     with pytest.raises(UsageError, match=r"ann\.csv, line 1: not valid CSV"):
         import_votes(folder, [votes])
     long = filled(file, lambda row: "A", tmp_path / "ann.csv")
-    long.write_text(long.read_text(encoding="utf-8-sig").replace("p005,", f"p005,{'x' * 200_000}", 1))
+    longer = re.sub(r"(?m)^(p005-\w{4},)", rf"\1{'x' * 200_000}", text := long.read_text(encoding="utf-8-sig"))
+    assert len(longer) > len(text)
+    long.write_text(longer)
     assert import_votes(folder, [long]).compared == 12
 
 
