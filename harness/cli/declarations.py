@@ -6,12 +6,15 @@ typer nor torch. An option of one command alone stands in that command's signatu
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, Union, cast, get_args, get_origin, get_type_hints
 
 from harness.errors import UsageError, did_you_mean
 from harness.run.cell import Settings
@@ -234,6 +237,66 @@ def declared() -> dict[str, tuple[Any, Option]]:
 def with_defaults(given: Options) -> Command:
     """All of them: those not given at their default."""
     return {**{name: option.default for name, (_, option) in declared().items()}, **given}  # type: ignore[typeddict-item]
+
+
+def checked(given: Options) -> Options:
+    """What was given from Python, with numbers of numpy as Python's. Raises UsageError for a name that is no option of
+    `harness.evaluate`, and for a value of another type than its option has."""
+    known, own = declared(), Options.__annotations__
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in own:
+            alone = f"; the command 'harness run' alone has --{name};" if name in known else did_you_mean(name, own)
+            raise UsageError(f"unknown option {name!r}{alone} allowed: {', '.join(own)}")
+        kind, option = known[name]
+        if not _fits(value, kind) and not (
+            option.cli is str and isinstance(value, str)
+        ):  # words, which are checked by name
+            shown = " ".join(reprlib.repr(value).split())
+            raise UsageError(f"{name}={shown} is not valid; allowed: {_in_words(kind)}")
+        found[name] = _plain(value)
+    return cast(Options, found)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type; a whole number is a number, and a text is no list of its letters."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inside)
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, inside[0]) for v in value)
+    if kind in (int, float):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value
+
+
+def _in_words(kind: Any) -> str:
+    inside = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_in_words, inside))
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, inside))
+    return _WORDS[get_origin(kind) or kind]
+
+
+_WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    type(None): "None",
+    Mapping: "a dict",
+    Sequence: "a list of texts",
+    os.PathLike: "a path",
+}
 
 
 def pairs(given: Pairs) -> list[str]:

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from harness.cli.declarations import AnyPath, Names, Options, check_model, folder_text, names, with_defaults
+from harness.cli.declarations import AnyPath, Names, Options, check_model, checked, folder_text, names, with_defaults
 from harness.errors import HarnessError
 from harness.records.schema import MetricValue, RunRecord
 from harness.records.store import read_record, read_samples
@@ -70,7 +70,7 @@ def evaluate(method: str | Method, task: str, model: str | LanguageModel = "tiny
     from harness.publish.show import warnings
     from harness.run.kept import kept_outcomes, say_kept
 
-    console = terminal_or_notebook()
+    options, console = checked(options), terminal_or_notebook()
     if isinstance(model, str):
         check_model(model, options)
     (cell,) = cells_of([method], [task], options)
@@ -102,7 +102,7 @@ def load(model: str = "tiny", **options: Unpack[Options]) -> LanguageModel:
     """A model to give to several calls of `evaluate`; `dtype`, `device`, `device_map` and `model_path` are those of `harness run`."""
     from harness.cli.run import load
 
-    return load(model, options, terminal_or_notebook(), served=True)
+    return load(model, checked(options), terminal_or_notebook(), served=True)
 
 
 def read(run: AnyRun) -> Run:

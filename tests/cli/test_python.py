@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 
 import harness as door
+from harness.cli.declarations import NEEDED, _fits, _in_words, checked, declared
 from harness.method import Retrieval
 from harness.methods.cad import CAD
 from harness.methods.rag import RAG
@@ -119,6 +121,55 @@ def test_errors_have_the_text_and_code_of_the_command(harness: Callable, command
         door.evaluate(**{"task": "lamp4", **ERRORS[command]})
     assert " ".join(str(raised.value).split()) == done.error().removeprefix("harness: ")
     assert raised.value.exit_code == done.code
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"limits": 3}, "unknown option 'limits'; did you mean 'limit'? allowed: judge, "),
+        ({"contol": "none"}, "unknown option 'contol'; did you mean 'control'?"),
+        ({"on": "local:2"}, "unknown option 'on'; the command 'harness run' alone has --on; allowed: "),
+        ({"limit": "2"}, "limit='2' is not valid; allowed: a whole number or None"),
+        ({"limit": 2.5}, "limit=2.5 is not valid; allowed: a whole number or None"),
+        ({"limit": True}, "limit=True is not valid"),
+        ({"max_new_tokens": 3.0}, "max_new_tokens=3.0 is not valid; allowed: a whole number or None"),
+        ({"seed": 1.5}, "seed=1.5 is not valid; allowed: a whole number"),
+        ({"temperature": "0"}, "temperature='0' is not valid; allowed: a number"),
+        ({"exclude_leaks": "no"}, "exclude_leaks='no' is not valid; allowed: True or False"),
+        ({"preset": None}, "preset=None is not valid; allowed: a text or a list of texts"),
+        ({"control": None}, "control=None is not valid; allowed: 'none' or 'wrong_user' or 'shuffled'"),
+        ({"control": "shufled"}, "unknown control 'shufled'; did you mean 'shuffled'?"),
+        ({"fit_split": 0.2}, "fit_split=0.2 is not valid; allowed: a text or None"),
+        ({"batch_size": None}, "batch_size=None is not valid; allowed: a whole number or 'auto'"),
+        ({"set": "gamma=1"}, "set='gamma=1' is not valid; allowed: a dict or a list of texts"),
+        ({"set": ["gamma=1", 2]}, "set=['gamma=1', 2] is not valid"),
+        ({"output_path": None}, "output_path=None is not valid; allowed: a text or a path"),
+    ],
+)
+def test_an_option_that_is_none_or_of_another_type_is_one_line(
+    there: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(door.HarnessError, match=re.escape(words)) as caught:
+        door.evaluate("plain", "lamp2m", **options)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value) and not list(there.glob("runs"))
+    if "unknown option" in words:
+        with pytest.raises(door.HarnessError, match="unknown option"):
+            door.load("tiny", **options)
+
+
+def test_every_type_of_an_option_can_be_given_and_said() -> None:
+    given: Any = {
+        "limit": np.int64(2),
+        "temperature": np.float32(0.5),
+        "data": Path("x"),
+        "batch_size": "auto",
+        "set": {"k": 3},
+    }
+    found: Any = checked(given)
+    assert found == given and type(found["limit"]) is int and type(found["temperature"]) is float
+    for name, (kind, option) in declared().items():
+        assert option.default is NEEDED or _fits(option.default, kind), name
+        assert option.default is NEEDED or _in_words(kind), name
 
 
 def test_records_compare_and_table_are_frames(there: Path, toy: Path) -> None:
