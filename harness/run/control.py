@@ -31,16 +31,16 @@ def controlled(items: Sequence[Labelled], control: Control, seed: int) -> Sequen
         own = {id(item.example.user): item.example.user for item in items}
         orders = {name: _shuffled(user, seed) for name, user in own.items()}
         return [replace(item, example=replace(item.example, user=orders[id(item.example.user)])) for item in items]
-    own: dict[str, dict[int, User]] = {}
+    histories_of: dict[str, dict[int, User]] = {}
     for item in items:
-        own.setdefault(item.example.user.id, {})[len(item.example.user.history)] = item.example.user
-    longest = [histories[max(histories)] for histories in own.values()]
+        histories_of.setdefault(item.example.user.id, {})[len(item.example.user.history)] = item.example.user
+    longest = [histories[max(histories)] for histories in histories_of.values()]
     giver_of = _exchanged([user for user in longest if user.history], seed)
     givers, without = list(giver_of), [user.id for user in longest if not user.history]
     giver_of |= {user: givers[n % len(givers)] for n, user in enumerate(without)}
     given = {
-        (user, size): _given(user, size, giver_of[user], own[giver_of[user]])
-        for user, histories in own.items()
+        (user, size): _given(user, size, giver_of[user], histories_of[giver_of[user]])
+        for user, histories in histories_of.items()
         for size in histories
     }
     return [
