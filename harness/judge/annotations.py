@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError
 from harness.files import replace_file
 from harness.files.shown import csv_cell
 from harness.judge.pairwise import Comparison, config_of, draw, mean, profile, shares
 from harness.judge.pairwise_record import Choice, Opinion, Pair, PairRecord, held, read, read_pairs, write
 from harness.records import provenance
 from harness.records.schema import MetricValue
+from harness.records.store import folder_of, read_samples
 
 VOTES = {"better": "winner", "better_for_user": "alignment_winner"}
 """Columns to fill in -> what they are called in a record."""
@@ -102,11 +103,11 @@ def import_votes(folder: Path, files: Sequence[Path]) -> PairRecord:
         names = [file.stem for file in files]
         if len(set(names)) < len(names):
             raise UsageError("two files have the same name; the name is the annotator's")
-        by_code = {pair.code: pair for pair in pairs}
+        by_code, shown = {pair.code: pair for pair in pairs}, _shown_by(folder, record, pairs)
         for name, file in zip(names, files, strict=True):
             for pair in pairs:
                 pair.votes.pop(name, None)
-            for code, opinion in _votes(file, by_code).items():
+            for code, opinion in _votes(file, by_code, shown).items():
                 by_code[code].votes[name] = opinion
         summarise(record, pairs)
         record.finished = provenance.now()
@@ -114,7 +115,30 @@ def import_votes(folder: Path, files: Sequence[Path]) -> PairRecord:
         return record
 
 
-def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
+def _shown_by(folder: Path, record: PairRecord, pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    """Code -> answers A and B of its form, for codes of older versions (`p001`), which every comparison has. None where the runs
+    are not beside the comparison."""
+    old = [pair for pair in pairs if "-" not in pair.code]
+    root, found = folder.resolve().parents[2], dict[str, list[str]]()
+    if not old:
+        return found
+    try:
+        a, b = ({s.id: s.response or "" for s in read_samples(folder_of(root, run))} for run in record.config.runs)
+    except HarnessError:
+        return found
+    for pair in old:
+        if pair.id in a and pair.id in b:
+            first, second = (a, b) if pair.first == "a" else (b, a)
+            found[pair.code] = [_folded(str(csv_cell(side[pair.id].strip()))) for side in (first, second)]
+    return found
+
+
+def _folded(cell: str) -> str:
+    """A cell but for what a spreadsheet may change."""
+    return " ".join(cell.encode(errors="replace").decode().split()).lstrip("'")
+
+
+def _votes(file: Path, pairs: Mapping[str, Pair], shown: Mapping[str, list[str]]) -> dict[str, Opinion]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -143,6 +167,12 @@ def _votes(file: Path, pairs: Mapping[str, Pair]) -> dict[str, Opinion]:
         choices = {
             name: _choice(row[column] or "", pairs[code], f"{where}, {column}") for column, name in VOTES.items()
         }
+        answers = [_folded(row.get(column) or "") for column in ("answer_A", "answer_B")]
+        if any(choices.values()) and any(answers) and answers != shown.get(code, answers):
+            raise UsageError(
+                f"{where}: the answers are not those of pair {code} here; the votes were cast in another comparison, or the cells "
+                "have changed"
+            )
         if any(choices.values()):
             found[code] = Opinion(choices["winner"], choices["alignment_winner"])
     return found

@@ -359,10 +359,17 @@ def test_a_form_of_an_older_version_still_counts_where_it_belongs(save: Save, tm
     """Its codes are p001 and so on, as are those in the comparison's folder, and stay."""
     a, b = save("cad"), save("dps")
     folder, form = export(a, b, tmp_path / "annotate.csv")
-    for file in (form, folder / "pairs.jsonl"):
+    other, other_form = export(a, save("rag"), tmp_path / "other.csv")
+    for file in (form, other_form, folder / "pairs.jsonl", other / "pairs.jsonl"):
         file.write_bytes(re.sub(rb"\b(p0\d\d)-\w{4}\b", rb"\1", file.read_bytes()))
     before = form.read_bytes()
     assert b"p001," in before and export(a, b, form) == (folder, form) and form.read_bytes() == before
+    with pytest.raises(
+        UsageError,
+        match=r"ann\.csv, line .*: the answers are not those of pair p001 here; the votes were cast in another",
+    ):
+        import_votes(folder, [filled(other_form, lambda row: "A", tmp_path / "ann.csv")])
+    assert not read(folder).annotators
     assert import_votes(folder, [filled(form, fan_of("dps"), tmp_path / "ann.csv")]).metrics["b"]["win"].value == 1
 
 
