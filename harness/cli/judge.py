@@ -89,9 +89,6 @@ def certify(
 
     Exit 5 where the recorded batches give other answers than the record holds.
     """
-    import json
-    from dataclasses import asdict
-
     from harness.publish.show import certificate_table
     from harness.records.select import find_run
     from harness.run.console import Terminal
@@ -109,7 +106,7 @@ def certify(
     )
     found = certify(asked, console)
     console.close()
-    say(json.dumps({**asdict(found), "folder": str(found.folder)}) if given["json"] else certificate_table(found))
+    say(found.to_json() if given["json"] else certificate_table(found))
     raise typer.Exit(0 if found.reproduced else 5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.errors import UsageError
 from harness.methods.pag import PAG
 from harness.publish.show import certificate_table
 from harness.records.store import find_runs
-from harness.run.contract.certify import Certificate, Variant, cell_of
+from harness.run.contract.certify import Again, Certificate, Variant, cell_of, moved
 
 
 def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_models(
@@ -37,6 +38,22 @@ def test_a_certificate_says_what_moved_and_finds_an_answer_that_is_not_the_model
     assert names[:3] == ["recorded batches", "one a batch", "3 a batch"] and names[-1] == "another process"
     assert found["samples"] == 3 and all(one["changed"] == [changed["id"]] for one in found["variants"])
     assert found["variants"][0]["shift"] == 0 and all(one["shift"] < 1e-3 for one in found["variants"])
+
+
+def test_a_token_that_is_ruled_out_in_both_has_not_moved() -> None:
+    """As by dola, whose mix rules tokens out: their log-probability is -inf."""
+    first = Again({"1": "a", "2": "b"}, {"1": [-math.inf, -1.0], "2": [-math.inf]}, 0.5)
+    again = Again({"1": "a", "2": "c"}, {"1": [-math.inf, -1.25], "2": [-math.inf]}, 0.25)
+    recorded = {"1": "a", "2": "b"}
+    assert moved("one a batch", again, first, recorded) == Variant("one a batch", ("2",), 0.25, 0.25)
+    assert moved("recorded batches", first, first, recorded).shift == 0
+    back = replace(first, logprobs={"1": [-2.0, -1.0], "2": [-math.inf]})
+    assert moved("another process", back, first, recorded).shift == math.inf
+
+
+def test_an_infinite_shift_is_none_in_json() -> None:
+    lost = Certificate(Path("run"), 1, "f1", None, (Variant("one a batch", (), math.inf, None),), ())
+    assert json.loads(lost.to_json())["variants"][0]["shift"] is None and " inf " in certificate_table(lost)
 
 
 def test_a_record_whose_writer_lies_in_a_folder_is_made_again_from_that_folder_alone(

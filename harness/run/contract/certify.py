@@ -8,10 +8,12 @@ Answers are compared word for word, and the log-probabilities of the recorded an
 
 from __future__ import annotations
 
+import json
+import math
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +61,8 @@ class Variant:
     changed: tuple[str, ...]
     """Ids of the samples whose answer is not the recorded one."""
     shift: float
-    """Largest difference of a token's log-probability from that in the recorded batches, in nats."""
+    """Largest difference of a token's log-probability from that in the recorded batches, in nats; infinite where one is ruled out
+    in the one and not in the other."""
     metric: float | None
 
 
@@ -78,6 +81,12 @@ class Certificate:
     @property
     def reproduced(self) -> bool:
         return not self.variants[0].changed
+
+    def to_json(self) -> str:
+        """One object, in which an infinite shift is null."""
+        variants = [{**asdict(v), "shift": v.shift if math.isfinite(v.shift) else None} for v in self.variants]
+        content = {**asdict(self), "folder": str(self.folder), "variants": variants}
+        return json.dumps(content, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -122,18 +131,17 @@ def certify(asked: Asked, console: Console | None = None) -> Certificate:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found["another process"] = pool.submit(_elsewhere, asked).result()
     recorded = {i: bench.samples[i].response for i in ids}
-    variants = tuple(
-        Variant(
-            name,
-            tuple(i for i in ids if again.responses[i] != recorded[i]),
-            max(abs(a - b) for i in ids for a, b in zip(again.logprobs[i], first.logprobs[i], strict=True)),
-            again.metric,
-        )
-        for name, again in found.items()
-    )
+    variants = tuple(moved(name, again, first, recorded) for name, again in found.items())
     name = next(iter(bench.record.metrics), "")
     value = bench.metric([bench.samples[i] for i in ids])
     return Certificate(asked.folder, len(ids), name, value, variants, tuple(_differences(bench.record, bench.lm)))
+
+
+def moved(name: str, again: Again, first: Again, recorded: Mapping[str, str | None]) -> Variant:
+    """What is not as in the recorded answers, and how far tokens are from where they were in `first`."""
+    pairs = [pair for i in recorded for pair in zip(again.logprobs[i], first.logprobs[i], strict=True)]
+    shift = max(0.0 if a == b else abs(a - b) for a, b in pairs)  # -inf twice: ruled out in both
+    return Variant(name, tuple(i for i in recorded if again.responses[i] != recorded[i]), shift, again.metric)
 
 
 def _elsewhere(asked: Asked) -> Again:
