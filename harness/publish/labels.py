@@ -71,20 +71,24 @@ def usual(method: str, preset: str | None = None) -> Mapping[str, Sequence[Any]]
     return {name: [options[name] for options in decided] for name in decided[0]}
 
 
-def further(run: RunRecord) -> tuple[str, ...]:
-    """What may tell two rankings apart whose titles are alike."""
-    config, held_out = run.config, run.held_out_users
+def further(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """What may tell two rankings apart whose titles are alike: each is true of all `runs` of the one."""
+    config, held_out = runs[0].config, {_held_out(run) for run in runs}
     weights = "+".join(part[:8] for part in config.model.revision.removeprefix("sha256:").split("+"))
-    fitted_on = f"{len(held_out)} users held out ({config.data.fit_split})" if held_out else "no users held out"
     judge = f"judge {config.judge.name} {(config.judge.revision or '')[:15]}".strip() if config.judge else ""
     return (
         f"weights {weights}",
         config.model.dtype,
         f"task version {config.task.version}",
-        fitted_on,
+        held_out.pop() if len(held_out) == 1 else "held-out users differ",
         f"data {config.data.fingerprint[:8]}",
         judge,
     )
+
+
+def _held_out(run: RunRecord) -> str:
+    count = len(run.held_out_users)
+    return f"{count} users held out ({run.config.data.fit_split})" if count else "no users held out"
 
 
 def names_of_a_sample(task: str) -> dict[str, str]:

@@ -112,8 +112,8 @@ def _told_apart(found: Sequence[Ranking]) -> list[Ranking]:
         alike.setdefault(ranking.title, []).append(ranking)
     apart = []
     for ranking in found:
-        others = [further(other.rows[0].run) for other in alike[ranking.title]]
-        mine = further(ranking.rows[0].run)
+        others = [further([row.run for row in other.rows]) for other in alike[ranking.title]]
+        mine = further([row.run for row in ranking.rows])
         words = [word for place, word in enumerate(mine) if len({other[place] for other in others}) > 1]
         apart.append(replace(ranking, title=" · ".join([ranking.title, *words])))
     return apart

@@ -216,6 +216,23 @@ def test_two_fits_of_a_method_are_told_apart(results: Path, run_config: Configs,
     assert labels == ["dps (--fit_split dev:0.2) (best of 2)", "rag", "dps (--fit_split train)"]
 
 
+def test_a_title_says_of_held_out_users_what_is_true_of_all_its_runs(
+    results: Path, run_config: Configs, run_record: Records
+):
+    def run(method: str, share: str | None, held_out: int, ids: str):
+        record = run_record(run_config(method, fit_split=share, limit=3), rouge1=0.2)
+        record.held_out_users, record.batches = [f"h{n}" for n in range(held_out)], [list(ids)]
+        save(results, record)
+
+    for args in (("rag", "train:0.5", 300, "abc"), ("plain", None, 0, "abc")):
+        run(*args)
+    for method in ("dps", "decore"):
+        run(method, "dev:0.5", 100, "xyz")
+    titles = [line for line in leaderboard.render(results).splitlines() if line.startswith("## ")]
+    common = "## llama3-8b · lamp4 · --limit 3 only"
+    assert sorted(titles) == [f"{common} · 100 users held out (dev:0.5)", f"{common} · held-out users differ"]
+
+
 def test_an_option_at_its_default_is_not_named(results: Path, run_config: Configs, run_record: Records):
     for heads in (None, 4):
         save(results, run_record(run_config("dps", options={"gamma": 0.5, "heads": heads}), rouge1=0.2))
