@@ -84,13 +84,14 @@ def sweep(
             console.say(f"{name} is the same record as {first}: the options say the same")
         codes += [outcome.exit_code for outcome in done.values()]
         metrics = {name: outcome.record.metrics for name, outcome in done.items()}
-        first = next(
-            (m for m in next(iter(metrics.values())) if all(p[m].value is not None for p in metrics.values())), ""
-        )
+        shared = [m for m in next(iter(metrics.values())) if all(m in found for found in metrics.values())]
+        first = next((m for m in shared if all(found[m].value is not None for found in metrics.values())), "")
         coherent = [name for name, found in metrics.items() if _coherent(found)]
         down = lowest or any(found[first].higher_is_better is False for found in metrics.values() if first in found)
-        of_samples = next(iter(here.values())).task.per_sample.get(first, first)  # what a sample calls it
-        best = peak({name: done[name] for name in coherent}, of_samples, lowest=down)
+        task = next(iter(here.values())).task
+        of_samples = task.per_sample.get(first, first)  # what a sample calls it
+        among = {name: done[name] for name in coherent}
+        best = peak(among, of_samples, lowest=down, independent=task.independent)
         best = replace(best, metric=first) if best else None
         by_task[task_name] = {
             "points": {
@@ -104,7 +105,7 @@ def sweep(
             continue
         from tabulate import tabulate
 
-        whole = [m for m in next(iter(metrics.values())) if "/" not in m]  # parts of the task are in --json
+        whole = [m for m in shared if "/" not in m]  # parts of the task are in --json, with what not all points have
         shown = [m for m in whole if any(p[m].value is not None for p in metrics.values())]
         rows = [
             [name, *(_cell(found[m].value, found[m].low, found[m].high) for m in shown), found[first].n if first else 0]
@@ -113,9 +114,9 @@ def sweep(
         say(f"{method} on {task_name} with {next(iter(done.values())).record.config.model.name}")
         say(tabulate(rows, headers=["point", *shown, "n"], tablefmt="simple", disable_numparse=True))
         if best:
-            among = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
+            of = f"of {len(coherent)} coherent points " if len(coherent) < len(done) else ""
             where = "is lowest" if down else "peaks"
-            say(f"{best.metric} {among}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
+            say(f"{best.metric} {of}{where} at {best.point}; 95 % of resamples from {best.low} to {best.high}")
     raise typer.Exit(gravest(codes))
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,18 +22,19 @@ from harness.run.cell import Cell
 from harness.run.console import Console
 from harness.run.kept import same_records
 from harness.run.together import Together
+from harness.statistics.intervals import units
 
 MOST_POINTS = 10_000
 """A record each; more is a slip of the finger."""
 
 RESAMPLES = 1000
-"""Of the users, to see where else the peak could be."""
+"""Of the users (or independent items), to see where else the peak could be."""
 
 
 def points(settings: Sequence[str]) -> dict[str, list[str]]:
     """Settings of every point, by its name: `layer=0..27` and `coefficient=1|2` vary, the others are the same for all.
 
-    Raises UsageError where nothing varies, where a range has no end, and for more than MOST_POINTS.
+    Raises UsageError where nothing varies, where a range is empty, and for more than MOST_POINTS.
     """
     found: dict[str, list[str]] = {"": []}
     for setting in settings:
@@ -55,9 +57,9 @@ def points(settings: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _values(setting: str, text: str) -> Sequence[object]:
-    if ".." in text:
+    if re.fullmatch(r"[0-9]+\.\.[0-9]+", text):  # any other `..` may be of a path
         first, _, last = text.partition("..")
-        if not (re.fullmatch(r"[0-9]{1,9}", first) and re.fullmatch(r"[0-9]{1,9}", last) and int(first) <= int(last)):
+        if max(len(first), len(last)) > 9 or int(first) > int(last):
             raise UsageError(f"--set {setting} is no range; give whole numbers as in layer=0..27, both ends included")
         return range(int(first), int(last) + 1)
     return text.split("|")
@@ -93,7 +95,8 @@ def twice(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Peak:
-    """Where a metric is highest (or lowest), and how sure that is: from resamples of the users (a persona task's questions)."""
+    """Where a metric is highest (or lowest), and how sure that is: from resamples of the users (of a persona task its questions),
+    or of the items where these are independent."""
 
     metric: str
     point: str
@@ -104,7 +107,13 @@ class Peak:
     """Share of the resamples in which a point is it; points that never are are left out."""
 
 
-def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) -> Peak | None:
+def peak(
+    outcomes: Mapping[str, Outcome],
+    metric: str,
+    *,
+    lowest: bool = False,
+    independent: Literal["user", "item"] = "user",
+) -> Peak | None:
     """Of means over the samples that have the number, as the records' are: one that a judge refused to rate is left out.
     Of points with one record the first alone is counted.
 
@@ -124,8 +133,8 @@ def peak(outcomes: Mapping[str, Outcome], metric: str, *, lowest: bool = False) 
     if not rated.any(axis=1).all():
         return None
     values = np.where(rated, values, 0.0)
-    _, inverse = np.unique(np.asarray([user for _, user in asked[0]]), return_inverse=True)
-    count = inverse.max() + 1
+    names_of_units, inverse = units([user if independent == "user" else item for item, user in asked[0]])
+    count = len(names_of_units)
     sums = np.stack([np.bincount(inverse, weights=row, minlength=count) for row in values])
     sizes = np.stack([np.bincount(inverse, weights=row, minlength=count) for row in rated])
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))

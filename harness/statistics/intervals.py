@@ -82,7 +82,7 @@ def ratio_intervals(
 
     numerators [N, K], denominators [N] above 0 in sum for every user; ones give means.
     """
-    names, inverse = _units(users)
+    names, inverse = units(users)
     if len(names) < 2:
         return np.full(numerators.shape[1], np.nan), np.full(numerators.shape[1], np.nan)
     sums = np.zeros((len(names), numerators.shape[1]))
@@ -142,15 +142,15 @@ def jackknife_interval(estimate: float, without: np.ndarray, bounds: Bounds | No
 
 def jackknife(users: Sequence[str], statistic: Callable[[np.ndarray], float], bounds: Bounds | None = None) -> Interval:
     """`jackknife_interval` of a statistic that gets the indices of samples: all but those of one user, each in turn."""
-    names, inverse = _units(users)
+    names, inverse = units(users)
     if len(names) < 2:
         return NONE
     without = np.array([statistic(np.flatnonzero(inverse != left_out)) for left_out in range(len(names))], dtype=float)
     return jackknife_interval(float(statistic(np.arange(len(users)))), without, bounds)
 
 
-def _units(users: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The users in order, and the number of each sample's."""
+def units(users: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The users in order, and the number of each sample's. numpy's texts lose a NUL at their end, and two users would be one."""
     names = sorted(set(users))
     number = {name: n for n, name in enumerate(names)}
     return names, np.array([number[user] for user in users], dtype=int)
@@ -165,7 +165,7 @@ def _interval(values: np.ndarray, users: Sequence[str], bounds: Bounds | None, s
         raise ValueError(f"{len(values)} values for {len(users)} users")
     if np.isnan(values).any():
         raise ValueError("NaN among the values: leave failed samples out and count them")
-    names, inverse = _units(users)
+    names, inverse = units(users)
     if len(names) < 2:
         return NONE
     if bounds is not None and not (bounds[0] <= values.min() and values.max() <= bounds[1]):

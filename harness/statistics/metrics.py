@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from harness.files.user_cache import nltk_cache
-from harness.statistics.intervals import UNIT, Bounds, jackknife, jackknife_interval, mean_interval
+from harness.statistics.intervals import UNIT, Bounds, jackknife, jackknife_interval, mean_interval, units
 from harness.task import Metric, Sample
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def macro_f1_metric(
     """
     if not graded:
         return Metric(None, 0, note="no graded answer")
-    _, users = np.unique([sample.user for sample in graded], return_inverse=True)
+    _, users = units([sample.user for sample in graded])
     hits, sizes = _counts(golds, predictions, users, len(labels))
     value = float(_f1(hits.sum(axis=0), sizes.sum(axis=0)))
     having = np.zeros((len(hits), len(labels)), dtype=bool)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.statistics.intervals import Bounds, gain_interval, paired_difference
+from harness.statistics.intervals import Bounds, gain_interval, paired_difference, units
 
 PERMUTATIONS = 9999
 """Random sign patterns of a test. None gives a p below 2 of as many and one, which by so many tests as Holm corrects for must stay
@@ -174,7 +174,7 @@ def by_length(
     from scipy.stats import spearmanr
 
     sums, counts = by_user(np.asarray(gains, dtype=float), users)
-    means, lengths = sums / counts, np.array([length[user] for user in np.unique(users)])
+    means, lengths = sums / counts, np.array([length[user] for user in units(users)[0]])
     rho, p = math.nan, math.nan
     ranked = with_ties(means)
     if len(set(lengths.tolist())) > 1 and len(set(ranked.tolist())) > 1:
@@ -209,6 +209,6 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def by_user(values: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of each user's values, users in the order of np.unique."""
-    _, inverse = np.unique(np.asarray(users, dtype=str), return_inverse=True)
+    """Sum and number of each user's values, users in the order of `units`."""
+    _, inverse = units(users)
     return np.bincount(inverse, weights=values), np.bincount(inverse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def test_ranges_and_alternatives_vary_and_the_rest_is_the_same_for_all() -> None
     found = points(["layer=0..2", "scale=unit", "coefficient=1|2"])
     assert list(found)[:3] == ["layer=0 coefficient=1", "layer=0 coefficient=2", "layer=1 coefficient=1"]
     assert found["layer=2 coefficient=2"] == ["layer=2", "scale=unit", "coefficient=2"] and len(found) == 6
+    paths = points(["heads_file=../h.json", "adapters=../a|b..c", "k=1|2"])  # not every `..` is of a range
+    assert next(iter(paths.values())) == ["heads_file=../h.json", "adapters=../a", "k=1"] and len(paths) == 4
     wrongs = (
         ["layer=1"],
         ["layer=3..1"],
@@ -194,6 +197,49 @@ def test_the_peak_comes_with_where_it_lies_when_questions_are_drawn_again(swept:
     assert peak(outcomes, "coherence") is None
     lowest = peak(outcomes, "trait", lowest=True)
     assert lowest is not None and (lowest.point, lowest.wins) == ("c", {"c": 1.0})
+
+
+def test_the_peak_of_independent_items_is_that_of_drawn_items_whoever_asks_them(
+    tmp_path: Path, swept: Callable[..., Any]
+) -> None:
+    """As of MMLU's questions, which one user may ask."""
+    outcomes = swept({"a": [1.0, 9.0, 1.0, 2.0], "b": [3.0, 3.0, 3.0, 3.0]})
+    by_user = peak(outcomes, "trait")
+    for name in outcomes:
+        file = tmp_path / name / "samples.jsonl"
+        lines = [json.loads(line) | {"user": "none"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert peak(outcomes, "trait", independent="item") == by_user
+    certain = peak(outcomes, "trait")
+    assert certain is not None and certain.wins == {"a": 1.0}
+
+
+def test_points_whose_answers_have_other_metrics_are_shown_by_those_they_share(
+    harness: Callable[[str], Any], toy: Path
+) -> None:
+    Path("vary.py").write_text(
+        "from harness.task import Metric\nfrom harness.tasks.users import Users\n"
+        "class Vary(Users):\n"
+        "    def read(self):\n"
+        "        return [{'user': f'u{i % 3}', 'input': f'lunch {i}?', 'target': 'Sure!'} for i in range(6)]\n"
+        "    def aggregate(self, samples):\n"
+        "        return {f'share_{samples[0].response}': Metric(1.0, len(samples))}\n"
+        "class Shared(Vary):\n"
+        "    def aggregate(self, samples):\n"
+        "        return super().aggregate(samples) | {'answered': Metric(1.0, len(samples))}\n"
+    )
+    Path("say.py").write_text(
+        "from dataclasses import dataclass\nfrom harness.method import Method\nfrom harness.plan import Plan, Stream\n"
+        "@dataclass(frozen=True)\nclass Say(Method):\n    answer: str = 'yes'\n"
+        "    def plan(self, example, shared, personal):\n"
+        "        return Plan((Stream(example.prompt()),), answer=self.answer)\n"
+    )
+    tasks = "--task ./vary.py:Shared --task ./vary.py:Vary"
+    done = harness(f"sweep --method ./say.py {tasks} --model {toy} --set 'answer=yes|no'")
+    assert done.code == 0, done.err
+    _, some, none = re.split(r"(?m)^.* on .* with .*$", done.out)
+    assert "answered" in some and "share_" not in some + none
+    assert "answer=no" in none and "peaks" not in none
 
 
 def test_where_all_points_are_equal_the_peak_may_lie_at_any(swept: Callable[..., Any]) -> None:
