@@ -62,7 +62,7 @@ class Compared:
     unpaired: int
     """Shared samples without a value in one of the two runs, as where a judge gave none."""
     lengths: ByLength | None
-    """None where the users' histories are not known."""
+    """None where the users' histories are not known, or all of one length."""
     p_holm: float = math.nan
 
 
@@ -128,8 +128,9 @@ def compare(
     lengths, why_not = _history_lengths(sides[0], cls, data)
     if min_history and lengths is None:
         raise UsageError(f"--min_history {min_history} needs the lengths of users' histories: {why_not}")
-    if why_not:
-        notes.append(f"gain against history length is not shown: {why_not}")
+    varied = lengths if lengths and len(set(lengths.values())) > 1 else None
+    if varied is None:
+        notes.append(f"gain against history length is not shown: {why_not or 'all histories are of one length'}")
     rows: list[Compared] = []
     shared = {}
     for side in sides[1:]:
@@ -138,7 +139,7 @@ def compare(
         shared[side.letter] = len(pairs)
         notes += _left_out(sides[0], side, len(everything))
         for name in names:
-            rows.append(_compared(sides[0], side, pairs, name, cls, lengths, tests=len(names) * (len(sides) - 1)))
+            rows.append(_compared(sides[0], side, pairs, name, cls, varied, tests=len(names) * (len(sides) - 1)))
             if rows[-1].unpaired:
                 notes.append(f"{side.letter}, {name}: {rows[-1].unpaired} shared samples have no value and are no pair")
     adjusted = holm([row.effect.p for row in rows])
@@ -286,9 +287,9 @@ def _metrics(
     in_all = [name for name in sides[0].record.metrics if all(name in side.record.metrics for side in sides)]
     known = set.intersection(*({n for s in side.answered.values() for n in s.metrics} for side in sides))
     possible = [name for name in in_all if per_sample.get(name, name) in known]
+    if not possible:
+        raise UsageError("no metric of these runs is a mean over samples, so nothing can be compared")
     if list(wanted) == [MAIN]:
-        if not possible:
-            raise UsageError("no metric of these runs is a mean over samples, so nothing can be compared")
         return possible[:1], []
     for name in wanted:
         if name not in possible:
@@ -368,6 +369,4 @@ def _history_lengths(side: Side, cls: type[Task], data: str | None) -> tuple[dic
     for item in items:
         unit = item.example.user.id if cls.independent == "user" else item.example.id
         found[unit] = max(found.get(unit, 0), len(item.example.user.history))
-    if len({found[user] for user in found}) < 2:
-        return None, "all histories are of one length"
     return found, ""

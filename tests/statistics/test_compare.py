@@ -17,12 +17,12 @@ import pytest
 from scipy import stats
 
 from harness.errors import DataMissing, UsageError
-from harness.plugins.registry import method_class
-from harness.records.store import find_runs, read_record, read_samples
+from harness.plugins.registry import method_class, task_class
+from harness.records.store import RunFolder, find_runs, read_record, read_samples
 from harness.statistics.answer import brief, names, sentence
 from harness.statistics.compare import MAIN, compare, control_of, differences, letter
 from harness.statistics.paired_tests import PERMUTATIONS, by_length, detectable, effect, flip_test, holm, patterns
-from harness.task import Sample
+from harness.task import Sample, Selection
 
 RESULTS = Path(__file__).parents[2] / "results" / "tiny"
 
@@ -319,9 +319,46 @@ def test_comparing_imports_no_torch():
     assert done.returncode == 0 and "accuracy" in done.stdout, done.stderr
 
 
-def test_mmlu_is_compared_question_by_question(tmp_path, run_config, run_record):
-    from harness.records.store import RunFolder
+def test_where_no_metric_is_a_mean_over_samples_that_is_said_whatever_is_asked_for(tmp_path, run_config, run_record):
+    folders = []
+    for method in ("plain", "rag"):
+        config = run_config(method)
+        with RunFolder.open(tmp_path, config) as folder:
+            folder.write(run_record(config, corpus_bleu=0.5))
+            folder.append([Sample("1", "u", response="A", metrics={"length": 1.0})])
+            folders.append(folder.path)
+    for asked in ([], [MAIN], ["rougeL"]):
+        with pytest.raises(UsageError, match="no metric of these runs is a mean over samples"):
+            compare(folders, asked)
 
+
+def test_users_whose_ids_differ_in_a_nul_at_the_end_are_two():
+    users = ["ann", "ann\0", "bob"]
+    found = effect([0.0, 0.0, 0.0], [1.0, 0.0, 1.0], users)
+    assert found.users == 3 and found.helped == pytest.approx(2 / 3)
+    by = by_length([1.0, 0.0, 1.0], users, {"ann": 3, "ann\0": 1, "bob": 2})
+    assert [(group.shortest, group.gain) for group in by.groups] == [(1, 0.0), (2, 1.0), (3, 1.0)]
+
+
+def test_where_all_histories_are_of_one_length_the_shortest_asked_for_keeps_them_all(tmp_path, run_config, run_record):
+    lines = [{"user": f"u{n}", "input": "x", "target": "a b c", "history": ["a", "b", "c"]} for n in range(3)]
+    (tmp_path / "equal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    name = f"users:{tmp_path}/equal.jsonl"
+    fingerprint, folders = task_class(name)().fingerprint(Selection("dev")), []
+    for method in ("plain", "rag"):
+        config = run_config(method, name, fingerprint=fingerprint)
+        with RunFolder.open(tmp_path, config) as folder:
+            folder.write(run_record(config, rouge1=0.5))
+            folder.append([Sample(str(n + 1), f"u{n}", response="a", metrics={"rouge1": n / 2}) for n in range(3)])
+            folders.append(folder.path)
+    found = compare(folders, min_history=2)
+    assert found.shared == {"B": 3} and found.rows[0].lengths is None
+    assert "gain against history length is not shown: all histories are of one length" in found.notes
+    with pytest.raises(UsageError, match="no user has 4 items of history; the longest history has 3"):
+        compare(folders, min_history=4)
+
+
+def test_mmlu_is_compared_question_by_question(tmp_path, run_config, run_record):
     folders = []
     for method, right in (("plain", {0, 1, 2}), ("rag", {0, 1, 2, 3, 4})):
         config = run_config(method, "mmlu")
