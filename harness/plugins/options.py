@@ -114,13 +114,18 @@ def build_task(cls: type[Task], name: str, settings: Sequence[str], data: str | 
     if missing:
         raise UsageError(f"task {name!r}: class {cls.__name__} lacks {', '.join(missing)} (see harness/task.py)")
     check_declared(cls, f"task {name!r}")
-    hints = typing.get_type_hints(cls.__init__)
-    allowed = {p: hints.get(p, str) for p in inspect.signature(cls).parameters}
+    allowed = _arguments(cls)
     options = parse(settings, {k: v for k, v in allowed.items() if k != "data"}, f"task {name!r}")
     given = {"data": data} if data is not None and takes_data(cls) else {}
     task = cls(**options, **given)
     check_declared(task, f"task {name!r}")
     return task, options
+
+
+def _arguments(cls: type[Task]) -> dict[str, Any]:
+    """Argument -> its type; a text where it says none."""
+    hints = typing.get_type_hints(cls.__init__)
+    return {name: hints.get(name, str) for name in inspect.signature(cls).parameters}
 
 
 def check_read(cls: type[Task], data: str) -> None:
@@ -141,15 +146,26 @@ def takes_data(cls: type[Task]) -> bool:
 
 
 def rebuild_task(cls: type[Task], options: Mapping[str, Any], data: str | None) -> Task:
-    """The task of a record, from the options as it keeps them. Raises UsageError for a folder that it would not read."""
-    from pydantic import TypeAdapter
+    """The task of a record, from the options as it keeps them.
 
-    hints = typing.get_type_hints(cls.__init__)
+    Raises UsageError where the task has other options now, and for a folder that it would not read.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    allowed = _arguments(cls)
     own = {key: value for key, value in options.items() if key != "source_sha256"}  # of a task that is not registered
-    given: dict[str, Any] = {key: TypeAdapter(hints[key]).validate_python(value) for key, value in own.items()}
     if data is not None:
         check_read(cls, data)
-        given["data"] = data
+    given: dict[str, Any] = {} if data is None else {"data": data}
+    try:
+        given |= {key: TypeAdapter(allowed[key]).validate_python(value) for key, value in own.items()}
+        inspect.signature(cls).bind(**given)
+    except (KeyError, TypeError, ValidationError):
+        there = ", ".join(f"{key}={value}" for key, value in own.items()) or "none"
+        raise UsageError(
+            f"task {cls.name!r} has other options now than in the record: {', '.join(allowed) or 'none'} now, {there} there; put its "
+            "file back, or run it again"
+        ) from None
     return cls(**given)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import DataMissing, UsageError, did_you_mean
+from harness.errors import DataMissing, HarnessError, UsageError, did_you_mean
 from harness.plugins.options import defaults_of, rebuild_task
 from harness.plugins.registry import task_class
 from harness.records.schema import RunConfig, RunRecord
@@ -363,7 +363,7 @@ def _history_lengths(side: Side, cls: type[Task], data: str | None) -> tuple[dic
         if task.fingerprint(Selection(config.data.split)) != config.data.fingerprint:
             return None, f"the runs read other data ({config.data.description}); give their --data"
         items = task.items(Selection(config.data.split))
-    except DataMissing as error:
+    except HarnessError as error:
         return None, str(error)
     found: dict[str, int] = {}
     for item in items:

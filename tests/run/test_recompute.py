@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.records.store import find_runs, read_record
+from harness.statistics.compare import compare
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -151,3 +152,42 @@ def test_a_folder_of_data_is_held_against_the_record_only_where_it_is_given(harn
     assert harness(f"score {record.folder}").code == 0
     done = harness(f"score {record.folder} --data other")
     assert done.code == 2 and "read other data (lamp3: lamp-mini" in done.err and "--data" in done.err
+
+
+RENAMED = """
+from harness.tasks.users import Users
+
+class Mine(Users):
+    name = "mine"
+    measured = ("exact",)
+
+    def __init__(self, flavour="a"):
+        super().__init__()
+
+    def read(self):
+        return [{"user": f"u{n}", "input": f"mail {n}", "target": "hi"} for n in range(2)]
+"""
+
+
+def test_a_record_whose_task_has_other_options_now_is_one_line_and_stops_no_other(harness, toy: Path) -> None:
+    Path("mine.py").write_text(RENAMED)
+    for method in ("copy", "copy --set words=1"):
+        done = harness(f"run --method {method} --task ./mine.py --task_set flavour=b --model {toy} --output_path out")
+        assert done.code == 0, done.err
+    a, b = (run.folder for run in find_runs(Path("out")))
+    assert harness(f"score {a}").code == 0
+    assert harness(f"run --method copy --task lamp2m --limit 2 --model {toy} --output_path out").code == 0
+    Path("mine.py").write_text(RENAMED.replace("flavour", "taste"))
+    words = (
+        "task 'mine' has other options now than in the record: taste now, flavour=b there; put its file back, or run"
+    )
+    for command in (f"score {a}", f"certify {a}", f"judge export {a} {b} --output_path pairs"):
+        done = harness(command)
+        assert done.code == 2 and words in done.error(), command
+    done = harness("recompute out")
+    assert done.code == 1 and done.out.count(words) == 2 and "2 failed, 1 same" in done.err
+    compared = compare([a, b])
+    assert any(words in note for note in compared.notes)
+    assert harness(f"compare {a} {b} --details").code == 0 and harness(f"show {a}").code == 0
+    assert harness("report out --output_path page").code == 0
+    assert words[len("task 'mine' ") :] in "".join(path.read_text() for path in Path("page/data").rglob("*.js"))

@@ -115,14 +115,19 @@ def _task(run: RunRecord, data: Sequence[str]) -> Task:
     """The run's task over the data the run read: one of the folders given, the one of $HARNESS_DATA, or the embedded one."""
     config = run.config
     cls = task_class(config.task.name)
+    missing: HarnessError = DataMissing(
+        f"the data is not at hand ({config.data.description}); give its folder as --data"
+    )
     for place in (*data, None, MINI) if takes_data(cls) else (None,):
         try:
             task = rebuild_task(cls, config.task.options, place)
             if task.fingerprint(_selection(run)) == config.data.fingerprint:
                 return task
-        except HarnessError:  # not there; another place may be
+        except DataMissing:  # not there; another place may be
             continue
-    raise DataMissing(f"the data is not at hand ({config.data.description}); give its folder as --data")
+        except HarnessError as error:  # of the task, wherever its data is
+            missing = error
+    raise missing
 
 
 def reads_folder(run: RunRecord) -> bool:
