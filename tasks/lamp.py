@@ -174,7 +174,12 @@ class Lamp(Task):
         )
         if not isinstance(about, dict) or not all(isinstance(said, dict) for said in about.values()):
             raise DataMissing(f'{self.name}: profile_provenance.json should be as in {{"610": {{"complete": true}}}}')
-        return (one for one in self._split(split) if about.get(str(one.id), {}).get("complete"))
+        whole = {name: said.get("complete", False) for name, said in about.items()}
+        if wrong := next((name for name, said in whole.items() if not isinstance(said, bool)), None):
+            raise DataMissing(
+                f"{self.name}: profile_provenance.json: complete of {wrong!r} is {whole[wrong]!r}; expected true or false"
+            )
+        return (one for one in self._split(split) if whole.get(str(one.id), False))
 
     def _source(self, split: str) -> str:
         return self.train_from if split == "train" else split

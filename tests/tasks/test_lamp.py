@@ -202,6 +202,9 @@ def test_users_whose_profile_is_a_part_of_lamps_can_be_left_out(tmp_path):
     assert before != Lamp4(**some).fingerprint(Selection())
     with pytest.raises(DataMissing, match="LaMP's own files"):
         Lamp4(complete=True).items(Selection())
+    (folder / "profile_provenance.json").write_text(json.dumps({**about, "4": {"complete": "false"}}))
+    with pytest.raises(DataMissing, match=r"provenance\.json: complete of '4' is 'false'; expected true or false"):
+        Lamp4(**some).items(Selection())
 
 
 def test_oppus_files_are_the_same_users_as_lamps(tmp_path):
