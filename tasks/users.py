@@ -48,7 +48,6 @@ from harness.tasks.users_lines import (
     Item,
     JinjaTemplate,
     Line,
-    number_in,
     oldest_first,
     read_lines,
     record_of,
@@ -188,7 +187,7 @@ class Users(Task):
     @cached_property
     def kind(self) -> Kind:
         """What is measured. Raises DataMissing where the lines are of another kind than asked for."""
-        no_number = [n for n, line in enumerate(self._lines) if None in map(number_in, line.targets)]
+        no_number = [n for n, line in enumerate(self._lines) if None in map(metrics.parse_rating, line.targets)]
         if self.asked_kind == "number" and no_number:
             line = self._lines[no_number[0]]
             raise DataMissing(
@@ -258,9 +257,9 @@ class Users(Task):
         if self.kind == "choice":
             found["accuracy"] = float(answer in golds)
         elif self.kind == "number":
-            parsed = number_in(answer)
+            number, gold = metrics.parse_rating(answer), metrics.parse_rating(golds[0])
             # an answer that is no number has no error to average: it counts as unparsed, and is in no mean
-            error = None if parsed is None else abs(parsed - float(golds[0]))
+            parsed, error = number, None if number is None or gold is None else abs(number - gold)
             found |= {"abs_error": error, "sq_error": None if error is None else error * error}
         for name in self.metric_names:
             if name == "judge":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,12 +42,18 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_DAY = re.compile(r"([12]\d{3})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII)
+"""20240531."""
+
+
 def _readable(date: str | None) -> str | None:
     """Year, month, day, or a number alone. Another order of the three would be sorted as if it were this one."""
+    if date and (day := _DAY.fullmatch(date)):
+        return "-".join(day.groups())
     try:
         first, *others = date_key(date or "0")
         sound = not others or (
-            first > 31
+            31 < first < 10_000
             and len(others) < 3
             and all(1 <= one <= most for one, most in zip(others, (12, 31), strict=False))
         )
@@ -57,7 +64,15 @@ def _readable(date: str | None) -> str | None:
     return date
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 Date: TypeAlias = Annotated[str | None, AfterValidator(_readable)]
+
+
+_OF_ITEMS: Mapping[str, str] = {"input": "input", "output": "target"}
+"""A field of an item -> the field of a line that has its names."""
 
 
 class Item(BaseModel):
@@ -70,10 +85,26 @@ class Item(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _says_something(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and not {"text", "input", "output"} & value.keys():
+    def _by_any_name(cls, value: Any) -> Any:
+        """Its fields, which may have the names that those of lines have: nothing that the user wrote is left out unread."""
+        if not isinstance(value, Mapping):
+            return value
+        named = {field: [name for name in ALIASES[of] if name in value] for field, of in _OF_ITEMS.items()}
+        if not any(named.values()):
             raise ValueError("expected an item of history to have text, or input and output")
-        return value
+        read = {"date": value["date"]} if "date" in value else {}
+        for field, names in named.items():
+            said = {name: value[name] for name in names if value[name] not in (None, "")}
+            for name, one in said.items():
+                number = field == "output" and (type(one) is int or _is_number(one))
+                if not isinstance(one, str) and not number:
+                    raise ValueError(f"expected {name!r} of an item of history to be a text")
+                if str(one) != str(next(iter(said.values()))):
+                    raise ValueError(
+                        f"an item of history has {' and '.join(map(repr, said))}, which are names of one field; leave one of them"
+                    )
+                read[name if name in cls.model_fields else field] = str(one)
+        return read
 
 
 class Line(BaseModel):
@@ -100,7 +131,7 @@ class Line(BaseModel):
             isinstance(one, str) and not one.strip() for one in (value if isinstance(value, list) else [value])
         ):
             raise ValueError("it is empty, or a part of it is")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not _is_number(value):
             raise ValueError("it is no number")
         return value
 
@@ -235,6 +266,7 @@ def read_lines(path: str, rows: Sequence[Row], shape: type[Any], columns: Mappin
             raise DataMissing(f"{path}, line {number}: field {where}: {first['msg']}{given}") from None
     if not found:
         raise DataMissing(f"{path} has no lines")
+    _check_dates(path, rows, found)
     return found
 
 
@@ -256,6 +288,30 @@ def _split(row: Mapping[str, Any]) -> str:
     return SPLITS.get(name, name)
 
 
+def _check_dates(path: str, rows: Sequence[Row], lines: Sequence[Line | HistoryLine]) -> None:
+    """Raises DataMissing where dates are written in two forms, whose numbers say nothing of which is earlier."""
+    kept: set[str] = set()
+    first = ""
+    for row, line in zip(rows, lines, strict=True):
+        for date in filter(None, [line.date, *(getattr(item, "date", None) for item in line.history or ())]):
+            common = kept & _forms(date) if first else _forms(date)
+            if not common:
+                raise DataMissing(
+                    f"{path}, line {row.line}: field date: {date!r} is written in another form than {first}; write all dates of a "
+                    "file in one, as in 2024-05-31"
+                )
+            if common != kept:
+                kept, first = common, f"{date!r} of line {row.line}"
+
+
+def _forms(date: str) -> set[str]:
+    """What it may be: a day (or month, or year), a count, or seconds or a part of them since 1970."""
+    digits = len(date.strip())
+    if "-" in date or digits == 4:
+        return {"day"} if "-" in date else {"day", "count"}
+    return {f"{digits // 3 * 3} digits" if digits > 8 else "count"}
+
+
 def _chosen(path: str, rows: Sequence[Row], columns: Mapping[str, str | None]) -> dict[str, str]:
     """Field -> the column it is read from on all lines: where one is empty on a line, no other is taken for it."""
     there = dict.fromkeys(str(name) for _, row in rows if isinstance(row, Mapping) for name in row)
@@ -266,11 +322,3 @@ def _chosen(path: str, rows: Sequence[Row], columns: Mapping[str, str | None]) -
         field: column or next((name for name in ALIASES.get(field, ()) if name in there), field)
         for field, column in columns.items()
     }
-
-
-def number_in(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

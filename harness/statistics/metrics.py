@@ -57,7 +57,7 @@ def parse_label_leniently(text: str, labels: Sequence[str]) -> str | None:
 
 
 def parse_rating(text: str) -> float | None:
-    """The official parse, Python's `float`, without nan, inf and numbers whose square is not finite."""
+    """The official parse, Python's `float`, without nan, inf and numbers whose square is not finite; of own users too."""
     try:
         rating = float(text.strip())
     except ValueError:
@@ -161,7 +161,7 @@ def mean(
     `bounds` are the least and the greatest value that the number can have, where it has both (`Task.ranges`).
     """
     if not graded:
-        return Metric(None, 0, higher_is_better=higher_is_better, note="no graded answer")
+        return Metric(None, 0, higher_is_better=higher_is_better, note=note or "no graded answer")
     values = np.array([sample.metrics[name] for sample in graded], dtype=float)
     if np.isnan(values).any():
         return Metric(None, int(np.isfinite(values).sum()), higher_is_better=higher_is_better, note=missing)

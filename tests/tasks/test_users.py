@@ -133,7 +133,75 @@ def test_a_history_is_oldest_first_where_all_of_it_has_dates(tmp_path: Path) -> 
     assert prompts[0] == prompts[1]
 
 
-@pytest.mark.parametrize("date", ["31-12-2024", "24-05-31", "2024-31-12", "2024-05-31-01", "2024-00"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"input": "lunch?", "target": "No way"},
+        {"text": "lunch?", "reply": "No way", "source": "mail"},
+        {"question": "lunch?", "label": "No way", "output": "", "gold": None},
+        {"input": "lunch?", "text": "lunch?", "output": "No way", "answer": "No way"},
+    ],
+)
+def test_an_item_of_history_may_have_the_names_that_lines_have(tmp_path: Path, item: dict[str, Any]) -> None:
+    (read,) = task(write(tmp_path, [LINES[1] | {"history": [item]}])).items(Selection())
+    assert dict(read.example.user.history[0].fields) == {"input": "lunch?", "output": "No way"}
+    assert read.example.user.pairs[0].targets == ("No way",)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"input": "a", "text": "b", "output": "c"}, "has 'input' and 'text', which are names of one field; leave one"),
+        ({"text": "a", "reply": "b", "label": 1}, "has 'reply' and 'label', which are names of one field"),
+        ({"text": "a", "reply": ["b"]}, "expected 'reply' of an item of history to be a text"),
+        ({"prompt": 5}, "expected 'prompt' of an item of history to be a text"),
+    ],
+)
+def test_an_item_of_history_leaves_no_field_unread(tmp_path: Path, item: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataMissing, match=f"line 1: field history: .*{words}"):
+        task(write(tmp_path, [LINES[1] | {"history": [item]}])).items(Selection())
+
+
+def test_ratings_of_a_history_are_read_as_those_of_lines(tmp_path: Path) -> None:
+    lines = [{"user": "ann", "text": "a film", "label": 4, "history": [{"text": "a book", "label": 2}]}]
+    (item,) = task(write(tmp_path, lines)).items(Selection())
+    assert dict(item.example.user.history[0].fields) == {"input": "a book", "output": "2"}
+
+
+@pytest.mark.parametrize(
+    ("dates", "at"),
+    [
+        (["2024-05-01", "1700000000", "2022-01-01"], "line 2: .*'1700000000' is written in another form than '2024-05-01' of line 1"),
+        (["2023", "1700000000"], "line 2: .*'1700000000' .* than '2023' of line 1"),
+        (["2023", "5", "2024-05-01"], "line 3: .*'2024-05-01' .* than '5' of line 2"),
+        (["1700000000", "1700000000000"], "line 2: .*'1700000000000' .* than '1700000000' of line 1"),
+        (["20230101", "20230132"], "line 2: .*'20230132' .* than '2023-01-01' of line 1"),
+    ],
+)  # fmt: skip
+def test_dates_of_a_file_are_written_in_one_form(tmp_path: Path, dates: list[str], at: str) -> None:
+    lines = [{"user": "ann", "input": f"{n}", "target": "t", "date": date} for n, date in enumerate(dates)]
+    with pytest.raises(DataMissing, match=at):
+        task(write(tmp_path, lines)).items(Selection())
+    items = [{"text": f"{n}", "date": date} for n, date in enumerate(dates)]
+    with pytest.raises(DataMissing, match=r"line 1: field date: .* is written in another form than .* of line 1"):
+        task(write(tmp_path, [LINES[1] | {"history": items}])).items(Selection())
+
+
+@pytest.mark.parametrize(
+    ("dates", "order"),
+    [
+        (["20240501", "2023-12-31", "20230101", "2022"], [3, 2, 1, 0]),
+        (["1700000002", "999999999", "1700000001"], [1, 2, 0]),
+        (["1200", "3", "10000"], [1, 0, 2]),
+    ],
+)
+def test_dates_of_one_form_sort_a_history(tmp_path: Path, dates: list[str], order: list[int]) -> None:
+    history = [{"text": f"{n}", "date": date} for n, date in enumerate(dates)]
+    (item,) = task(write(tmp_path, [LINES[1] | {"history": history}])).items(Selection())
+    assert [int(record.document) for record in item.example.user.history] == order
+
+
+@pytest.mark.parametrize("date", ["31-12-2024", "24-05-31", "2024-31-12", "2024-05-31-01", "2024-00", "20230101-05"])
 def test_a_date_in_another_order_is_refused(tmp_path: Path, date: str) -> None:
     with pytest.raises(DataMissing, match=r"line 1: field date: .*expected a date as in 2024-05-31, found"):
         task(write(tmp_path, [LINES[1] | {"date": date}])).items(Selection())
@@ -379,6 +447,20 @@ def test_the_kind_is_read_from_the_lines_and_decides_the_metrics(tmp_path: Path)
     (item,) = chosen.items(Selection())
     assert (chosen.kind, item.example.choices) == ("choice", ("a", "b"))
     assert chosen.grade(Sample("1", "a", response="b", targets=("b",))).metrics == {"accuracy": 1.0}
+
+
+def test_an_answer_whose_square_is_no_number_is_no_number(tmp_path: Path) -> None:
+    made = task(write(tmp_path, [{"user": "a", "input": "stars?", "target": n} for n in (4, -1e150)]))
+    answers = ["1e200", "5" * 160, "1e150"]
+    graded = [
+        made.grade(Sample(str(n), str(n), response=answer, targets=("-1e150",))) for n, answer in enumerate(answers)
+    ]
+    assert [sample.parsed for sample in graded] == [None, None, 1e150]
+    found = made.aggregate(graded)
+    assert (found["rmse"].value, found["rmse"].n) == (pytest.approx(2e150), 1)
+    assert found["mae"].note == "2 of 3 answers are no number and are left out"
+    assert made.aggregate(graded[:2])["mae"].note == "2 of 2 answers are no number and are left out"
+    assert task(write(tmp_path, [{"user": "a", "input": "stars?", "target": 1e200}])).kind == "text"
 
 
 @pytest.mark.parametrize(
