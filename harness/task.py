@@ -322,3 +322,7 @@ class Task(ABC):
     def describe_data(self) -> str:
         """One line for the user: which data is read."""
         return self.name
+
+    def caveats(self, items: Sequence[Labelled]) -> Sequence[str]:
+        """What to know of these items before a number of them is read: notes of a run, and lines of `harness data check`."""
+        return ()

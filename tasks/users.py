@@ -40,7 +40,7 @@ from harness.errors import DataMissing, UsageError
 from harness.files.rows import HUB, SUFFIXES, Row, rows_of
 from harness.statistics import metrics
 from harness.statistics.intervals import UNIT
-from harness.statistics.text_metrics import TEXT, text_metric
+from harness.statistics.text_metrics import TEXT, text_metric, unread
 from harness.task import REFUSAL, GenerationDefaults, Metric, Question, Sample, Selection, System, Task
 from harness.tasks.users_lines import (
     TEMPLATE,
@@ -184,6 +184,21 @@ class Users(Task):
         left = f"; without split {', '.join(self._unanswered)}, which has no targets" if self._unanswered else ""
         return f"{self.name}: {users} users with {len(self._lines)} lines in {Path(self._where).name}, kind {self.kind}{left}"
 
+    def caveats(self, items: Sequence[Labelled]) -> Sequence[str]:
+        golds = [gold for item in items for gold in item.targets]
+        notes: dict[str, list[str]] = {}
+        for name in self.metric_names:
+            if name != "judge" and name not in OWN[self.kind] and (note := unread(name, golds)):
+                notes.setdefault(note, []).append(name)
+        said = [f"{', '.join(names)}: {note}" for note, names in notes.items()]
+        users = dict.fromkeys(item.example.user.id for item in items)
+        without = [] if self.histories is None else [user for user in users if user not in self._of_user]
+        if without:
+            said.append(
+                f"{len(without)} of {len(users)} users, first {without[0]!r}, have no history in {self.histories}"
+            )
+        return said
+
     @cached_property
     def kind(self) -> Kind:
         """What is measured. Raises DataMissing where the lines are of another kind than asked for."""
@@ -219,6 +234,12 @@ class Users(Task):
         """The main one first. Raises UsageError for a name that is none."""
         own = tuple(name for name in OWN[self.kind] if name != "macro_f1" or self.labels)
         names = self.asked_metrics or own or tuple(TEXT)
+        if (
+            not self.asked_metrics
+            and not own
+            and unread("rouge1", [gold for line in self._lines for gold in line.targets])
+        ):
+            names = tuple(sorted(TEXT, key=lambda name: name != "chrf"))
         for name in names:
             if name == "macro_f1" and name not in own:
                 raise UsageError(
@@ -289,8 +310,8 @@ class Users(Task):
             note = f"{left} of {len(graded)} answers are no number and are left out" if left else ""
             of = {"mae": "abs_error", "rmse": "sq_error"}[name]
             return metrics.mean(rated, of, note=note, root=name == "rmse", higher_is_better=False)
-        measure = text_metric(name)
-        return metrics.mean(graded, name, missing=measure.missing(), bounds=measure.bounds)
+        measure, note = text_metric(name), unread(name, [gold for sample in graded for gold in sample.targets])
+        return metrics.mean(graded, name, note=note, missing=measure.missing(), bounds=measure.bounds)
 
     @property
     def _lists(self) -> set[str]:
@@ -356,23 +377,7 @@ class Users(Task):
     def _histories(self) -> Mapping[str, tuple[HistoryItem, ...]]:
         """By the id of a line, what its user wrote before."""
         if self.histories is not None:
-            columns = {name: self.columns[name] for name in ("user", "history")} | {"input": None, "target": None}
-            rows = rows_of(self.histories, self.config, self._lists)
-            items: dict[str, list[str | Item]] = {}
-            for user in read_lines(self.histories, rows, HistoryLine, columns):
-                items.setdefault(str(user.user), []).extend(user.items)
-            of_user = {user: records(everything) for user, everything in items.items()}
-            if twice := written_twice(dict.fromkeys([*(str(line.user) for line in self._lines), *of_user])):
-                raise DataMissing(
-                    f"{self.histories}: user {twice[1]!r} is {twice[0]!r} of {self._where} but for how it is written; write a user "
-                    "the same way in both"
-                )
-            if not any(str(line.user) in of_user for line in self._lines):
-                raise DataMissing(
-                    f"{self.histories} has the history of no user of {self._where}; the first there is {self._lines[0].user!r}, "
-                    f"here {next(iter(of_user))!r}"
-                )
-            return {str(line.id): of_user.get(str(line.user), ()) for line in self._lines}
+            return {str(line.id): self._of_user.get(str(line.user), ()) for line in self._lines}
         if any(line.history is not None for line in self._lines):
             return {str(line.id): records(line.history or ()) for line in self._lines}
         found = {}
@@ -381,6 +386,29 @@ class Users(Task):
             for line in map(own.__getitem__, oldest_first([line.date for line in own])):
                 found[str(line.id)] = tuple(before)
                 before.append(record_of(f"{line.id}", Item(input=line.input, output=line.targets[0], date=line.date)))
+        return found
+
+    @cached_property
+    def _of_user(self) -> Mapping[str, tuple[HistoryItem, ...]]:
+        """By user, what the file of histories holds."""
+        if self.histories is None:
+            return {}
+        columns = {name: self.columns[name] for name in ("user", "history")} | {"input": None, "target": None}
+        rows = rows_of(self.histories, self.config, self._lists)
+        items: dict[str, list[str | Item]] = {}
+        for user in read_lines(self.histories, rows, HistoryLine, columns):
+            items.setdefault(str(user.user), []).extend(user.items)
+        found = {user: records(everything) for user, everything in items.items()}
+        if twice := written_twice(dict.fromkeys([*(str(line.user) for line in self._lines), *found])):
+            raise DataMissing(
+                f"{self.histories}: user {twice[1]!r} is {twice[0]!r} of {self._where} but for how it is written; write a user "
+                "the same way in both"
+            )
+        if not any(str(line.user) in found for line in self._lines):
+            raise DataMissing(
+                f"{self.histories} has the history of no user of {self._where}; the first there is {self._lines[0].user!r}, "
+                f"here {next(iter(found))!r}"
+            )
         return found
 
     @property

@@ -180,9 +180,9 @@ def adapted(method: Method, states: object, users: Sequence[User]) -> list[Fitte
     return [state if isinstance(state, UserFailed) else fitted(method, state, "adapt") for state in states]
 
 
-def reviewed(method: Method, notes: object) -> list[str]:
-    """What `Method.review` returned."""
-    who = f"method {type(method).__name__}: review"
+def reviewed(given: Method | Task, notes: object, function: str = "review") -> list[str]:
+    """What `Method.review` returned, or `Task.caveats`."""
+    who = f"{whose(given)}: {function}"
     if not isinstance(notes, Sequence) or isinstance(notes, str) or not all(isinstance(note, str) for note in notes):
         raise wrong(f"{who} returned", notes, "a list of texts")
     return list(notes)

@@ -12,6 +12,7 @@ from harness.errors import DataMissing, UsageError
 from harness.plugins.items import items_of
 from harness.plugins.options import build_task, check_read
 from harness.plugins.registry import task_class, task_name
+from harness.plugins.returned import reviewed
 from harness.run.leaks import leaks, said
 from harness.statistics.paired_tests import FEWEST, smallest_effect
 from harness.task import Selection, Task
@@ -78,6 +79,7 @@ def _warnings(task: Task, items: Sequence[Labelled]) -> Iterator[str]:
     given_away = said(leaks(task, items), len(items))
     if given_away:
         yield given_away
+    yield from reviewed(task, task.caveats(items), "caveats")
     same = Counter((item.example.user.id, item.example.text, item.targets) for item in items)
     repeated = sum(count - 1 for count in same.values())
     if repeated:

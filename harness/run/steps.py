@@ -24,7 +24,7 @@ from harness.fit.artifacts import ArtifactStore
 from harness.fit.states import Personal, Shared, personal_states, shared_state, warnings_of
 from harness.judge.grading import check_targets, judge_samples, settle
 from harness.judge.judges import Judge
-from harness.plugins.returned import analysis_of, graded, plan_of, samples_of
+from harness.plugins.returned import analysis_of, graded, plan_of, reviewed, samples_of
 from harness.records import provenance
 from harness.records.schema import Serving
 from harness.records.store import (
@@ -274,6 +274,7 @@ def _note_fit(
 ) -> None:
     """What was fitted and what it took, here or in the run that kept it."""
     record.notes = [*warnings_of(cell.method, shared), *notes, *_of_known_users(cell), *personal.notes()]
+    record.notes += reviewed(cell.task, cell.task.caveats(cell.own_items), "caveats")
     record.notes += [*_of_unlike_histories(cell), *_of_the_control(cell, shared, personal)]
     record.leaks = dict(leaks(cell.task, cell.items))
     if cell.method.adapts():

@@ -17,6 +17,7 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 
@@ -226,6 +227,14 @@ class Rouge(NamedTuple):
 def rouge(response: str, target: str) -> Rouge:
     scores = _rouge_scorer().score(target, response)
     return Rouge(scores["rouge1"].fmeasure, scores["rougeL"].fmeasure)
+
+
+def rouge_reads(target: str) -> bool:
+    """Whether all letters and digits of a target are in ROUGE's tokens, which drop the others of a word and count the rest."""
+    lowered = target.lower()
+    return lowered.isascii() or all(
+        letter.isascii() or not (letter.isalpha() or letter.isdecimal()) for letter in normalize("NFC", lowered)
+    )
 
 
 @cache

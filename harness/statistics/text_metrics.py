@@ -30,6 +30,10 @@ class TextMetric:
     bounds: Bounds | None = UNIT
     missing: Callable[[], str] = str
     """Why there is no number."""
+    reads: Callable[[str], bool] = lambda gold: True
+    """Whether it can measure against a gold: whether it reads all of its letters."""
+    unread: str = ""
+    """Which letters it does not read."""
 
 
 def _exact(answer: str, golds: Sequence[str]) -> float:
@@ -58,14 +62,18 @@ def _no_meteor() -> str:
     return metrics.wordnet_missing() or f"an answer or a gold needs NLTK's punkt_tab: {metrics.PUNKT_HINT}"
 
 
+def _rouge(of: Callable[[metrics.Rouge], float], says: str) -> TextMetric:
+    return TextMetric(
+        lambda answer, golds: max(of(metrics.rouge(answer, gold)) for gold in golds),
+        says,
+        reads=metrics.rouge_reads,
+        unread="letters beyond a to z, which ROUGE does not read",
+    )
+
+
 TEXT: Mapping[str, TextMetric] = {
-    "rouge1": TextMetric(
-        lambda answer, golds: max(metrics.rouge(answer, gold).rouge1 for gold in golds), "ROUGE-1, F of words"
-    ),
-    "rougeL": TextMetric(
-        lambda answer, golds: max(metrics.rouge(answer, gold).rougeL for gold in golds),
-        "ROUGE-L, F of the longest common sequence of words",
-    ),
+    "rouge1": _rouge(lambda scores: scores.rouge1, "ROUGE-1, F of words of a to z and 0 to 9"),
+    "rougeL": _rouge(lambda scores: scores.rougeL, "ROUGE-L, F of the longest common sequence of such words"),
     "meteor": TextMetric(_meteor, "METEOR, which also knows stems and synonyms (needs WordNet)", missing=_no_meteor),
     "chrf": TextMetric(_chrf, "chrF of sacrebleu, F of characters, for any script"),
     "bleu": TextMetric(_bleu, "BLEU of sacrebleu, a sentence at a time"),
@@ -81,6 +89,13 @@ def text_metric(name: str) -> TextMetric:
         return TextMetric(load_added(GROUP, name), all_metrics()[name], None)
     known = all_metrics()
     raise UsageError(f"unknown metric {name!r}{did_you_mean(name, known)} Choose from: {', '.join(known)}")
+
+
+def unread(name: str, golds: Sequence[str]) -> str:
+    """How many of these golds the metric cannot measure; empty where it reads them all."""
+    metric = text_metric(name)
+    count = sum(not metric.reads(gold) for gold in golds)
+    return f"{count} of {len(golds)} targets have {metric.unread}; chrf reads any script" if count else ""
 
 
 def all_metrics() -> dict[str, str]:

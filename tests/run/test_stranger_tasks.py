@@ -119,6 +119,7 @@ def _record(item: Any, **changed: Any) -> Any:
         ({"fingerprint": lambda self, selection: b"abc"}, "fingerprint returned a bytes"),
         ({"fingerprint": lambda self, selection: " "}, "fingerprint returned a str .*; expected a text, as hashlib"),
         ({"describe_data": lambda self: 5}, r"describe_data returned an int \(5\); expected a text"),
+        ({"caveats": lambda self, items: "few"}, r"caveats returned a str \('few'\); expected a list of texts"),
         ({"analysis": lambda self, samples: [1]}, "analysis returned a list .*; expected a dict by name"),
         ({"analysis": lambda self, samples: {"t": torch.ones(1)}}, "analysis: 't' is a Tensor"),
         ({"generation": lambda self: GenerationDefaults(2.5)}, "generation returned a GenerationDefaults"),

@@ -75,6 +75,22 @@ def test_ratings_are_parsed_by_float_and_leniently(answer, official, lenient):
     assert metrics.parse_rating_leniently(answer) == lenient
 
 
+@pytest.mark.parametrize(
+    ("target", "reads"),
+    [
+        ("Hello, friend 5!", True),
+        ("\u201cHello\u201d \u2013 \u2764\ufe0f \u2026", True),
+        ("Gr\u00fc\u00dfe", False),
+        ("cafe\u0301", False),
+        ("\u0434\u0430", False),
+        ("\u8c22\u8c22", False),
+        ("\u0663", False),
+    ],
+)
+def test_rouge_reads_a_target_whose_letters_its_tokens_hold(target: str, reads: bool) -> None:
+    assert metrics.rouge_reads(target) == reads
+
+
 @pytest.mark.parametrize(("gold", "counted_as"), [(1, 5), (2, 5), (3, 5), (4, 1), (5, 1)])
 def test_an_answer_that_is_no_rating_counts_as_the_farthest(gold, counted_as):
     assert metrics.rating_or_farthest(None, gold) == counted_as

@@ -463,6 +463,41 @@ def test_an_answer_whose_square_is_no_number_is_no_number(tmp_path: Path) -> Non
     assert task(write(tmp_path, [{"user": "a", "input": "stars?", "target": 1e200}])).kind == "text"
 
 
+def test_where_targets_have_letters_that_rouge_does_not_read_chrf_comes_first_and_rouge_says_so(tmp_path: Path) -> None:
+    golds = ["спасибо за письмо", "谢谢你", "Größe", "hello friend"]
+    lines = [{"user": f"u{n}", "input": gold, "target": gold} for n, gold in enumerate(golds)]
+    path, note = write(tmp_path, lines), "3 of 4 targets have letters beyond a to z, which ROUGE does not read; chrf"
+    made = task(path)
+    graded = [made.grade(Sample(str(n), f"u{n}", response=gold, targets=(gold,))) for n, gold in enumerate(golds)]
+    found = made.aggregate(graded)
+    assert (
+        list(found) == ["chrf", "rouge1", "rougeL", "meteor", "bleu", "exact"]
+        and next(iter(graded[0].metrics)) == "chrf"
+    )
+    assert found["chrf"].value == pytest.approx(1.0) and not found["chrf"].note
+    assert [found[name].note.startswith(note) for name in ("rouge1", "rougeL", "exact")] == [True, True, False]
+    (said,) = made.caveats(made.items(Selection()))
+    assert said.startswith(f"rouge1, rougeL: {note}")
+    asked = task(path, metrics="rouge1,exact")
+    assert asked.metric_names == ("rouge1", "exact") and len(asked.caveats(asked.items(Selection()))) == 1
+    assert not task(path, metrics="chrf").caveats(made.items(Selection()))
+    assert task(write(tmp_path, lines[3:])).metric_names[0] == "rouge1"
+
+
+def test_users_who_have_no_history_in_the_file_of_histories_are_named(
+    harness: Callable[[str], Any], toy: Path, tmp_path: Path
+) -> None:
+    write(tmp_path, [{"user": f"u{n}", "input": "mail?", "target": "hi"} for n in range(7)])
+    histories = [{"user": name, "history": ["x"]} for name in ("u0", "U1", "U2")]
+    write(tmp_path, [*histories, {"user": "u6", "history": []}], "users.jsonl")
+    words, option = "5 of 7 users, first 'u1', have no history in users.jsonl", "--task_set histories=users.jsonl"
+    done = harness(f"run --method copy --task ./mine.jsonl {option} --model {toy} --output_path kept")
+    (run,) = find_runs(Path("kept"))
+    assert done.code == 0 and run.notes == [words] and f"warning: {words}" in done.err
+    checked = harness(f"data check ./mine.jsonl {option}")
+    assert checked.code == 0 and words in checked.out, checked.err
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -16,6 +16,7 @@ from harness.plugins.returned import (
     generation_of,
     graded,
     metrics_of,
+    reviewed,
     samples_of,
 )
 from harness.run.contract.toys import broken, random_lm
@@ -40,6 +41,7 @@ def check_task(
     say("it keeps to --limit, --users and the users held out")
     if fingerprint_of(task, Selection(split)) != fingerprint_of(task, Selection(split)):
         raise broken("a fingerprint names the data", "the same selection has another one each time")
+    reviewed(task, task.caveats(items), "caveats")
     say(f"its data has a name: {described(task)}")
     unlike = unlike_histories(items)
     if unlike:
