@@ -273,7 +273,7 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, numbers.Real) and type(value) not in (bool, int, float):
+    if isinstance(value, numbers.Real) and type(value).__module__ != "builtins":
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return value
 
