@@ -6,7 +6,7 @@ looked at, as the histories of LaMP do: of these the kind alone is checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from harness.data import Compared, Example, HistoryItem, Labelled, User, written_twice
@@ -48,20 +48,22 @@ def _check_item(who: str, item: object, seen: set[int]) -> None:
     history, pairs = user.history, user.pairs
     if not isinstance(history, Sequence) or isinstance(history, str):
         raise wrong(f"{where}: its user's history is", history, "a tuple of HistoryItem")
-    if isinstance(history, tuple | list) and id(history) not in seen:
-        seen.add(id(history))
-        for record in history:
-            if id(record) not in seen:
-                seen.add(id(record))
-                _check_record(f"{where}: its user's history", record)
+    for record in _not_seen(history, seen):
+        _check_record(f"{where}: its user's history", record)
     if not isinstance(pairs, Sequence) or isinstance(pairs, str):
         raise wrong(f"{where}: its user's pairs are", pairs, "a tuple of Labelled")
-    if isinstance(pairs, tuple | list) and id(pairs) not in seen:
-        seen.add(id(pairs))
-        for pair in pairs:
-            if id(pair) not in seen:
-                seen.add(id(pair))
-                _check_asked(f"{where}: its user's pairs", pair)
+    for pair in _not_seen(pairs, seen):
+        _check_asked(f"{where}: its user's pairs", pair)
+
+
+def _not_seen(values: Sequence[object], seen: set[int]) -> Iterator[object]:
+    """What lies in a tuple or list and was not looked at yet."""
+    if isinstance(values, tuple | list) and id(values) not in seen:
+        for value in (values, *values):
+            if id(value) not in seen:
+                seen.add(id(value))
+                if value is not values:
+                    yield value
 
 
 def _check_asked(who: str, item: object) -> str:
